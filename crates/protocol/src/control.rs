@@ -1,0 +1,154 @@
+//! Front ↔ worker, over `ipc-channel`: rare, ordered, typed.
+//!
+//! The front spawns the worker with the address of a one-shot server. The worker connects and
+//! sends [`FromWorker::Hello`]; the front answers with [`ToWorker::Load`]; progress follows,
+//! then [`FromWorker::Ready`] or [`FromWorker::LoadFailed`]. From then on requests go over the rings.
+
+use crate::Incarnation;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// What a worker says first.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// [`PROTOCOL_VERSION`](crate::PROTOCOL_VERSION) of the worker's build.
+    pub protocol: u32,
+    /// The worker's crate version.
+    pub version: String,
+    /// The worker's process id.
+    pub pid: u32,
+    /// Which life this is, as told on its command line.
+    pub incarnation: Incarnation,
+}
+
+/// Worker → front.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum FromWorker {
+    /// First message.
+    Hello(Hello),
+    /// The model is loaded and warm; requests may come.
+    Ready(ModelInfo),
+    /// The model cannot be loaded. The worker exits after this.
+    LoadFailed(LoadFault),
+    /// Everything that ran is finished; nothing is left to publish.
+    Drained,
+    /// The result of a [`ToWorker::Bench`].
+    BenchDone(BenchLeg),
+    /// A [`ToWorker::Bench`] that could not run.
+    BenchFailed(String),
+}
+
+/// Front → worker.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum ToWorker {
+    /// Load this model. Once per life.
+    Load(LoadSpec),
+    /// Take no new sequence, finish what runs, answer [`FromWorker::Drained`].
+    Drain,
+    /// Exit now, code 0.
+    Shutdown,
+    /// Run the engine directly, with no ring, text or HTTP, and time it.
+    Bench(BenchSpec),
+}
+
+/// Which device MLX computes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DeviceChoice {
+    /// The GPU when MLX has one, else the CPU.
+    #[default]
+    Auto,
+    /// The CPU, even where there is a GPU.
+    Cpu,
+    /// The GPU, or a load error.
+    Gpu,
+}
+
+/// What to load and within which limits.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LoadSpec {
+    /// Folder with `config.json` and safetensors files.
+    pub folder: PathBuf,
+    /// Where to compute.
+    pub device: DeviceChoice,
+    /// Tokens of a prompt run in one piece at the most.
+    pub prefill_chunk_tokens: u32,
+    /// Tokens a sequence may have; `None` is what the model's config says.
+    pub context_tokens_max: Option<u32>,
+    /// Sequences computed at once at the most.
+    pub running_max: u32,
+    /// Sequences waiting inside the worker at the most.
+    pub queued_max: u32,
+    /// Bytes MLX may keep in its buffer cache; `None` leaves MLX's default.
+    pub cache_bytes_max: Option<u64>,
+}
+
+/// What a loaded model is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ModelInfo {
+    /// `model_type` of its config: `llama`, `qwen3`, ….
+    pub architecture: String,
+    /// Rows of the embedding: token ids are below this.
+    pub vocab_size: u32,
+    /// Tokens a sequence may have, prompt and answer together.
+    pub context_tokens: u32,
+    /// Parameters, counted before quantisation.
+    pub parameters: u64,
+    /// Bytes of the weights as loaded.
+    pub weight_bytes: u64,
+    /// KV bytes one token takes over all layers.
+    pub kv_bytes_per_token: u64,
+    /// As `4-bit g64`, `bf16`, `f32`.
+    pub quantization: String,
+    /// `metal`, `cuda` or `cpu`.
+    pub backend: String,
+    /// Milliseconds from the load command to ready.
+    pub load_ms: u64,
+}
+
+/// Why a model could not be loaded.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct LoadFault {
+    /// Whose fault.
+    pub kind: LoadFaultKind,
+    /// Names the file, tensor or key, and says what to do.
+    pub message: String,
+}
+
+/// Kinds of [`LoadFault`]. None of them is cured by trying again unchanged, except `Engine`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum LoadFaultKind {
+    /// The folder or a file of it is missing or unreadable.
+    Missing,
+    /// A file contradicts itself or another.
+    Corrupt,
+    /// An architecture or quantisation this build does not know.
+    Unsupported,
+    /// MLX or the device failed.
+    Engine,
+}
+
+/// A direct run of the engine.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BenchSpec {
+    /// The prompt.
+    pub prompt: Vec<u32>,
+    /// Tokens to generate; no stop token ends it early.
+    pub new_tokens: u32,
+    /// Runs before the timed ones.
+    pub warmup_runs: u32,
+    /// Timed runs.
+    pub runs: u32,
+}
+
+/// Times of a direct run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BenchLeg {
+    /// Seconds of each run, from the prompt to the last token read.
+    pub seconds: Vec<f64>,
+    /// Seconds of each run's prompt, up to the first token read.
+    pub first_token_seconds: Vec<f64>,
+    /// The tokens of the last run.
+    pub tokens: Vec<u32>,
+}
