@@ -12,6 +12,7 @@
 //! A change to anything here that an older peer would misread raises [`PROTOCOL_VERSION`].
 //! This crate does no I/O and links neither MLX nor a runtime.
 
+pub mod admin;
 pub mod command;
 pub mod control;
 mod ids;

@@ -1,0 +1,146 @@
+//! What `mlxctl` and the front say to each other: JSON over HTTP on the Unix socket.
+//!
+//! | call | body | answer |
+//! |---|---|---|
+//! | `GET /admin/v1/status` | | [`Status`] |
+//! | `GET /admin/v1/version` | | [`Version`] |
+//! | `POST /admin/v1/start`, `/stop`, `/restart` | [`ModelCall`] | [`ModelStatus`] once it is so |
+//! | `GET /admin/v1/log?model=M&bytes=N&follow=true` | | the worker's log, plain text; with `follow` it never ends |
+//! | `POST /admin/v1/shutdown` | | [`Version`], then the front drains and exits |
+//!
+//! Errors have an HTTP status of 400 and above and an [`AdminError`] as body. The OpenAI routes
+//! are served on the same socket, so `mlxctl ask` is a chat request.
+
+use serde::{Deserialize, Serialize};
+
+/// Supervisor's state names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum WorkerState {
+    /// Never started, or stopped by an admin.
+    Stopped,
+    /// Spawned; shaking hands or loading.
+    Starting,
+    /// Takes requests.
+    Running,
+    /// Died; will be started again after a delay.
+    Backoff,
+    /// Draining or being ended.
+    Stopping,
+    /// Ended by itself with code 0.
+    Exited,
+    /// Gave up: the reason says why. Cleared by `start`.
+    Fatal,
+}
+
+impl WorkerState {
+    /// The name people see.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Stopped => "STOPPED",
+            Self::Starting => "STARTING",
+            Self::Running => "RUNNING",
+            Self::Backoff => "BACKOFF",
+            Self::Stopping => "STOPPING",
+            Self::Exited => "EXITED",
+            Self::Fatal => "FATAL",
+        }
+    }
+}
+
+/// The front and its models.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// The front.
+    pub server: Version,
+    /// Seconds since the front started.
+    pub uptime_s: u64,
+    /// Resident bytes of the front.
+    pub memory_bytes: u64,
+    /// Base URL of the API, as `http://127.0.0.1:11440/v1`.
+    pub base_url: String,
+    /// Every model known by configuration or by having been asked for, in name order.
+    pub models: Vec<ModelStatus>,
+}
+
+/// One model.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ModelStatus {
+    /// Its name in requests.
+    pub name: String,
+    /// What its worker is doing.
+    pub state: WorkerState,
+    /// Why it is in that state, for BACKOFF, EXITED and FATAL.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The worker's process.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<u32>,
+    /// Seconds in this life.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uptime_s: Option<u64>,
+    /// 0 to 1 while loading.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub load_progress: Option<f32>,
+    /// What the operating system counts for the process, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_bytes: Option<u64>,
+    /// `idle`, `prefill`, `decode`, … from the progress page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub phase: Option<String>,
+    /// Requests taken since the front started.
+    pub requests_total: u64,
+    /// Tokens generated since the front started.
+    pub tokens_total: u64,
+    /// Sequences in the worker now.
+    pub running: u32,
+    /// Sequences waiting now.
+    pub queued: u32,
+    /// Tokens a second over the last seconds; 0 when idle.
+    pub tokens_per_s: f32,
+    /// Deaths since the front started.
+    pub deaths: u32,
+    /// `qwen3`, …, once loaded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub architecture: Option<String>,
+    /// `4-bit g64`, …, once loaded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub quantization: Option<String>,
+    /// Tokens of context, once loaded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub context_tokens: Option<u32>,
+}
+
+/// Who answers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Version {
+    /// The front's version.
+    pub version: String,
+    /// [`PROTOCOL_VERSION`](crate::PROTOCOL_VERSION).
+    pub protocol: u32,
+    /// The front's process id.
+    pub pid: u32,
+}
+
+/// Which model a call is about.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ModelCall {
+    /// Its name.
+    pub model: String,
+}
+
+/// Why an admin call was refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AdminError {
+    /// What happened.
+    pub error: AdminErrorBody,
+}
+
+/// The inside of an [`AdminError`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AdminErrorBody {
+    /// Stable: `unknown_model`, `already_started`, `not_running`, `load_failed`, `spawn_failed`, `bad_request`, `shutting_down`, `internal`.
+    pub code: String,
+    /// For people.
+    pub message: String,
+}
