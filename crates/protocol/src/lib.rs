@@ -6,13 +6,14 @@
 //! |---|---|---|
 //! | commands ring, front → worker | [`Command`] | [`command`] |
 //! | tokens ring, worker → front | frames of [`TokenRecord`]s and [`Report`]s | [`report`] |
-//! | `ipc-channel` | [`ToWorker`] and [`FromWorker`] | [`control`] |
+//! | `ipc-channel` | [`Bootstrap`], then [`ToWorker`] and [`FromWorker`] | [`control`] |
 //!
 //! The progress page needs no message; the meaning of its phase is [`Phase`].
 //! A change to anything here that an older peer would misread raises [`PROTOCOL_VERSION`].
 //! This crate does no I/O and links neither MLX nor a runtime.
 
 pub mod admin;
+mod bootstrap;
 pub mod command;
 pub mod control;
 mod ids;
@@ -20,6 +21,7 @@ mod phase;
 pub mod report;
 mod wire;
 
+pub use bootstrap::{Bootstrap, arguments, exit_code};
 pub use command::{Command, Priority, Sampling, Submit};
 pub use control::{
     BenchLeg, BenchSpec, DeviceChoice, FromWorker, Hello, LoadFault, LoadFaultKind, LoadSpec,
