@@ -1,0 +1,312 @@
+//! The whole configuration, put together from file, variables and flags.
+//!
+//! Pure: texts go in, a [`Config`] or every problem at once comes out. Later sources win:
+//! defaults, file, variables, flags.
+
+use crate::file::read_file;
+use crate::problem::{Fault, Origin, Problem, Problems, nearest};
+use crate::section::{Section, SetError};
+use crate::value::{Given, expand_home};
+use crate::{
+    HttpConfig, LogConfig, ModelTable, ModelsConfig, PathsConfig, RequestsConfig, WorkersConfig,
+};
+use std::collections::BTreeMap;
+use std::path::Path;
+
+/// What `mlxd.toml` says, checked.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Config {
+    /// `[http]`
+    pub http: HttpConfig,
+    /// `[models]` and `[models."name"]`
+    pub models: ModelsConfig,
+    /// `[workers]`
+    pub workers: WorkersConfig,
+    /// `[requests]`
+    pub requests: RequestsConfig,
+    /// `[log]`
+    pub log: LogConfig,
+    /// `[paths]`
+    pub paths: PathsConfig,
+}
+
+/// A value from the command line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Override {
+    /// The flag as the user wrote it, for messages: `--port`.
+    pub flag: String,
+    /// Section and key: `http.port`.
+    pub key: String,
+    /// The value.
+    pub value: String,
+}
+
+/// Everything a configuration is made of.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Sources<'a> {
+    /// The file's path, for messages, and its text.
+    pub file: Option<(&'a Path, &'a str)>,
+    /// The environment; only names that begin with `MLXD_` are looked at.
+    pub variables: &'a [(String, String)],
+    /// From the command line.
+    pub overrides: &'a [Override],
+    /// What `~` stands for; without it a `~` stays.
+    pub home: Option<&'a Path>,
+}
+
+/// A configuration that can be used, and what is questionable about it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Loaded {
+    /// The configuration.
+    pub config: Config,
+    /// To be logged.
+    pub warnings: Vec<Problem>,
+}
+
+/// Variables that are no keys of the file, or that others of the three programs read.
+pub const VARIABLES: &[&str] = &["MLXD_CONFIG", "MLXD_LOG", "MLXD_SOCKET"];
+
+impl Config {
+    /// Puts the sources together.
+    pub fn from_sources(sources: Sources<'_>) -> Result<Loaded, Problems> {
+        let mut config = Self::default();
+        let mut problems = Vec::new();
+        let mut warnings = Vec::new();
+        if let Some((path, text)) = sources.file {
+            read_file(&mut config, path, text, &mut problems);
+        }
+        for (name, value) in sources.variables {
+            config.take_variable(name, value, &mut problems, &mut warnings);
+        }
+        for given in sources.overrides {
+            let origin = Origin::Flag(given.flag.clone());
+            let (section, key) = given.key.split_once('.').unwrap_or(("", &given.key));
+            if let Err(fault) = config.set(section, key, Given::Text(&given.value)) {
+                problems.push(Problem { origin, fault });
+            }
+        }
+        if let Some(home) = sources.home {
+            config.expand_home(home);
+        }
+        config.check_together(&mut problems);
+        config.warn(&mut warnings);
+        if problems.is_empty() {
+            Ok(Loaded { config, warnings })
+        } else {
+            Err(Problems(problems))
+        }
+    }
+
+    /// Section names, in the order of the file.
+    pub fn section_names() -> &'static [&'static str] {
+        &["http", "models", "workers", "requests", "log", "paths"]
+    }
+
+    /// The keys of a section; none for an unknown one.
+    pub fn keys(section: &str) -> &'static [&'static str] {
+        match section {
+            "http" => HttpConfig::KEYS,
+            "models" => crate::ModelsSection::KEYS,
+            "workers" => WorkersConfig::KEYS,
+            "requests" => RequestsConfig::KEYS,
+            "log" => LogConfig::KEYS,
+            "paths" => PathsConfig::KEYS,
+            _ => &[],
+        }
+    }
+
+    /// The keys of a `[models."name"]` table.
+    pub fn model_keys() -> &'static [&'static str] {
+        ModelTable::KEYS
+    }
+
+    /// Sets one key of one section.
+    pub(crate) fn set(&mut self, section: &str, key: &str, given: Given<'_>) -> Result<(), Fault> {
+        let result = match section {
+            "http" => self.http.set(key, given),
+            "models" => self.models.all.set(key, given),
+            "workers" => self.workers.set(key, given),
+            "requests" => self.requests.set(key, given),
+            "log" => self.log.set(key, given),
+            "paths" => self.paths.set(key, given),
+            _ => {
+                return Err(Fault::UnknownSection {
+                    name: section.to_owned(),
+                    nearest: nearest_section(section),
+                });
+            }
+        };
+        result.map_err(|error| key_fault(section, key, given, Self::keys(section), error))
+    }
+
+    /// Values of every section for rendering: name, then keys with values.
+    pub(crate) fn sections(&self) -> Vec<(&'static str, Shown)> {
+        vec![
+            (HttpConfig::NAME, self.http.show()),
+            (crate::ModelsSection::NAME, self.models.all.show()),
+            (WorkersConfig::NAME, self.workers.show()),
+            (RequestsConfig::NAME, self.requests.show()),
+            (LogConfig::NAME, self.log.show()),
+            (PathsConfig::NAME, self.paths.show()),
+        ]
+    }
+
+    fn take_variable(
+        &mut self,
+        name: &str,
+        value: &str,
+        problems: &mut Vec<Problem>,
+        warnings: &mut Vec<Problem>,
+    ) {
+        let Some(rest) = name.strip_prefix("MLXD_") else {
+            return;
+        };
+        let origin = Origin::Variable(name.to_owned());
+        let (section, key) = match rest.split_once('_') {
+            _ if name == "MLXD_LOG" => ("log".to_owned(), "level".to_owned()),
+            _ if VARIABLES.contains(&name) => return,
+            Some((section, key)) => (section.to_lowercase(), key.to_lowercase()),
+            None => (rest.to_lowercase(), String::new()),
+        };
+        if !Self::section_names().contains(&section.as_str()) {
+            let fault = Fault::UnknownVariable {
+                nearest: nearest_variable(name),
+            };
+            warnings.push(Problem { origin, fault });
+            return;
+        }
+        match self.set(&section, &key, Given::Text(value)) {
+            Ok(()) => {}
+            Err(Fault::UnknownKey { .. }) => {
+                let fault = Fault::UnknownVariable {
+                    nearest: nearest_variable(name),
+                };
+                problems.push(Problem { origin, fault });
+            }
+            Err(fault) => problems.push(Problem { origin, fault }),
+        }
+    }
+
+    fn expand_home(&mut self, home: &Path) {
+        let models = &mut self.models;
+        let paths = &mut self.paths;
+        let optional = [
+            &mut models.all.hf_cache,
+            &mut self.workers.program,
+            &mut paths.state,
+            &mut paths.logs,
+            &mut paths.cache,
+            &mut paths.runtime,
+        ];
+        let tables = models
+            .tables
+            .values_mut()
+            .filter_map(|table| table.path.as_mut());
+        optional
+            .into_iter()
+            .filter_map(Option::as_mut)
+            .chain(models.all.folders.iter_mut())
+            .chain(tables)
+            .for_each(|path| expand_home(path, home));
+    }
+
+    /// Rules that concern more than one key.
+    fn check_together(&self, problems: &mut Vec<Problem>) {
+        let mut wrong = |message: String| {
+            problems.push(Problem {
+                origin: Origin::Whole,
+                fault: Fault::Together(message),
+            });
+        };
+        let workers = &self.workers;
+        if workers.backoff_initial_ms > workers.backoff_max_ms {
+            wrong(format!(
+                "workers.backoff_initial_ms ({}) must not be above workers.backoff_max_ms ({})",
+                workers.backoff_initial_ms, workers.backoff_max_ms
+            ));
+        }
+        let mut owners: BTreeMap<&str, &str> = self
+            .models
+            .tables
+            .keys()
+            .map(|name| (name.as_str(), name.as_str()))
+            .collect();
+        for (name, table) in &self.models.tables {
+            for alias in &table.aliases {
+                if let Some(owner) = owners.insert(alias, name).filter(|owner| owner != name) {
+                    wrong(format!(
+                        "the name {alias:?} belongs to both [models.{owner:?}] and [models.{name:?}]"
+                    ));
+                }
+            }
+        }
+    }
+
+    fn warn(&self, warnings: &mut Vec<Problem>) {
+        if !self.http.is_loopback() {
+            warnings.push(Problem {
+                origin: Origin::Whole,
+                fault: Fault::Together(format!(
+                    "http.host is {:?}: every machine that reaches it can use the models",
+                    self.http.host
+                )),
+            });
+        }
+    }
+}
+
+/// Keys with their values.
+pub(crate) type Shown = Vec<(&'static str, Option<toml::Value>)>;
+
+/// Tells a [`SetError`] with the key's full name.
+pub(crate) fn key_fault(
+    section: &str,
+    key: &str,
+    given: Given<'_>,
+    keys: &[&str],
+    error: SetError,
+) -> Fault {
+    match error {
+        SetError::UnknownKey => Fault::UnknownKey {
+            key: format!("{section}.{key}"),
+            nearest: nearest_key(section, key, keys),
+        },
+        SetError::MustBe(must_be) => Fault::Value {
+            key: format!("{section}.{key}"),
+            given: given.shown(),
+            must_be,
+        },
+    }
+}
+
+pub(crate) fn nearest_section(name: &str) -> Option<String> {
+    nearest(name, Config::section_names().iter().copied()).map(|name| format!("[{name}]"))
+}
+
+/// A key of the same section that is spelled alike, else one of another section.
+fn nearest_key(section: &str, key: &str, keys: &[&str]) -> Option<String> {
+    if let Some(found) = nearest(key, keys.iter().copied()) {
+        return Some(format!("{section}.{found}"));
+    }
+    Config::section_names()
+        .iter()
+        .filter_map(|other| Some((*other, nearest(key, Config::keys(other).iter().copied())?)))
+        .max_by(|a, b| strsim::jaro_winkler(key, a.1).total_cmp(&strsim::jaro_winkler(key, b.1)))
+        .map(|(other, found)| format!("{other}.{found}"))
+}
+
+fn nearest_variable(name: &str) -> Option<String> {
+    let all: Vec<String> = Config::section_names()
+        .iter()
+        .flat_map(|section| {
+            Config::keys(section)
+                .iter()
+                .map(move |key| format!("MLXD_{}_{}", section.to_uppercase(), key.to_uppercase()))
+        })
+        .chain(VARIABLES.iter().map(|name| (*name).to_owned()))
+        .collect();
+    // The prefix is the same in all of them and would make any two look alike.
+    let bare = |name: &str| name.trim_start_matches("MLXD_").to_owned();
+    let bare_all: Vec<String> = all.iter().map(|name| bare(name)).collect();
+    nearest(&bare(name), bare_all.iter().map(String::as_str)).map(|found| format!("MLXD_{found}"))
+}

@@ -1,0 +1,139 @@
+//! `[models]`: where models are, how they run, and a table for each that differs.
+
+use crate::section::section;
+use crate::value::{FullPath, ListOf, OneOf, Optional, Truth, Word, words};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+words! {
+    /// Where a model computes.
+    pub enum Device {
+        /// The GPU when there is one, else the CPU.
+        Auto = "auto",
+        /// The CPU.
+        Cpu = "cpu",
+        /// The GPU, or a load error.
+        Gpu = "gpu",
+    }
+}
+
+section! {
+    /// Where models are and how they run unless their own table says otherwise.
+    pub struct ModelsSection in "models" {
+        /// The model of a request that names none. Left out: such a request gets 400.
+        default: Option<String> = None, Optional(Word("a model's name"));
+        /// The Hugging Face cache. Left out: `$HF_HUB_CACHE`, `$HF_HOME/hub` or
+        /// `~/.cache/huggingface/hub`.
+        hf_cache: Option<PathBuf> = None, Optional(FullPath);
+        /// More folders whose subfolders are models: `<folder>/<name>` or `<folder>/<org>/<name>`.
+        folders: Vec<PathBuf> = Vec::new(), ListOf { each: FullPath, max: 64 };
+        /// Whether a request may name a model by the path of its folder.
+        paths_allowed: bool = true, Truth;
+        /// Tokens of a sequence, prompt and answer together. Left out: what the model's own
+        /// `config.json` says.
+        context_tokens_max: Option<u32> = None, Optional(16..=16_777_216);
+        /// Tokens of a prompt run in one piece at the most; between pieces others decode.
+        prefill_chunk_tokens: u32 = 512, 1..=65_536;
+        /// Sequences that one model computes at once.
+        running_max: u32 = 8, 1..=1_024;
+        /// Sequences that wait for one model; a further request gets 503.
+        queued_max: u32 = 64, 0..=65_536;
+        /// `auto`, `cpu` or `gpu`.
+        device: Device = Device::Auto, OneOf;
+        /// Bytes of freed buffers that MLX keeps for reuse. Left out: MLX's own rule.
+        cache_bytes_max: Option<u64> = None, Optional(0..=1 << 50);
+    }
+}
+
+section! {
+    /// One `[models."name"]` table. What is left out is as in `[models]`.
+    pub struct ModelTable in "models.\"name\"" {
+        /// Its folder. Left out: the name is looked up like a name in a request.
+        path: Option<PathBuf> = None, Optional(FullPath);
+        /// Other names for it in requests.
+        aliases: Vec<String> = Vec::new(), ListOf { each: Word("a name"), max: 64 };
+        /// Load it when the front starts.
+        preload: bool = false, Truth;
+        /// See `[models]`.
+        context_tokens_max: Option<u32> = None, Optional(16..=16_777_216);
+        /// See `[models]`.
+        prefill_chunk_tokens: Option<u32> = None, Optional(1..=65_536);
+        /// See `[models]`.
+        running_max: Option<u32> = None, Optional(1..=1_024);
+        /// See `[models]`.
+        queued_max: Option<u32> = None, Optional(0..=65_536);
+        /// See `[models]`.
+        device: Option<Device> = None, Optional(OneOf);
+        /// See `[models]`.
+        cache_bytes_max: Option<u64> = None, Optional(0..=1 << 50);
+    }
+}
+
+/// `[models]` and its tables.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ModelsConfig {
+    /// What holds for all models.
+    pub all: ModelsSection,
+    /// The `[models."name"]` tables, by name.
+    pub tables: BTreeMap<String, ModelTable>,
+}
+
+/// How one model runs: its table laid over `[models]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ModelSettings {
+    /// Tokens of a sequence; `None` is what the model says.
+    pub context_tokens_max: Option<u32>,
+    /// Tokens of a prompt run in one piece at the most.
+    pub prefill_chunk_tokens: u32,
+    /// Sequences computed at once.
+    pub running_max: u32,
+    /// Sequences that wait.
+    pub queued_max: u32,
+    /// Where it computes.
+    pub device: Device,
+    /// Bytes MLX may keep in its buffer cache; `None` leaves MLX's rule.
+    pub cache_bytes_max: Option<u64>,
+}
+
+impl ModelsConfig {
+    /// How the model called `name` (or known by it as an alias) runs.
+    pub fn settings(&self, name: &str) -> ModelSettings {
+        let all = &self.all;
+        let empty = ModelTable::default();
+        let own = self.tables.get(self.canonical(name)).unwrap_or(&empty);
+        ModelSettings {
+            context_tokens_max: own.context_tokens_max.or(all.context_tokens_max),
+            prefill_chunk_tokens: own.prefill_chunk_tokens.unwrap_or(all.prefill_chunk_tokens),
+            running_max: own.running_max.unwrap_or(all.running_max),
+            queued_max: own.queued_max.unwrap_or(all.queued_max),
+            device: own.device.unwrap_or(all.device),
+            cache_bytes_max: own.cache_bytes_max.or(all.cache_bytes_max),
+        }
+    }
+
+    /// The name of the table that `name` is an alias of; `name` itself when it is none.
+    pub fn canonical<'a>(&'a self, name: &'a str) -> &'a str {
+        if self.tables.contains_key(name) {
+            return name;
+        }
+        self.tables
+            .iter()
+            .find(|(_, table)| table.aliases.iter().any(|alias| alias == name))
+            .map_or(name, |(canonical, _)| canonical)
+    }
+
+    /// Names whose table gives a folder, with that folder.
+    pub fn named_folders(&self) -> impl Iterator<Item = (&str, &PathBuf)> {
+        self.tables
+            .iter()
+            .filter_map(|(name, table)| Some((name.as_str(), table.path.as_ref()?)))
+    }
+
+    /// Models to load when the front starts.
+    pub fn preloaded(&self) -> impl Iterator<Item = &str> {
+        self.tables
+            .iter()
+            .filter(|(_, table)| table.preload)
+            .map(|(name, _)| name.as_str())
+    }
+}
