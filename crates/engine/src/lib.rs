@@ -1,7 +1,14 @@
 //! The scheduler and the [`Engine`] trait. No MLX, no processes, no clocks of its own.
 //!
 //! [`Engine`] is what a model can do; `models` implements it on MLX and `testkit` with a script.
+//! [`Scheduler`] turns [`Command`](mlxd_protocol::Command)s into calls of an engine and an
+//! engine's tokens into what a [`Sink`] publishes.
 
+mod check;
 mod engine;
+mod row;
+mod scheduler;
+mod waiting;
 
 pub use engine::{Engine, EngineFault, MemoryFigures, SeqId, SeqSpec, StepToken};
+pub use scheduler::{Counts, Limits, Scheduler, Sink};

@@ -1,0 +1,374 @@
+//! Which sequence runs next.
+//!
+//! [`Scheduler`] is a plain state machine owned by the engine's thread: commands go in by
+//! [`command`](Scheduler::command), [`tick`](Scheduler::tick) does one unit of work, and what
+//! there is to say goes to a [`Sink`]. It never waits for anything but the engine, reads no
+//! clock, and knows neither rings nor processes.
+
+use crate::check::check;
+use crate::engine::{Engine, EngineFault, SeqId, StepToken};
+use crate::row::Row;
+use crate::waiting::{Pending, Waiting};
+use mlxd_protocol::{
+    Command, Ended, LoadSpec, ModelInfo, Phase, Refusal, RefusalCode, Report, RequestId, Submit,
+    TokenRecord,
+};
+use std::time::Instant;
+
+/// What a call of [`Engine::prefill`] costs at least, in tokens of the chunk's budget: many tiny
+/// prompts must not hold up the running sequences for longer than one large one.
+const PREFILL_CALL_TOKENS: usize = 32;
+
+/// Where a scheduler's output goes. A step's reports come before its records.
+pub trait Sink {
+    /// Something about a sequence besides its tokens.
+    fn report(&mut self, report: Report);
+    /// The tokens of one step; never empty.
+    fn tokens(&mut self, records: &[TokenRecord]);
+}
+
+/// How much a scheduler takes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Prompt tokens run between two decode steps at the most.
+    pub prefill_chunk_tokens: usize,
+    /// Sequences the engine holds at the most.
+    pub running_max: usize,
+    /// Sequences waiting at the most.
+    pub queued_max: usize,
+}
+
+impl From<&LoadSpec> for Limits {
+    fn from(spec: &LoadSpec) -> Self {
+        Self {
+            prefill_chunk_tokens: spec.prefill_chunk_tokens.max(1) as usize,
+            running_max: spec.running_max.max(1) as usize,
+            queued_max: spec.queued_max as usize,
+        }
+    }
+}
+
+/// What a scheduler holds and has done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Counts {
+    /// Sequences waiting.
+    pub queued: usize,
+    /// Sequences the engine holds.
+    pub running: usize,
+    /// Units of work done: prefill chunks and decode steps.
+    pub steps: u64,
+    /// Tokens generated.
+    pub generated_tokens: u64,
+    /// Prompt tokens run through the model.
+    pub prefilled_tokens: u64,
+}
+
+/// Continuous batching over one engine.
+#[derive(Debug)]
+pub struct Scheduler<E> {
+    engine: E,
+    limits: Limits,
+    waiting: Waiting,
+    /// By `seq`, which is the order of admission.
+    rows: Vec<Row>,
+    next_seq: u64,
+    /// Steps submitted and not collected.
+    in_flight: usize,
+    draining: bool,
+    /// The last unit of work was a prefill chunk: decode is next, if anything decodes.
+    decode_next: bool,
+    steps: u64,
+    generated_tokens: u64,
+    prefilled_tokens: u64,
+    /// Kept for their allocation.
+    step_rows: Vec<SeqId>,
+    collected: Vec<StepToken>,
+    records: Vec<TokenRecord>,
+    finished: Vec<SeqId>,
+}
+
+impl<E: Engine> Scheduler<E> {
+    /// A scheduler with nothing to do.
+    pub fn new(engine: E, limits: Limits) -> Self {
+        Self {
+            engine,
+            limits,
+            waiting: Waiting::default(),
+            rows: Vec::new(),
+            next_seq: 1,
+            in_flight: 0,
+            draining: false,
+            decode_next: false,
+            steps: 0,
+            generated_tokens: 0,
+            prefilled_tokens: 0,
+            step_rows: Vec::new(),
+            collected: Vec::new(),
+            records: Vec::new(),
+            finished: Vec::new(),
+        }
+    }
+
+    /// The engine, for what does not concern sequences.
+    pub fn engine(&self) -> &E {
+        &self.engine
+    }
+
+    /// The engine, while nothing runs on it; `None` while something does.
+    pub fn idle_engine(&mut self) -> Option<&mut E> {
+        self.is_idle().then_some(&mut self.engine)
+    }
+
+    /// What the engine serves.
+    pub fn info(&self) -> &ModelInfo {
+        self.engine.info()
+    }
+
+    /// What is held and was done.
+    pub fn counts(&self) -> Counts {
+        Counts {
+            queued: self.waiting.len(),
+            running: self.rows.len(),
+            steps: self.steps,
+            generated_tokens: self.generated_tokens,
+            prefilled_tokens: self.prefilled_tokens,
+        }
+    }
+
+    /// The traces of the sequences the engine holds, for a last log line.
+    pub fn running_traces(&self) -> impl Iterator<Item = &str> {
+        self.rows.iter().map(|row| row.trace.as_str())
+    }
+
+    /// From now on new sequences are refused; those here are finished.
+    pub fn drain(&mut self) {
+        self.draining = true;
+    }
+
+    /// Nothing waits, runs or is in flight.
+    pub fn is_idle(&self) -> bool {
+        self.waiting.len() == 0 && self.rows.is_empty() && self.in_flight == 0
+    }
+
+    /// What the next [`tick`](Self::tick) will do: `Prefill`, `Decode` or `Idle`.
+    pub fn next_phase(&self) -> Phase {
+        let admits = self.waiting.len() > 0 && self.rows.len() < self.limits.running_max;
+        let prefill = admits || self.rows.iter().any(Row::prefilling);
+        let decode = self.in_flight > 0 || self.rows.iter().any(Row::wants_step);
+        match (prefill, decode) {
+            (true, true) if self.decode_next => Phase::Decode,
+            (true, _) => Phase::Prefill,
+            (false, true) => Phase::Decode,
+            (false, false) => Phase::Idle,
+        }
+    }
+
+    /// Takes a command that was read at `now`.
+    pub fn command(&mut self, command: Command, now: Instant, sink: &mut impl Sink) {
+        match command {
+            Command::Submit(submit) => self.submit(submit, now, sink),
+            Command::Cancel(request) => self.cancel(request),
+        }
+    }
+
+    fn submit(&mut self, submit: Submit, now: Instant, sink: &mut impl Sink) {
+        let request = submit.request;
+        if self.waiting.contains(request) || self.rows.iter().any(|row| row.request == request) {
+            // A report would end the sequence of that name, which is well.
+            tracing::error!(trace = submit.trace, %request, "submitted twice, ignored");
+            return;
+        }
+        let bounds = match self
+            .room()
+            .and_then(|()| check(&submit, self.engine.info()))
+        {
+            Ok(bounds) => bounds,
+            Err(refusal) => return refuse(&submit.trace, request, refusal, sink),
+        };
+        self.waiting.push(Pending {
+            submit,
+            bounds,
+            arrived: now,
+        });
+    }
+
+    fn room(&self) -> Result<(), Refusal> {
+        let busy = |message| Refusal {
+            code: RefusalCode::Busy,
+            message,
+        };
+        if self.draining {
+            return Err(busy(
+                "the worker is finishing its last answers; ask again".into(),
+            ));
+        }
+        let Limits {
+            running_max,
+            queued_max,
+            ..
+        } = self.limits;
+        if self.rows.len() + self.waiting.len() >= running_max + queued_max {
+            return Err(busy(format!(
+                "{running_max} requests are running and {queued_max} are waiting, which is all \
+                 this worker takes; ask again later"
+            )));
+        }
+        Ok(())
+    }
+
+    fn cancel(&mut self, request: RequestId) {
+        if self.waiting.remove(request) {
+            return;
+        }
+        if let Some(position) = self.rows.iter().position(|row| row.request == request) {
+            let row = self.rows.remove(position);
+            self.engine.close(row.seq);
+            tracing::info!(trace = row.trace, %request, generated = row.generated(), "cancelled");
+        }
+    }
+
+    /// Does one unit of work, the one that [`next_phase`](Self::next_phase) names. After an
+    /// error nothing here can be trusted any more: the process must end.
+    pub fn tick(&mut self, now: Instant, sink: &mut impl Sink) -> Result<(), EngineFault> {
+        let phase = self.next_phase();
+        self.admit(sink);
+        match phase {
+            Phase::Prefill => {
+                // Finished tokens must not wait for the chunk.
+                while self.in_flight > 0 {
+                    self.collect(now, sink)?;
+                }
+                self.prefill(now)?;
+                self.decode_next = true;
+                self.steps += 1;
+            }
+            Phase::Decode => {
+                self.decode(now, sink)?;
+                self.decode_next = false;
+                self.steps += 1;
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn admit(&mut self, sink: &mut impl Sink) {
+        while self.rows.len() < self.limits.running_max {
+            let Some(pending) = self.waiting.pop() else {
+                return;
+            };
+            let (row, spec) = Row::new(SeqId(self.next_seq), pending);
+            self.next_seq += 1;
+            match self.engine.open(row.seq, spec) {
+                Ok(()) => self.rows.push(row),
+                Err(refusal) => refuse(&row.trace, row.request, refusal, sink),
+            }
+        }
+    }
+
+    /// Runs up to a chunk's worth of prompts, the most urgent first.
+    fn prefill(&mut self, now: Instant) -> Result<(), EngineFault> {
+        let mut budget = self.limits.prefill_chunk_tokens;
+        while budget > 0 {
+            let unfinished = self.rows.iter_mut().filter(|row| row.prefilling());
+            let Some(row) = unfinished.min_by_key(|row| (row.priority, row.seq)) else {
+                break;
+            };
+            let left = self.engine.prefill(row.seq, budget)?;
+            let ran = row.chunk_ran(now, left);
+            self.prefilled_tokens += ran as u64;
+            budget = budget.saturating_sub(ran.max(PREFILL_CALL_TOKENS));
+        }
+        Ok(())
+    }
+
+    /// Fills the pipeline and collects its oldest step.
+    fn decode(&mut self, now: Instant, sink: &mut impl Sink) -> Result<(), EngineFault> {
+        while self.in_flight < self.engine.depth() {
+            self.step_rows.clear();
+            for row in self.rows.iter_mut().filter(|row| row.wants_step()) {
+                row.clock_prefill(now);
+                row.step_submitted();
+                self.step_rows.push(row.seq);
+            }
+            if self.step_rows.is_empty() {
+                break;
+            }
+            self.engine.submit(&self.step_rows)?;
+            self.in_flight += 1;
+        }
+        if self.in_flight > 0 {
+            self.collect(now, sink)?;
+        }
+        Ok(())
+    }
+
+    /// Waits for the oldest step and publishes it.
+    fn collect(&mut self, now: Instant, sink: &mut impl Sink) -> Result<(), EngineFault> {
+        self.collected.clear();
+        self.engine.collect(&mut self.collected)?;
+        self.in_flight -= 1;
+        for token in &mut self.collected {
+            let position = self.rows.binary_search_by_key(&token.seq, |row| row.seq);
+            let row = match position {
+                Ok(position) if self.rows[position].in_flight() => &mut self.rows[position],
+                _ => {
+                    return Err(engine_confused(
+                        "gave a token for a sequence that asked for none",
+                    ));
+                }
+            };
+            if let Some(started) = row.started() {
+                sink.report(Report::Started(started));
+            }
+            let (record, top) = row.take(token);
+            if let Some(top) = top {
+                sink.report(Report::TopLogprobs(top));
+            }
+            if record.flags != 0 {
+                self.finished.push(row.seq);
+            }
+            self.records.push(record);
+        }
+        if !self.records.is_empty() {
+            self.generated_tokens += self.records.len() as u64;
+            sink.tokens(&self.records);
+            self.records.clear();
+        }
+        self.close_finished(now);
+        if self.in_flight == 0 && self.rows.iter().any(Row::in_flight) {
+            return Err(engine_confused("left a sequence out of a step"));
+        }
+        Ok(())
+    }
+
+    fn close_finished(&mut self, now: Instant) {
+        for seq in self.finished.drain(..) {
+            self.engine.close(seq);
+            let Ok(position) = self.rows.binary_search_by_key(&seq, |row| row.seq) else {
+                continue;
+            };
+            let row = self.rows.remove(position);
+            tracing::info!(
+                trace = row.trace,
+                request = %row.request,
+                tokens = row.tokens(),
+                generated = row.generated(),
+                total_ms = row.age(now).as_millis() as u64,
+                "finished"
+            );
+        }
+    }
+}
+
+fn refuse(trace: &str, request: RequestId, refusal: Refusal, sink: &mut impl Sink) {
+    tracing::info!(trace, %request, code = ?refusal.code, "refused: {refusal}");
+    sink.report(Report::Ended(Ended { request, refusal }));
+}
+
+fn engine_confused(reason: &str) -> EngineFault {
+    EngineFault {
+        doing: "collecting a step",
+        reason: format!("the engine {reason}"),
+    }
+}
