@@ -1,0 +1,557 @@
+//! The shell around [`Life`]: one task per model owns its process and performs the actions.
+
+use crate::WorkerSpec;
+use crate::life::{Action, Event, Life};
+use crate::spawn::{self, Control, Spawned};
+use ipc_channel::ipc::IpcSender;
+use mlxd_protocol::admin::WorkerState;
+
+use mlxd_protocol::{
+    BenchLeg, BenchSpec, FromWorker, Hello, Incarnation, LoadFaultKind, ModelInfo,
+    PROTOCOL_VERSION, Phase, ToWorker, exit_code,
+};
+use mlxd_ring::{Progress, ProgressReader, Reader, Writer, leftovers};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+use tokio::process::Child;
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// Calls waiting for a task at the most.
+const ASKS_MAX: usize = 256;
+/// How long a dead worker's last control messages are waited for.
+const LAST_WORDS: Duration = Duration::from_secs(2);
+
+static NEXT_INCARNATION: AtomicU64 = AtomicU64::new(1);
+
+/// What a task tells whoever routes requests.
+#[derive(Debug)]
+pub enum Notice {
+    /// The model takes requests over this link.
+    Up {
+        /// Which life.
+        incarnation: Incarnation,
+        /// What was loaded.
+        info: ModelInfo,
+        /// To the worker.
+        commands: Writer,
+        /// From the worker.
+        tokens: Reader,
+    },
+    /// The life is over. Records published before are still in the ring.
+    Down {
+        /// Which life.
+        incarnation: Incarnation,
+        /// In words.
+        how: String,
+    },
+    /// No life will come until somebody starts one.
+    GivenUp {
+        /// Why, for the client.
+        reason: String,
+    },
+}
+
+/// What is known of a worker now. Cheap to copy, always current.
+#[derive(Debug, Clone)]
+pub struct WorkerView {
+    /// Supervisor's state name.
+    pub state: WorkerState,
+    /// Why, for BACKOFF, EXITED and FATAL.
+    pub reason: Option<String>,
+    /// The process.
+    pub pid: Option<u32>,
+    /// When it was spawned.
+    pub since: Option<Instant>,
+    /// Which life.
+    pub incarnation: Option<Incarnation>,
+    /// What is loaded.
+    pub info: Option<ModelInfo>,
+    /// Deaths so far.
+    pub deaths: u32,
+    progress: Option<ProgressReader>,
+}
+
+impl WorkerView {
+    /// What the worker writes to its progress page.
+    pub fn progress(&self) -> Option<Progress> {
+        self.progress.as_ref().map(ProgressReader::snapshot)
+    }
+
+    /// The phase on that page.
+    pub fn phase(&self) -> Option<Phase> {
+        self.progress()
+            .and_then(|progress| Phase::from_word(progress.phase))
+    }
+
+    /// 0 to 1 while loading.
+    pub fn load_fraction(&self) -> Option<f32> {
+        let progress = self
+            .progress()
+            .filter(|_| self.state == WorkerState::Starting)?;
+        let total = progress.load_total.max(1) as f32;
+        Some((progress.load_done as f32 / total).min(1.0))
+    }
+
+    /// Whether a process is there.
+    pub fn is_alive(&self) -> bool {
+        self.pid.is_some()
+    }
+}
+
+enum Ask {
+    Event(Event, Option<oneshot::Sender<()>>),
+    Condemn(Incarnation, String),
+    Bench(BenchSpec, oneshot::Sender<Result<BenchLeg, String>>),
+}
+
+/// A handle on one model's task. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Worker {
+    asks: mpsc::Sender<Ask>,
+    view: watch::Receiver<WorkerView>,
+}
+
+impl Worker {
+    /// Starts the task; no process yet.
+    pub fn new(spec: WorkerSpec, notices: mpsc::Sender<Notice>) -> Self {
+        let (asks, asked) = mpsc::channel(ASKS_MAX);
+        let life = Life::new(spec.limits.clone(), fastrand::u64(..));
+        let (publish, view) = watch::channel(WorkerView {
+            state: life.state(),
+            reason: None,
+            pid: None,
+            since: None,
+            incarnation: None,
+            info: None,
+            deaths: 0,
+            progress: None,
+        });
+        let task = Task {
+            spec,
+            life,
+            asked,
+            notices,
+            publish,
+            alive: None,
+            bench: None,
+        };
+        tokio::spawn(task.run());
+        Self { asks, view }
+    }
+
+    /// What is known now.
+    pub fn view(&self) -> WorkerView {
+        self.view.borrow().clone()
+    }
+
+    /// A request wants the model.
+    pub async fn demand(&self) {
+        self.tell(Event::Demand).await;
+    }
+
+    /// Starts it and waits until it runs.
+    ///
+    /// # Errors
+    /// Why it does not, in words.
+    pub async fn start(&self) -> Result<(), String> {
+        self.tell(Event::Start).await;
+        self.settled_up().await
+    }
+
+    /// Stops it, and waits until the process is gone.
+    pub async fn stop(&self) {
+        self.tell(Event::Stop).await;
+        let mut view = self.view.clone();
+        let _ = view.wait_for(|view| !view.is_alive()).await;
+    }
+
+    /// Stops it and starts it, and waits until it runs.
+    ///
+    /// # Errors
+    /// Why it does not, in words.
+    pub async fn restart(&self) -> Result<(), String> {
+        self.tell(Event::Restart).await;
+        self.settled_up().await
+    }
+
+    /// Ends a life that broke the protocol. Ignored when it is over already.
+    pub async fn condemn(&self, incarnation: Incarnation, why: String) {
+        let _ = self.asks.send(Ask::Condemn(incarnation, why)).await;
+    }
+
+    /// Runs the engine directly inside the worker.
+    ///
+    /// # Errors
+    /// Why it did not run.
+    pub async fn bench(&self, spec: BenchSpec) -> Result<BenchLeg, String> {
+        let (reply, answer) = oneshot::channel();
+        let gone = || "the worker's task has ended".to_owned();
+        self.asks
+            .send(Ask::Bench(spec, reply))
+            .await
+            .map_err(|_| gone())?;
+        answer
+            .await
+            .map_err(|_| "the worker ended during the run".to_owned())?
+    }
+
+    async fn tell(&self, event: Event) {
+        let (done, taken) = oneshot::channel();
+        if self.asks.send(Ask::Event(event, Some(done))).await.is_ok() {
+            let _ = taken.await;
+        }
+    }
+
+    async fn settled_up(&self) -> Result<(), String> {
+        use WorkerState::{Backoff, Exited, Fatal, Running, Stopped};
+        let mut view = self.view.clone();
+        let settled =
+            |view: &WorkerView| matches!(view.state, Running | Backoff | Fatal | Stopped | Exited);
+        match view.wait_for(settled).await {
+            Ok(view) if view.state == Running => Ok(()),
+            Ok(view) => {
+                let why = view.reason.clone();
+                Err(why.unwrap_or_else(|| "it was stopped meanwhile".to_owned()))
+            }
+            Err(_) => Err("the front is shutting down".to_owned()),
+        }
+    }
+}
+
+/// A process and what belongs to its life.
+struct Alive {
+    incarnation: Incarnation,
+    child: Child,
+    pid: u32,
+    control: mpsc::Receiver<Control>,
+    to_worker: Option<IpcSender<ToWorker>>,
+    leftover: Option<leftovers::Record>,
+    server_name: String,
+    link: Option<(Writer, Reader)>,
+    segment_name: mlxd_ring::SegmentName,
+    info: Option<ModelInfo>,
+}
+
+struct Task {
+    spec: WorkerSpec,
+    life: Life,
+    asked: mpsc::Receiver<Ask>,
+    notices: mpsc::Sender<Notice>,
+    publish: watch::Sender<WorkerView>,
+    alive: Option<Alive>,
+    bench: Option<oneshot::Sender<Result<BenchLeg, String>>>,
+}
+
+/// What the task wakes up for.
+enum Wake {
+    Ask(Option<Ask>),
+    Control(Control),
+    Exit(std::io::Result<ExitStatus>),
+    Timer,
+}
+
+impl Task {
+    async fn run(mut self) {
+        loop {
+            match self.wait().await {
+                Wake::Ask(None) => return, // Every handle is gone; the child dies with `alive`.
+                Wake::Ask(Some(Ask::Event(event, done))) => {
+                    self.step(event).await;
+                    if let Some(done) = done {
+                        let _ = done.send(());
+                    }
+                }
+                Wake::Ask(Some(Ask::Condemn(incarnation, why))) => {
+                    if self
+                        .alive
+                        .as_ref()
+                        .is_some_and(|alive| alive.incarnation == incarnation)
+                    {
+                        tracing::error!(model = %self.spec.model, %incarnation, %why, "worker condemned");
+                        self.step(Event::Condemned(why)).await;
+                    }
+                }
+                Wake::Ask(Some(Ask::Bench(spec, reply))) => self.start_bench(spec, reply),
+                Wake::Control(control) => self.hear(control).await,
+                Wake::Exit(status) => self.bury(status).await,
+                Wake::Timer => self.step(Event::TimerFired).await,
+            }
+        }
+    }
+
+    async fn wait(&mut self) -> Wake {
+        let deadline = self.life.deadline();
+        let timer = async {
+            match deadline {
+                Some(at) => tokio::time::sleep_until(at.into()).await,
+                None => std::future::pending().await,
+            }
+        };
+        let Some(alive) = self.alive.as_mut() else {
+            return tokio::select! {
+                ask = self.asked.recv() => Wake::Ask(ask),
+                () = timer => Wake::Timer,
+            };
+        };
+        tokio::select! {
+            biased;
+            Some(control) = alive.control.recv() => Wake::Control(control),
+            status = alive.child.wait() => Wake::Exit(status),
+            ask = self.asked.recv() => Wake::Ask(ask),
+            () = timer => Wake::Timer,
+        }
+    }
+
+    /// Steps the state machine and performs what it says, and what follows from that.
+    async fn step(&mut self, event: Event) {
+        let mut events = std::collections::VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            let before = self.life.state();
+            let actions = self.life.step(event, Instant::now());
+            let state = self.life.state();
+            if state != before {
+                let reason = self.life.reason().unwrap_or_default();
+                tracing::info!(model = %self.spec.model, from = before.name(), to = state.name(), reason, "worker state");
+            }
+            for action in actions {
+                if let Some(event) = self.perform(action).await {
+                    events.push_back(event);
+                }
+            }
+            self.announce_view();
+        }
+    }
+
+    async fn perform(&mut self, action: Action) -> Option<Event> {
+        match action {
+            Action::Spawn => return Some(self.spawn()),
+            Action::Drain => self.send(ToWorker::Drain),
+            Action::Terminate => self.signal(Signal::SIGTERM),
+            Action::Kill => self.signal(Signal::SIGKILL),
+            Action::AnnounceUp => {
+                if let Some(alive) = self.alive.as_mut()
+                    && let (Some((commands, tokens)), Some(info)) = (alive.link.take(), &alive.info)
+                {
+                    let (incarnation, info) = (alive.incarnation, info.clone());
+                    self.notify(Notice::Up {
+                        incarnation,
+                        info,
+                        commands,
+                        tokens,
+                    })
+                    .await;
+                }
+            }
+            Action::AnnounceDown => {} // `bury` does, with the incarnation at hand.
+            Action::AnnounceGivenUp => {
+                let reason = self.life.reason().unwrap_or("it was stopped").to_owned();
+                self.notify(Notice::GivenUp { reason }).await;
+            }
+        }
+        None
+    }
+
+    async fn notify(&self, notice: Notice) {
+        let _ = self.notices.send(notice).await;
+    }
+
+    fn spawn(&mut self) -> Event {
+        let incarnation = Incarnation(NEXT_INCARNATION.fetch_add(1, Ordering::Relaxed));
+        match spawn::spawn(&self.spec, incarnation) {
+            Ok(Spawned {
+                child,
+                link,
+                leftover,
+                control,
+                server_name,
+            }) => {
+                let pid = child.id().unwrap_or_default();
+                tracing::info!(model = %self.spec.model, %incarnation, pid, "worker spawned");
+                self.publish.send_modify(|view| {
+                    view.pid = Some(pid);
+                    view.since = Some(Instant::now());
+                    view.incarnation = Some(incarnation);
+                    view.progress = Some(link.progress);
+                });
+                self.alive = Some(Alive {
+                    incarnation,
+                    child,
+                    pid,
+                    control,
+                    to_worker: None,
+                    leftover,
+                    server_name,
+                    link: Some((link.commands, link.tokens)),
+                    segment_name: link.name,
+                    info: None,
+                });
+                Event::Spawned
+            }
+            Err(error) => Event::SpawnFailed(error.to_string()),
+        }
+    }
+
+    async fn hear(&mut self, control: Control) {
+        let Some(alive) = self.alive.as_mut() else {
+            return;
+        };
+        match control {
+            Control::Connected(sender) => {
+                alive.to_worker = Some(sender);
+                // The worker attached before it connected: nothing needs the name any more.
+                alive.segment_name.unlink();
+                if let Some(record) = alive.leftover.take()
+                    && let Err(error) = leftovers::clear(record)
+                {
+                    tracing::warn!(%error, "a segment's record stays");
+                }
+            }
+            Control::Said(FromWorker::Hello(hello)) => match check_hello(&hello, alive) {
+                Ok(()) => {
+                    self.send(ToWorker::Load(self.spec.load.clone()));
+                    self.step(Event::Greeted).await;
+                }
+                Err(why) => self.step(Event::Condemned(why)).await,
+            },
+            Control::Said(FromWorker::Ready(info)) => {
+                alive.info = Some(info);
+                self.step(Event::Ready).await;
+            }
+            Control::Said(FromWorker::LoadFailed(fault)) => match fault.kind {
+                LoadFaultKind::Engine => self.step(Event::Condemned(fault.message)).await,
+                _ => self.step(Event::LoadRefused(fault.message)).await,
+            },
+            Control::Said(FromWorker::Drained) => {}
+            Control::Said(FromWorker::BenchDone(leg)) => self.end_bench(Ok(leg)),
+            Control::Said(FromWorker::BenchFailed(why)) => self.end_bench(Err(why)),
+        }
+    }
+
+    /// The process has ended: hears its last words, then clears up after it.
+    async fn bury(&mut self, status: std::io::Result<ExitStatus>) {
+        let Some(alive) = self.alive.as_mut() else {
+            return;
+        };
+        if alive.to_worker.is_none() {
+            spawn::release_listener(alive.server_name.clone());
+        }
+        let until = tokio::time::Instant::now() + LAST_WORDS;
+        loop {
+            let alive = self.alive.as_mut().expect("only this function takes it");
+            match tokio::time::timeout_at(until, alive.control.recv()).await {
+                Ok(Some(control)) => self.hear(control).await,
+                Ok(None) | Err(_) => break,
+            }
+        }
+        let Some(alive) = self.alive.take() else {
+            return;
+        };
+        if let Some(record) = alive.leftover {
+            let mut name = alive.segment_name;
+            name.unlink();
+            let _ = leftovers::clear(record);
+        }
+        let (clean, how) = describe_exit(status);
+        let incarnation = alive.incarnation;
+        tracing::info!(model = %self.spec.model, %incarnation, pid = alive.pid, %how, "worker gone");
+        self.end_bench(Err(format!("the worker ended during the run: {how}")));
+        self.publish.send_modify(|view| {
+            view.pid = None;
+            view.since = None;
+            view.incarnation = None;
+            view.progress = None;
+            view.info = None;
+        });
+        // Down is told before anything that the state machine does next, a new life included.
+        let told = self.life.ending().unwrap_or(&how).to_owned();
+        self.notify(Notice::Down {
+            incarnation,
+            how: told,
+        })
+        .await;
+        self.step(Event::Exited { clean, how }).await;
+    }
+
+    fn start_bench(&mut self, spec: BenchSpec, reply: oneshot::Sender<Result<BenchLeg, String>>) {
+        if self.life.state() != WorkerState::Running {
+            let _ = reply.send(Err("the model is not running".into()));
+        } else if self.bench.is_some() {
+            let _ = reply.send(Err("another direct run is under way".into()));
+        } else {
+            self.bench = Some(reply);
+            self.send(ToWorker::Bench(spec));
+        }
+    }
+
+    fn end_bench(&mut self, result: Result<BenchLeg, String>) {
+        if let Some(reply) = self.bench.take() {
+            let _ = reply.send(result);
+        }
+    }
+
+    fn send(&self, message: ToWorker) {
+        let sender = self
+            .alive
+            .as_ref()
+            .and_then(|alive| alive.to_worker.as_ref());
+        if let Some(Err(error)) = sender.map(|sender| sender.send(message)) {
+            // The exit that explains it is on its way.
+            tracing::warn!(model = %self.spec.model, %error, "control message not sent");
+        }
+    }
+
+    fn signal(&self, signal: Signal) {
+        if let Some(alive) = &self.alive {
+            tracing::info!(model = %self.spec.model, pid = alive.pid, %signal, "signal");
+            let _ = kill(Pid::from_raw(alive.pid as i32), signal);
+        }
+    }
+
+    fn announce_view(&self) {
+        let (state, reason) = (self.life.state(), self.life.reason().map(str::to_owned));
+        let info = self.alive.as_ref().and_then(|alive| alive.info.clone());
+        self.publish.send_modify(|view| {
+            view.state = state;
+            view.reason = reason;
+            view.deaths = self.life.deaths();
+            view.info = info;
+        });
+    }
+}
+
+fn check_hello(hello: &Hello, alive: &Alive) -> Result<(), String> {
+    if hello.protocol != PROTOCOL_VERSION {
+        return Err(format!(
+            "mlxd speaks protocol {PROTOCOL_VERSION} and this mlxd-worker ({}) speaks {}; install both from one build",
+            hello.version, hello.protocol
+        ));
+    }
+    if hello.incarnation != alive.incarnation {
+        return Err(format!(
+            "{} answered for {}",
+            hello.incarnation, alive.incarnation
+        ));
+    }
+    Ok(())
+}
+
+fn describe_exit(status: std::io::Result<ExitStatus>) -> (bool, String) {
+    let status = match status {
+        Ok(status) => status,
+        Err(error) => return (false, format!("its end could not be read: {error}")),
+    };
+    if let Some(number) = status.signal() {
+        let name = Signal::try_from(number)
+            .map_or_else(|_| format!("signal {number}"), |signal| signal.to_string());
+        return (false, format!("killed by {name}"));
+    }
+    let code = status.code().unwrap_or(-1);
+    (
+        code == 0,
+        format!("exit code {code} ({})", exit_code::describe(code)),
+    )
+}
