@@ -283,16 +283,15 @@ pub(crate) fn nearest_section(name: &str) -> Option<String> {
     nearest(name, Config::section_names().iter().copied()).map(|name| format!("[{name}]"))
 }
 
-/// A key of the same section that is spelled alike, else one of another section.
+/// The same key in another section, else one of this section that is spelled alike.
 fn nearest_key(section: &str, key: &str, keys: &[&str]) -> Option<String> {
-    if let Some(found) = nearest(key, keys.iter().copied()) {
-        return Some(format!("{section}.{found}"));
-    }
-    Config::section_names()
+    let elsewhere = Config::section_names()
         .iter()
-        .filter_map(|other| Some((*other, nearest(key, Config::keys(other).iter().copied())?)))
-        .max_by(|a, b| strsim::jaro_winkler(key, a.1).total_cmp(&strsim::jaro_winkler(key, b.1)))
-        .map(|(other, found)| format!("{other}.{found}"))
+        .find(|other| Config::keys(other).contains(&key));
+    match elsewhere {
+        Some(other) => Some(format!("{other}.{key}")),
+        None => nearest(key, keys.iter().copied()).map(|found| format!("{section}.{found}")),
+    }
 }
 
 fn nearest_variable(name: &str) -> Option<String> {

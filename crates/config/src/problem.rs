@@ -135,15 +135,14 @@ pub(crate) fn nearest<'a>(
 ) -> Option<&'a str> {
     const SIMILARITY_MIN: f64 = 0.72;
     let given = given.to_lowercase();
+    let similarity = |candidate: &str| {
+        // Single slips count first; a common beginning with other words after it, a little less.
+        let slips = strsim::normalized_damerau_levenshtein(&given, &candidate.to_lowercase());
+        slips.max(strsim::jaro_winkler(&given, &candidate.to_lowercase()) - 0.1)
+    };
     candidates
         .into_iter()
-        .map(|candidate| {
-            (
-                strsim::normalized_damerau_levenshtein(&given, &candidate.to_lowercase())
-                    .max(strsim::jaro_winkler(&given, candidate) - 0.1),
-                candidate,
-            )
-        })
+        .map(|candidate| (similarity(candidate), candidate))
         .filter(|(similarity, _)| *similarity >= SIMILARITY_MIN)
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .map(|(_, candidate)| candidate)

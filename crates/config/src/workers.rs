@@ -34,9 +34,9 @@ section! {
         /// How often the progress pages are looked at.
         watch_interval_ms: u64 = 250, 10..=60_000;
         /// Ring that carries requests to a worker.
-        commands_ring_bytes: usize = 1024 * 1024, PowerOfTwo(64 * 1024..=256 * 1024 * 1024);
+        commands_ring_bytes: usize = 1024 * 1024, PowerOfTwo(4096..=256 * 1024 * 1024);
         /// Ring that carries tokens back.
-        tokens_ring_bytes: usize = 1024 * 1024, PowerOfTwo(64 * 1024..=256 * 1024 * 1024);
+        tokens_ring_bytes: usize = 1024 * 1024, PowerOfTwo(4096..=256 * 1024 * 1024);
         /// A worker's log file is turned over at this size; one older file is kept.
         log_bytes_max: u64 = 4 * 1024 * 1024, 4096..=1024 * 1024 * 1024;
     }
