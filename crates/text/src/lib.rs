@@ -20,12 +20,12 @@ mod error;
 mod folder;
 mod pieces;
 mod stop;
-
+mod template;
 mod tokenizer;
 
 pub use decode::{Decoder, SpecialText};
 pub use detokenise::{Delta, Detokeniser, StopHit};
 pub use error::TextError;
 pub use stop::StopMatcher;
-
+pub use template::{ChatTemplate, ContentShape, RenderInput, TemplateLimits};
 pub use tokenizer::{SpecialTokens, Tokenizer, TokenizerLimits};
