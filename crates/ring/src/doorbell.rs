@@ -49,19 +49,16 @@ impl Doorbell {
 
     /// Wakes the peer. A full socket is as good: it holds rings that the peer has not heard yet.
     pub(crate) fn ring(&mut self) -> io::Result<()> {
-        loop {
-            match self.socket.write(&[1]) {
-                Ok(_) => return Ok(()),
-                Err(error) => match error.kind() {
-                    ErrorKind::Interrupted => {}
-                    ErrorKind::WouldBlock => return Ok(()),
-                    ErrorKind::BrokenPipe | ErrorKind::ConnectionReset => {
-                        self.peer_gone = true;
-                        return Ok(());
-                    }
-                    _ => return Err(error),
-                },
-            }
+        match self.socket.write_all(&[1]) {
+            Ok(()) => Ok(()),
+            Err(error) => match error.kind() {
+                ErrorKind::WouldBlock => Ok(()),
+                ErrorKind::BrokenPipe | ErrorKind::ConnectionReset => {
+                    self.peer_gone = true;
+                    Ok(())
+                }
+                _ => Err(error),
+            },
         }
     }
 

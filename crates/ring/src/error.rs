@@ -1,6 +1,7 @@
 //! What can go wrong, by side: making a segment, sending, receiving.
 
 use std::io;
+use std::path::PathBuf;
 
 /// The peer wrote something that no peer of this version writes. The incarnation behind it is
 /// not to be trusted any further; this side is unharmed.
@@ -115,6 +116,15 @@ pub enum SegmentError {
     /// Somebody attached before: a ring has one reader and one writer.
     #[error("shared memory {0} has a worker attached already")]
     AlreadyAttached(String),
+    /// The note that lets the next front find the segment could not be written.
+    #[error("cannot keep a record of the segment in {dir}: {source}")]
+    Record {
+        /// The folder.
+        dir: PathBuf,
+        /// What went wrong.
+        #[source]
+        source: io::Error,
+    },
     /// Making or preparing a doorbell failed.
     #[error("the segment's doorbells could not be prepared: {0}")]
     Doorbell(#[source] io::Error),

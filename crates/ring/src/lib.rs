@@ -29,3 +29,6 @@ pub use segment::{
     SegmentSpec, WorkerFds, WorkerLink,
 };
 pub use writer::{PendingSend, Writer};
+
+#[cfg(test)]
+mod tests;

@@ -6,6 +6,7 @@
 #![allow(unsafe_code)] // The one place that maps shared memory.
 
 use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -15,6 +16,7 @@ use shared_memory::{Shmem, ShmemConf};
 
 use crate::doorbell::Doorbell;
 use crate::error::SegmentError;
+use crate::leftovers::{self, Record};
 use crate::memory::{CONTROL_BYTES, LINE_BYTES, RingWords, WORD_BYTES, Words};
 use crate::os;
 use crate::progress::{PROGRESS_BYTES, ProgressReader, ProgressWriter};
@@ -133,9 +135,18 @@ fn map_words(mut shmem: Shmem, bytes: usize) -> Words {
 pub struct SegmentName {
     name: String,
     linked: bool,
+    record: Option<Record>,
 }
 
 impl SegmentName {
+    fn random() -> Self {
+        Self {
+            name: random_name(),
+            linked: false,
+            record: None,
+        }
+    }
+
     /// The name, with its slash.
     pub fn as_str(&self) -> &str {
         &self.name
@@ -147,6 +158,8 @@ impl SegmentName {
         if std::mem::take(&mut self.linked) {
             unlink(&self.name);
         }
+        // A record that stays behind is harmless: the next sweep finds that its name is gone.
+        let _cleared = self.record.take().map(leftovers::clear);
     }
 }
 
@@ -231,9 +244,30 @@ impl Segment {
     /// [`SegmentError::BadSize`] for sizes that are not allowed, [`SegmentError::Create`] when the
     /// system has no room, [`SegmentError::Doorbell`] when it has no descriptors.
     pub fn create(spec: &SegmentSpec) -> Result<Self, SegmentError> {
+        Self::create_named(spec, SegmentName::random())
+    }
+
+    /// As [`Self::create`], and keeps a [`leftovers`] record in `dir` from before the segment
+    /// exists until it is unlinked, so that [`leftovers::sweep`] finds it should this process be
+    /// killed in between.
+    ///
+    /// # Errors
+    /// As [`Self::create`], and [`SegmentError::Record`].
+    pub fn create_recorded(spec: &SegmentSpec, dir: &Path) -> Result<Self, SegmentError> {
+        let mut name = SegmentName::random();
+        let record =
+            leftovers::record(dir, name.as_str()).map_err(|source| SegmentError::Record {
+                dir: dir.to_owned(),
+                source,
+            })?;
+        name.record = Some(record);
+        Self::create_named(spec, name)
+    }
+
+    fn create_named(spec: &SegmentSpec, mut name: SegmentName) -> Result<Self, SegmentError> {
         let layout = Layout::new(spec)?;
         let bytes = layout.total_bytes();
-        let text = random_name();
+        let text = name.name.clone();
         let failed = |reason: String| SegmentError::Create {
             name: text.clone(),
             bytes,
@@ -244,10 +278,7 @@ impl Segment {
             .size(bytes)
             .create()
             .map_err(|error| failed(error.to_string()))?;
-        let name = SegmentName {
-            name: text.clone(),
-            linked: true,
-        };
+        name.linked = true;
         let words = map_words(shmem, bytes);
         os::reserve(&text, bytes).map_err(|errno| failed(errno.to_string()))?;
 
