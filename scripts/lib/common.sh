@@ -8,6 +8,7 @@ machine="$(uname -m)"
 # Versions that belong together: mlx-rs 0.33.0 = mlx-sys 0.7.0 = mlx-c 0.7.0 = MLX 0.32.2.
 mlx_version=0.32.2
 mlx_sys_version=0.7.0
+nextest_version=0.9.148
 
 say() { printf 'setup: %s\n' "$*"; }
 warn() { printf 'setup: %s\n' "$*" >&2; }
@@ -34,7 +35,7 @@ key_of() {
     esac
   done | digest
 }
-digest() { if have sha256sum; then sha256sum; else shasum -a 256; fi | cut -d' ' -f1; }
+digest() { if have sha256sum; then sha256sum; else shasum -a 256; fi | cut -c 1-16; }
 
 # quietly LOG COMMAND…: run it with its output in .deps/logs/LOG, shown only if it fails.
 quietly() {
@@ -46,3 +47,6 @@ quietly() {
     die "failed: $* (whole output: $log)"
   fi
 }
+
+# Where this checkout's bindings.rs lies (mlx_linux.sh puts it there).
+mlx_bindings_dir() { printf '%s/mlx-c/%s\n' "$deps" "$(cat "$deps/stamps/mlx-c")"; }
