@@ -1,1 +1,20 @@
-//! Being written.
+//! Request journals, routing, submission, the token pump, cancel.
+//!
+//! A response hands a [`Job`] to [`Dispatch::generate`] and reads a [`Generation`]. In between
+//! stands one [`Journal`](journal::Journal) per sequence, written by the model's pump and read
+//! through a cursor. This crate knows nothing of HTTP and nothing of MLX.
+
+mod dispatch;
+mod job;
+pub mod journal;
+mod link;
+mod metrics;
+mod models;
+
+pub use dispatch::{CatalogEntry, Dispatch, Readiness};
+pub use job::{Generation, Job};
+pub use journal::{End, Entry, Failure};
+pub use metrics::Metrics;
+pub use models::{
+    FoundModel, GenerationDefaults, ListedModel, ModelFault, ModelSource, ModelText, OpenModel,
+};

@@ -161,6 +161,11 @@ impl Life {
         }
     }
 
+    /// Whether a process that is being ended was asked to, with nothing to come after it.
+    pub fn ends_stopped(&self) -> bool {
+        self.state == WorkerState::Stopping && self.after == After::Stopped
+    }
+
     /// Deaths so far.
     pub fn deaths(&self) -> u32 {
         self.deaths_total

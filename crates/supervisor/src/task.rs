@@ -47,6 +47,8 @@ pub enum Notice {
         incarnation: Incarnation,
         /// In words.
         how: String,
+        /// An admin, or the front's own end, wanted it down and nothing comes after it.
+        stopped: bool,
     },
     /// No life will come until somebody starts one.
     GivenUp {
@@ -148,9 +150,10 @@ impl Worker {
         self.view.borrow().clone()
     }
 
-    /// A request wants the model.
-    pub async fn demand(&self) {
-        self.tell(Event::Demand).await;
+    /// A request wants the model. Does not wait.
+    pub fn demand(&self) {
+        // A full channel already holds what will wake the worker or end it.
+        let _ = self.asks.try_send(Ask::Event(Event::Demand, None));
     }
 
     /// Starts it and waits until it runs.
@@ -179,8 +182,8 @@ impl Worker {
     }
 
     /// Ends a life that broke the protocol. Ignored when it is over already.
-    pub async fn condemn(&self, incarnation: Incarnation, why: String) {
-        let _ = self.asks.send(Ask::Condemn(incarnation, why)).await;
+    pub fn condemn(&self, incarnation: Incarnation, why: String) {
+        let _ = self.asks.try_send(Ask::Condemn(incarnation, why));
     }
 
     /// Runs the engine directly inside the worker.
@@ -468,9 +471,11 @@ impl Task {
         });
         // Down is told before anything that the state machine does next, a new life included.
         let told = self.life.ending().unwrap_or(&how).to_owned();
+        let stopped = self.life.ends_stopped();
         self.notify(Notice::Down {
             incarnation,
             how: told,
+            stopped,
         })
         .await;
         self.step(Event::Exited { clean, how }).await;

@@ -1,0 +1,503 @@
+//! The face of the crate: models by name, sequences by journal, workers by state.
+
+use crate::job::{Generation, Job};
+use crate::journal::{Failure, Journal};
+use crate::link::{Inbox, Pump};
+use crate::metrics::{Metrics, ModelStats};
+use crate::models::{FoundModel, ListedModel, ModelFault, ModelSource, OpenModel};
+use mlxd_protocol::admin::{AdminErrorBody, ModelStatus, Status, Version, WorkerState};
+use mlxd_protocol::{BenchLeg, BenchSpec, ModelId, PROTOCOL_VERSION, RequestId};
+use mlxd_supervisor::{Worker, WorkerView};
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Instant;
+use sysinfo::{Pid, ProcessRefreshKind, ProcessesToUpdate, System};
+use tokio::sync::mpsc;
+
+/// Notices on their way from a worker's task to its pump.
+const NOTICES_MAX: usize = 16;
+
+/// One model: its texts, and the tasks that run it.
+struct Slot {
+    open: OpenModel,
+    folder: PathBuf,
+    log_file: PathBuf,
+    inbox: Inbox,
+    worker: Worker,
+    stats: Arc<ModelStats>,
+    open_max: usize,
+    /// False once its files may have changed: the next request reads them again.
+    fresh: AtomicBool,
+}
+
+struct Shared {
+    source: Arc<dyn ModelSource>,
+    /// By the model's own name.
+    slots: Mutex<BTreeMap<ModelId, Arc<Slot>>>,
+    /// Names and aliases asked for, so that the source is not asked again.
+    names: Mutex<HashMap<String, ModelId>>,
+    metrics: Arc<Metrics>,
+    next_request: AtomicU64,
+    shutting_down: AtomicBool,
+    started_at: Instant,
+    base_url: String,
+    runtime: tokio::runtime::Handle,
+}
+
+/// Routes sequences to workers. Clones share it.
+///
+/// Tasks run on the runtime that made it, whose threads must live as long as the process.
+#[derive(Clone)]
+pub struct Dispatch(Arc<Shared>);
+
+/// Whether requests can be served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Readiness {
+    /// Whether a request sent now would be taken.
+    pub ready: bool,
+    /// In words.
+    pub reason: String,
+}
+
+/// A model of `/v1/models`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CatalogEntry {
+    /// Name, age, owner.
+    pub listed: ListedModel,
+    /// Whether its worker takes requests now.
+    pub loaded: bool,
+    /// Tokens of context, where the model was opened before.
+    pub context_tokens: Option<u32>,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+fn admin_error(code: &str, message: impl Into<String>) -> AdminErrorBody {
+    AdminErrorBody {
+        code: code.into(),
+        message: message.into(),
+    }
+}
+
+impl From<ModelFault> for AdminErrorBody {
+    fn from(fault: ModelFault) -> Self {
+        match &fault {
+            ModelFault::Unknown { known, .. } => {
+                let known = known.join(", ");
+                admin_error("unknown_model", format!("{fault}. Models here: {known}"))
+            }
+            ModelFault::Broken { .. } => admin_error("load_failed", fault.to_string()),
+        }
+    }
+}
+
+impl Dispatch {
+    /// Must be called on the runtime that is to run the workers' tasks.
+    pub fn new(source: Arc<dyn ModelSource>, base_url: String) -> Self {
+        Self(Arc::new(Shared {
+            source,
+            slots: Mutex::default(),
+            names: Mutex::default(),
+            metrics: Arc::new(Metrics::new()),
+            next_request: AtomicU64::new(1),
+            shutting_down: AtomicBool::new(false),
+            started_at: Instant::now(),
+            base_url,
+            runtime: tokio::runtime::Handle::current(),
+        }))
+    }
+
+    /// Opens a model for requests: finds it and reads its tokenizer, template and defaults. Does
+    /// not start its worker.
+    ///
+    /// # Errors
+    /// See [`ModelFault`].
+    pub async fn open_model(&self, name: &str) -> Result<OpenModel, ModelFault> {
+        Ok(self.slot(name).await?.open.clone())
+    }
+
+    async fn slot(&self, name: &str) -> Result<Arc<Slot>, ModelFault> {
+        if let Some(slot) = self
+            .known_slot(name)
+            .filter(|s| s.fresh.load(Ordering::Relaxed))
+        {
+            return Ok(slot);
+        }
+        let source = self.0.source.clone();
+        let asked = name.to_owned();
+        let read = move || {
+            let found = source.find(&asked)?;
+            let open = OpenModel::read(&found)?;
+            Ok((found, open))
+        };
+        let (found, open) = tokio::task::spawn_blocking(read)
+            .await
+            .map_err(|error| ModelFault::broken(format!("reading {name} failed: {error}")))??;
+        Ok(self.install(name, found, open))
+    }
+
+    fn known_slot(&self, name: &str) -> Option<Arc<Slot>> {
+        let id = locked(&self.0.names).get(name).cloned()?;
+        locked(&self.0.slots).get(&id).cloned()
+    }
+
+    /// Puts a model that was just read in its place. Of two requests that read it at once the
+    /// second takes what the first made.
+    fn install(&self, name: &str, found: FoundModel, open: OpenModel) -> Arc<Slot> {
+        let id = found.id.clone();
+        let mut slots = locked(&self.0.slots);
+        let old = slots.get(&id).cloned();
+        let slot = match old {
+            Some(slot) if slot.fresh.load(Ordering::Relaxed) => slot,
+            Some(old) if old.folder == found.folder => Arc::new(Slot {
+                open,
+                folder: found.folder,
+                log_file: found.worker.log_file,
+                inbox: old.inbox.clone(),
+                worker: old.worker.clone(),
+                stats: old.stats.clone(),
+                open_max: found.open_max,
+                fresh: AtomicBool::new(true),
+            }),
+            _ => self.start_tasks(found, open),
+        };
+        slots.insert(id.clone(), slot.clone());
+        drop(slots);
+        locked(&self.0.names).insert(name.to_owned(), id);
+        slot
+    }
+
+    fn start_tasks(&self, found: FoundModel, open: OpenModel) -> Arc<Slot> {
+        let _on_runtime = self.0.runtime.enter();
+        let (notify, notices) = mpsc::channel(NOTICES_MAX);
+        let log_file = found.worker.log_file.clone();
+        let worker = Worker::new(found.worker, notify);
+        let (inbox, inputs) = Inbox::new();
+        let stats = Arc::new(ModelStats::default());
+        let pump = Pump {
+            model: found.id,
+            worker: worker.clone(),
+            notices,
+            inbox: inputs,
+            stats: stats.clone(),
+            metrics: self.0.metrics.clone(),
+        };
+        tokio::spawn(pump.run());
+        Arc::new(Slot {
+            open,
+            folder: found.folder,
+            log_file,
+            inbox,
+            worker,
+            stats,
+            open_max: found.open_max,
+            fresh: AtomicBool::new(true),
+        })
+    }
+
+    /// Takes a sequence in. Its model is loaded if it is not.
+    ///
+    /// # Errors
+    /// A [`Failure`] when it cannot be taken now.
+    pub fn generate(&self, job: Job) -> Result<Generation, Failure> {
+        if self.0.shutting_down.load(Ordering::Relaxed) {
+            return Err(Failure {
+                code: "shutting_down",
+                message: "mlxd is shutting down; send the request again when it is back".into(),
+                retry: true,
+            });
+        }
+        let slot = locked(&self.0.slots).get(&job.model).cloned();
+        let slot = slot.ok_or_else(|| Failure {
+            code: "load_failed",
+            message: format!("the model {} was not opened", job.model),
+            retry: false,
+        })?;
+        let open = slot.stats.open();
+        if open >= slot.open_max {
+            return Err(Failure {
+                code: "overloaded",
+                message: format!(
+                    "{open} sequences are open for {}, and the limit is {}; try again in a moment, or raise running_max or queued_max",
+                    job.model, slot.open_max
+                ),
+                retry: true,
+            });
+        }
+        slot.stats.count_request();
+        let request = RequestId(self.0.next_request.fetch_add(1, Ordering::Relaxed));
+        let journal = Journal::open(request, job);
+        if slot.inbox.submit(journal.clone()) {
+            Ok(Generation::new(journal, slot.inbox.clone()))
+        } else {
+            Err(Failure {
+                code: "shutting_down",
+                message: "the model's task has ended; mlxd is shutting down".into(),
+                retry: true,
+            })
+        }
+    }
+
+    /// Every model that a request could name.
+    pub async fn catalog(&self) -> Vec<CatalogEntry> {
+        let source = self.0.source.clone();
+        let listed = tokio::task::spawn_blocking(move || source.list())
+            .await
+            .unwrap_or_default();
+        let slots = locked(&self.0.slots);
+        let entry = |listed: ListedModel| {
+            let slot = slots
+                .iter()
+                .find(|(id, _)| id.as_str() == listed.id)
+                .map(|(_, slot)| slot);
+            CatalogEntry {
+                loaded: slot.is_some_and(|s| s.worker.view().state == WorkerState::Running),
+                context_tokens: slot.map(|slot| slot.open.context_tokens),
+                listed,
+            }
+        };
+        listed.into_iter().map(entry).collect()
+    }
+
+    /// The front and every model that was asked for.
+    pub async fn status(&self) -> Status {
+        let slots: Vec<_> = locked(&self.0.slots)
+            .iter()
+            .map(|(id, slot)| (id.clone(), slot.clone()))
+            .collect();
+        let pids = slots
+            .iter()
+            .filter_map(|(_, slot)| slot.worker.view().pid)
+            .collect();
+        let memory = tokio::task::spawn_blocking(move || resident_bytes(pids))
+            .await
+            .unwrap_or_default();
+        let models = slots
+            .iter()
+            .map(|(id, slot)| model_status(id, slot, &memory))
+            .collect();
+        Status {
+            server: self.version(),
+            uptime_s: self.0.started_at.elapsed().as_secs(),
+            memory_bytes: memory.get(&std::process::id()).copied().unwrap_or(0),
+            base_url: self.0.base_url.clone(),
+            models,
+        }
+    }
+
+    /// Who answers.
+    pub fn version(&self) -> Version {
+        Version {
+            version: env!("CARGO_PKG_VERSION").into(),
+            protocol: PROTOCOL_VERSION,
+            pid: std::process::id(),
+        }
+    }
+
+    /// Starts a model's worker, clearing BACKOFF and FATAL, and waits until it runs.
+    ///
+    /// # Errors
+    /// `unknown_model`, `already_started`, `load_failed`.
+    pub async fn start(&self, name: &str) -> Result<ModelStatus, AdminErrorBody> {
+        let slot = self.slot(name).await?;
+        if slot.worker.view().state == WorkerState::Running {
+            return Err(admin_error(
+                "already_started",
+                format!("{} is running", slot.open.id),
+            ));
+        }
+        let started = slot.worker.start().await;
+        self.settled(&slot, started).await
+    }
+
+    /// Stops a model's worker once it has finished what runs, and waits until it is gone.
+    ///
+    /// # Errors
+    /// `unknown_model`, `not_running`.
+    pub async fn stop(&self, name: &str) -> Result<ModelStatus, AdminErrorBody> {
+        let slot = self.slot(name).await?;
+        if slot.worker.view().state == WorkerState::Stopped {
+            return Err(admin_error(
+                "not_running",
+                format!("{} is not running", slot.open.id),
+            ));
+        }
+        slot.worker.stop().await;
+        slot.fresh.store(false, Ordering::Relaxed);
+        self.settled(&slot, Ok(())).await
+    }
+
+    /// Replaces a model's worker, and waits until the new one runs.
+    ///
+    /// # Errors
+    /// `unknown_model`, `load_failed`.
+    pub async fn restart(&self, name: &str) -> Result<ModelStatus, AdminErrorBody> {
+        if let Some(slot) = self.known_slot(name) {
+            slot.fresh.store(false, Ordering::Relaxed);
+        }
+        let slot = self.slot(name).await?;
+        let started = slot.worker.restart().await;
+        self.settled(&slot, started).await
+    }
+
+    async fn settled(
+        &self,
+        slot: &Slot,
+        outcome: Result<(), String>,
+    ) -> Result<ModelStatus, AdminErrorBody> {
+        let id = &slot.open.id;
+        outcome.map_err(|why| admin_error("load_failed", format!("{id} did not start: {why}")))?;
+        let pids = slot.worker.view().pid.into_iter().collect();
+        let memory = tokio::task::spawn_blocking(move || resident_bytes(pids))
+            .await
+            .unwrap_or_default();
+        Ok(model_status(id, slot, &memory))
+    }
+
+    /// Runs a model's engine directly inside its worker, with no ring, text or HTTP.
+    ///
+    /// # Errors
+    /// `unknown_model`, `load_failed`, or why the run failed.
+    pub async fn bench(&self, name: &str, spec: BenchSpec) -> Result<BenchLeg, AdminErrorBody> {
+        let slot = self.slot(name).await?;
+        if slot.worker.view().state != WorkerState::Running {
+            slot.worker
+                .start()
+                .await
+                .map_err(|why| admin_error("load_failed", why))?;
+        }
+        slot.worker
+            .bench(spec)
+            .await
+            .map_err(|why| admin_error("internal", why))
+    }
+
+    /// Where a model's worker writes its log.
+    ///
+    /// # Errors
+    /// `unknown_model` for a model that nobody asked for.
+    pub fn log_file(&self, name: &str) -> Result<PathBuf, AdminErrorBody> {
+        let slot = self.known_slot(name);
+        slot.map(|slot| slot.log_file.clone()).ok_or_else(|| {
+            admin_error(
+                "unknown_model",
+                format!(
+                    "{name} was not started since mlxd was, so it has no log; see `mlxctl status`"
+                ),
+            )
+        })
+    }
+
+    /// Whether a request sent now would be taken.
+    pub fn readiness(&self) -> Readiness {
+        if self.0.shutting_down.load(Ordering::Relaxed) {
+            return Readiness {
+                ready: false,
+                reason: "shutting down".into(),
+            };
+        }
+        let fatal: Vec<_> = locked(&self.0.slots)
+            .iter()
+            .filter(|(_, slot)| slot.worker.view().state == WorkerState::Fatal)
+            .map(|(id, _)| id.to_string())
+            .collect();
+        let reason = match fatal.is_empty() {
+            true => "requests are taken".into(),
+            false => format!(
+                "requests are taken, but not for {} (FATAL)",
+                fatal.join(", ")
+            ),
+        };
+        Readiness {
+            ready: true,
+            reason,
+        }
+    }
+
+    /// Dispatch's families.
+    pub fn metrics(&self) -> Arc<Metrics> {
+        self.0.metrics.clone()
+    }
+
+    /// Brings the gauges up to date and gives all families in the text format.
+    pub async fn encode_metrics(&self) -> String {
+        let status = self.status().await;
+        self.0.metrics.observe(&status.models);
+        self.0.metrics.encode()
+    }
+
+    /// Takes no further sequence.
+    pub fn refuse_new(&self) {
+        self.0.shutting_down.store(true, Ordering::Relaxed);
+    }
+
+    /// Sequences open over all models.
+    pub fn open_sequences(&self) -> usize {
+        locked(&self.0.slots)
+            .values()
+            .map(|slot| slot.stats.open())
+            .sum()
+    }
+
+    /// Stops every worker in order: each finishes what runs, within its own limits.
+    pub async fn stop_all(&self) {
+        self.refuse_new();
+        let slots: Vec<_> = locked(&self.0.slots).values().cloned().collect();
+        let stops = slots.iter().map(|slot| slot.worker.stop());
+        futures_util::future::join_all(stops).await;
+    }
+}
+
+/// Resident bytes of the front and of `pids`. Blocks for some milliseconds.
+fn resident_bytes(mut pids: Vec<u32>) -> HashMap<u32, u64> {
+    pids.push(std::process::id());
+    let wanted: Vec<_> = pids.iter().map(|pid| Pid::from_u32(*pid)).collect();
+    let Ok(mut system) = System::new() else {
+        return HashMap::new();
+    };
+    let kind = ProcessRefreshKind::nothing().with_memory();
+    system.refresh_processes_specifics(ProcessesToUpdate::Some(&wanted), false, kind);
+    let bytes = |pid: &Pid| {
+        system
+            .process(*pid)
+            .map(|process| (pid.as_u32(), process.memory()))
+    };
+    wanted.iter().filter_map(bytes).collect()
+}
+
+fn model_status(id: &ModelId, slot: &Slot, memory: &HashMap<u32, u64>) -> ModelStatus {
+    let view: WorkerView = slot.worker.view();
+    let progress = view.progress();
+    let page = |read: fn(&mlxd_ring::Progress) -> u64| progress.as_ref().map_or(0, read);
+    let running = page(|p| p.sequences_running) as u32;
+    let idle = running == 0;
+    ModelStatus {
+        name: id.to_string(),
+        state: view.state,
+        reason: view.reason.clone(),
+        pid: view.pid,
+        uptime_s: view.since.map(|since| since.elapsed().as_secs()),
+        load_progress: view.load_fraction(),
+        memory_bytes: view.pid.and_then(|pid| memory.get(&pid).copied()),
+        phase: view.phase().map(|phase| phase.name().to_owned()),
+        requests_total: slot.stats.requests(),
+        tokens_total: slot.stats.tokens(),
+        running,
+        queued: (slot.stats.open() as u32).saturating_sub(running),
+        tokens_per_s: if idle {
+            0.0
+        } else {
+            page(|p| p.milli_tokens_per_second) as f32 / 1000.0
+        },
+        deaths: view.deaths,
+        architecture: view.info.as_ref().map(|info| info.architecture.clone()),
+        quantization: view.info.as_ref().map(|info| info.quantization.clone()),
+        context_tokens: view.info.as_ref().map(|info| info.context_tokens),
+    }
+}

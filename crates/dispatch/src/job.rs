@@ -1,0 +1,75 @@
+//! What a caller hands in, and what it gets back.
+
+use crate::journal::{End, Entry, Journal};
+use crate::link::Inbox;
+use mlxd_protocol::{ModelId, Priority, Sampling, Started, TokenId};
+use std::future::poll_fn;
+use std::sync::Arc;
+
+/// One sequence to generate, checked: the prompt is not empty and fits the model's context.
+#[derive(Debug, Clone)]
+pub struct Job {
+    /// Which model.
+    pub model: ModelId,
+    /// The `x-request-id` of the request, for log lines on both sides.
+    pub trace: Arc<str>,
+    /// The prompt's tokens.
+    pub prompt: Arc<[TokenId]>,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// Tokens to generate at the most.
+    pub max_new: u32,
+    /// Tokens that end the sequence.
+    pub stop_tokens: Arc<[TokenId]>,
+    /// Whether log-probabilities are wanted, and of how many alternatives.
+    pub logprobs: Option<u8>,
+    /// Which queue it waits in.
+    pub priority: Priority,
+}
+
+/// A sequence being generated. Dropping it before its end cancels it within one step.
+#[derive(Debug)]
+pub struct Generation {
+    journal: Arc<Journal>,
+    inbox: Inbox,
+    cursor: usize,
+}
+
+impl Generation {
+    pub(crate) fn new(journal: Arc<Journal>, inbox: Inbox) -> Self {
+        Self {
+            journal,
+            inbox,
+            cursor: 0,
+        }
+    }
+
+    /// Waits for more and appends it to `out`: every token since the last call, so that a slow
+    /// reader catches up in one go. `Some(end)` comes with the last of them.
+    pub async fn next(&mut self, out: &mut Vec<Entry>) -> Option<End> {
+        poll_fn(|cx| self.journal.poll_read(cx, &mut self.cursor, out)).await
+    }
+
+    /// How the prompt went, once the first token is there.
+    pub fn started(&self) -> Option<Started> {
+        self.journal.started()
+    }
+
+    /// What was asked.
+    pub fn job(&self) -> &Job {
+        &self.journal.job
+    }
+
+    /// Tokens generated so far.
+    pub fn generated(&self) -> usize {
+        self.journal.generated()
+    }
+}
+
+impl Drop for Generation {
+    fn drop(&mut self) {
+        if self.journal.end().is_none() {
+            self.inbox.cancel(self.journal.request);
+        }
+    }
+}

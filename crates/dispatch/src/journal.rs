@@ -1,0 +1,216 @@
+//! One sequence's history: what was asked, every token generated, how it ended.
+//!
+//! The pump appends, the response reads through a cursor. A slow reader delays itself alone.
+//! The journal is stream buffer, usage counter and source of a replay in one, so nothing about a
+//! sequence is kept anywhere else.
+
+use crate::Job;
+use futures_util::task::AtomicWaker;
+use mlxd_protocol::{Refusal, RequestId, Started, TokenId};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+/// One generated token.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Entry {
+    /// The token.
+    pub token: TokenId,
+    /// Its log-probability; NaN when it was not asked for.
+    pub logprob: f32,
+    /// The likeliest alternatives, when they were asked for.
+    pub top: Vec<(TokenId, f32)>,
+}
+
+/// How a sequence ended.
+#[derive(Debug, Clone, PartialEq)]
+pub enum End {
+    /// One of its stop tokens came. The token itself is not among the entries.
+    Stop,
+    /// It has all the tokens it may have.
+    Length,
+    /// The worker refused it, for a reason in the request.
+    Refused(Refusal),
+    /// Nothing can finish it: the text says what happened and what to do.
+    Failed(Failure),
+}
+
+/// Why a sequence could not be finished, in words for the client.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct Failure {
+    /// Stable word for the API's error code: `worker_died`, `load_failed`, `overloaded`, `shutting_down`.
+    pub code: &'static str,
+    /// What happened, and what to do.
+    pub message: String,
+    /// Whether the same request may succeed a moment later.
+    pub retry: bool,
+}
+
+#[derive(Debug, Default)]
+struct History {
+    entries: Vec<Entry>,
+    pending_top: Vec<(TokenId, f32)>,
+    started: Option<Started>,
+    first_token_at: Option<Instant>,
+    end: Option<End>,
+}
+
+/// A sequence's journal. Shared by the pump and one reader.
+#[derive(Debug)]
+pub struct Journal {
+    /// The sequence's name on the rings.
+    pub request: RequestId,
+    /// What was asked.
+    pub job: Job,
+    /// When it was taken in.
+    pub opened_at: Instant,
+    history: Mutex<History>,
+    reader: AtomicWaker,
+}
+
+/// A record that does not continue its journal: the worker that sent it is not to be trusted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("token {got} of {request} came where token {expected} was due")]
+pub struct OutOfOrder {
+    request: RequestId,
+    expected: usize,
+    got: u32,
+}
+
+impl Journal {
+    /// Opens a journal with nothing generated.
+    pub fn open(request: RequestId, job: Job) -> Arc<Self> {
+        Arc::new(Self {
+            request,
+            job,
+            opened_at: Instant::now(),
+            history: Mutex::default(),
+            reader: AtomicWaker::new(),
+        })
+    }
+
+    fn history(&self) -> MutexGuard<'_, History> {
+        // A panic while the lock is held cannot leave a half-written entry behind.
+        self.history
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Appends the token with position `index`, wakes the reader. Returns the moment of the first
+    /// token if this is it.
+    pub fn append(
+        &self,
+        index: u32,
+        token: TokenId,
+        logprob: f32,
+        end: Option<End>,
+    ) -> Result<Option<Instant>, OutOfOrder> {
+        let mut history = self.history();
+        let expected = history.entries.len();
+        if history.end.is_some() || index as usize != expected {
+            return Err(OutOfOrder {
+                request: self.request,
+                expected,
+                got: index,
+            });
+        }
+        let top = std::mem::take(&mut history.pending_top);
+        if end != Some(End::Stop) {
+            history.entries.push(Entry {
+                token,
+                logprob,
+                top,
+            });
+        }
+        let first = history.first_token_at.is_none().then(Instant::now);
+        history.first_token_at = history.first_token_at.or(first);
+        history.end = end;
+        drop(history);
+        self.reader.wake();
+        Ok(first)
+    }
+
+    /// Keeps alternatives for the token that comes next.
+    pub fn expect_top(&self, index: u32, top: Vec<(TokenId, f32)>) -> Result<(), OutOfOrder> {
+        let mut history = self.history();
+        if index as usize != history.entries.len() {
+            let expected = history.entries.len();
+            return Err(OutOfOrder {
+                request: self.request,
+                expected,
+                got: index,
+            });
+        }
+        history.pending_top = top;
+        Ok(())
+    }
+
+    /// Notes how the prompt went.
+    pub fn note_started(&self, started: Started) {
+        self.history().started = Some(started);
+    }
+
+    /// Ends the sequence, unless it has ended. Says whether this call did it.
+    pub fn finish(&self, end: End) -> bool {
+        let mut history = self.history();
+        if history.end.is_some() {
+            return false;
+        }
+        history.end = Some(end);
+        drop(history);
+        self.reader.wake();
+        true
+    }
+
+    /// How it ended, if it has.
+    pub fn end(&self) -> Option<End> {
+        self.history().end.clone()
+    }
+
+    /// Tokens generated so far, the stop token not counted.
+    pub fn generated(&self) -> usize {
+        self.history().entries.len()
+    }
+
+    /// When the first token came.
+    pub fn first_token_at(&self) -> Option<Instant> {
+        self.history().first_token_at
+    }
+
+    /// The prompt and everything generated: what another worker needs to go on.
+    pub fn tokens_so_far(&self) -> Vec<TokenId> {
+        let history = self.history();
+        self.job
+            .prompt
+            .iter()
+            .copied()
+            .chain(history.entries.iter().map(|e| e.token))
+            .collect()
+    }
+
+    /// How the prompt went, once it is done.
+    pub fn started(&self) -> Option<Started> {
+        self.history().started.clone()
+    }
+
+    /// Copies the entries from `cursor` on into `out`. Ready when there is at least one, or when
+    /// the sequence has ended and all were read; then with its end.
+    pub fn poll_read(
+        &self,
+        cx: &mut Context<'_>,
+        cursor: &mut usize,
+        out: &mut Vec<Entry>,
+    ) -> Poll<Option<End>> {
+        self.reader.register(cx.waker());
+        let history = self.history();
+        let new = &history.entries[(*cursor).min(history.entries.len())..];
+        out.extend_from_slice(new);
+        *cursor += new.len();
+        match &history.end {
+            Some(end) => Poll::Ready(Some(end.clone())),
+            None if new.is_empty() => Poll::Pending,
+            None => Poll::Ready(None),
+        }
+    }
+}

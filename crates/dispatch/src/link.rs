@@ -1,0 +1,483 @@
+//! One model's pump: the task that owns the link to its worker.
+//!
+//! Everything about a model's requests comes through one loop: submits and cancels from the
+//! responses, notices from the supervisor, records from the tokens ring. The worker never waits
+//! on a client: the pump appends to journals and goes on.
+
+use crate::journal::{End, Failure, Journal};
+use crate::metrics::{Metrics, ModelStats};
+use mlxd_protocol::{
+    Command, Incarnation, ModelId, Report, RequestId, Submit, TokenFlags, TokenRecord, kind,
+};
+use mlxd_ring::{PendingSend, Reader, RingError, SendError, Writer};
+use mlxd_supervisor::{Notice, Worker};
+use std::collections::{HashMap, VecDeque};
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::time::Instant;
+use tokio::io::Interest;
+use tokio::net::UnixStream;
+use tokio::sync::mpsc;
+
+/// Records taken from the ring before other events get their turn.
+const RECORDS_PER_TURN: usize = 256;
+
+/// What responses tell a pump.
+#[derive(Debug)]
+pub(crate) enum Input {
+    Submit(Arc<Journal>),
+    Cancel(RequestId),
+}
+
+/// A handle on a pump. Unbounded, but every sequence sends at most one of each input, and the
+/// number of sequences is limited where they are taken in.
+#[derive(Debug, Clone)]
+pub(crate) struct Inbox(mpsc::UnboundedSender<Input>);
+
+impl Inbox {
+    pub(crate) fn new() -> (Self, mpsc::UnboundedReceiver<Input>) {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        (Self(sender), receiver)
+    }
+
+    /// False when the pump has ended.
+    pub(crate) fn submit(&self, journal: Arc<Journal>) -> bool {
+        self.0.send(Input::Submit(journal)).is_ok()
+    }
+
+    pub(crate) fn cancel(&self, request: RequestId) {
+        let _ = self.0.send(Input::Cancel(request));
+    }
+}
+
+/// An end of a ring and its doorbell on the event loop. The doorbell is a second descriptor of
+/// the end's own socket: tokio wakes for it, the end itself empties it.
+struct Belled<T> {
+    end: T,
+    bell: UnixStream,
+}
+
+impl<T: AsFd> Belled<T> {
+    fn new(end: T) -> std::io::Result<Self> {
+        let socket = std::os::unix::net::UnixStream::from(end.as_fd().try_clone_to_owned()?);
+        Ok(Self {
+            end,
+            bell: UnixStream::from_std(socket)?,
+        })
+    }
+
+    /// Waits for the bell, then lets `woken` empty it.
+    async fn heard(&mut self, woken: impl FnOnce(&mut T)) {
+        if self.bell.readable().await.is_ok() {
+            let Self { end, bell } = self;
+            // Saying "would block" makes tokio forget the readiness that `woken` has used up,
+            // and only that.
+            let _ = bell.try_io(Interest::READABLE, || -> std::io::Result<()> {
+                woken(end);
+                Err(std::io::ErrorKind::WouldBlock.into())
+            });
+        }
+    }
+}
+
+/// The live end of a worker.
+struct Link {
+    incarnation: Incarnation,
+    commands: Belled<Writer>,
+    tokens: Belled<Reader>,
+    outbox: VecDeque<PendingSend>,
+    broken: bool,
+}
+
+impl Link {
+    fn new(incarnation: Incarnation, commands: Writer, tokens: Reader) -> std::io::Result<Self> {
+        Ok(Self {
+            incarnation,
+            commands: Belled::new(commands)?,
+            tokens: Belled::new(tokens)?,
+            outbox: VecDeque::new(),
+            broken: false,
+        })
+    }
+
+    fn queue(&mut self, command: &Command) {
+        let mut bytes = Vec::new();
+        command.encode_into(&mut bytes);
+        self.outbox
+            .push_back(PendingSend::new(kind::COMMAND, bytes));
+    }
+
+    /// Sends what there is room for. True when something is left.
+    fn flush(&mut self) -> Result<bool, SendError> {
+        while let Some(pending) = self.outbox.front_mut() {
+            if !self.commands.end.try_send_piece(pending)? {
+                return Ok(true);
+            }
+            self.outbox.pop_front();
+        }
+        Ok(false)
+    }
+}
+
+/// The task.
+pub(crate) struct Pump {
+    pub model: ModelId,
+    pub worker: Worker,
+    pub notices: mpsc::Receiver<Notice>,
+    pub inbox: mpsc::UnboundedReceiver<Input>,
+    pub stats: Arc<ModelStats>,
+    pub metrics: Arc<Metrics>,
+}
+
+struct State {
+    pump: Pump,
+    link: Option<Link>,
+    /// Every open sequence: waiting for a worker, or submitted to the one there is.
+    open: HashMap<u64, Arc<Journal>>,
+    /// Those not submitted yet, in order of arrival.
+    waiting: VecDeque<RequestId>,
+    record: Vec<u8>,
+}
+
+impl Pump {
+    pub(crate) async fn run(self) {
+        let mut state = State {
+            pump: self,
+            link: None,
+            open: HashMap::new(),
+            waiting: VecDeque::new(),
+            record: Vec::new(),
+        };
+        while state.turn().await {}
+        state.fail_all(&Failure {
+            code: "shutting_down",
+            message: "mlxd is shutting down; send the request again when it is back".into(),
+            retry: true,
+        });
+    }
+}
+
+/// What a turn woke up for.
+enum Wake {
+    Notice(Option<Notice>),
+    Input(Option<Input>),
+    Tokens,
+    Room,
+    MoreRecords,
+}
+
+impl State {
+    async fn turn(&mut self) -> bool {
+        let wake = self.wait().await;
+        match wake {
+            Wake::Notice(None) | Wake::Input(None) => return false,
+            Wake::Notice(Some(notice)) => self.heed(notice),
+            Wake::Input(Some(Input::Submit(journal))) => self.submit(journal),
+            Wake::Input(Some(Input::Cancel(request))) => self.cancel(request),
+            Wake::Tokens | Wake::Room | Wake::MoreRecords => {}
+        }
+        self.service();
+        true
+    }
+
+    /// Sends and receives what is possible without waiting.
+    fn service(&mut self) {
+        // Inputs that came together go out together.
+        while let Ok(input) = self.pump.inbox.try_recv() {
+            match input {
+                Input::Submit(journal) => self.submit(journal),
+                Input::Cancel(request) => self.cancel(request),
+            }
+        }
+        let Some(link) = self.link.as_mut().filter(|link| !link.broken) else {
+            return;
+        };
+        match link.flush() {
+            Ok(_) => {}
+            Err(SendError::Closed) => {} // The supervisor's notice says more.
+            Err(error) => self.condemn(error.to_string()),
+        }
+        self.take_records(RECORDS_PER_TURN);
+    }
+
+    async fn wait(&mut self) -> Wake {
+        let Some(link) = self.link.as_mut().filter(|link| !link.broken) else {
+            return tokio::select! {
+                biased;
+                notice = self.pump.notices.recv() => Wake::Notice(notice),
+                input = self.pump.inbox.recv() => Wake::Input(input),
+            };
+        };
+        match link.tokens.end.prepare_sleep() {
+            Ok(true) => {}
+            Ok(false) => {
+                // Let the responses run before more is taken.
+                tokio::task::yield_now().await;
+                return Wake::MoreRecords;
+            }
+            Err(_) => {
+                // Found again, and acted on, by the next look at the ring.
+                link.broken = true;
+                return Wake::MoreRecords;
+            }
+        }
+        let full = !link.outbox.is_empty() && link.commands.end.prepare_wait().unwrap_or(false);
+        tokio::select! {
+            biased;
+            notice = self.pump.notices.recv() => Wake::Notice(notice),
+            () = link.tokens.heard(|tokens| { let _ = tokens.woken(); }) => Wake::Tokens,
+            () = link.commands.heard(|commands| { let _ = commands.woken(); }), if full => Wake::Room,
+            input = self.pump.inbox.recv() => Wake::Input(input),
+        }
+    }
+
+    fn submit(&mut self, journal: Arc<Journal>) {
+        self.open.insert(journal.request.0, journal.clone());
+        self.waiting.push_back(journal.request);
+        if self.link.is_some() {
+            self.submit_waiting();
+        } else {
+            let view = self.pump.worker.view();
+            if view.state == mlxd_protocol::admin::WorkerState::Fatal {
+                self.give_up(&view.reason.unwrap_or_default());
+            } else {
+                self.pump.worker.demand();
+            }
+        }
+    }
+
+    fn submit_waiting(&mut self) {
+        let Some(link) = self.link.as_mut() else {
+            return;
+        };
+        for request in self.waiting.drain(..) {
+            let Some(journal) = self.open.get(&request.0) else {
+                continue;
+            };
+            let job = &journal.job;
+            link.queue(&Command::Submit(Submit {
+                request,
+                trace: job.trace.to_string(),
+                tokens: journal.tokens_so_far(),
+                prompt_len: job.prompt.len() as u32,
+                max_new: job.max_new,
+                stop_tokens: job.stop_tokens.to_vec(),
+                sampling: job.sampling.clone(),
+                logprobs: job.logprobs,
+                priority: job.priority,
+            }));
+        }
+    }
+
+    fn cancel(&mut self, request: RequestId) {
+        if self.open.remove(&request.0).is_none() {
+            return;
+        }
+        self.pump.metrics.ended(&self.pump.model, "cancelled");
+        if let Some(at) = self.waiting.iter().position(|waiting| *waiting == request) {
+            self.waiting.remove(at);
+        } else if let Some(link) = self.link.as_mut() {
+            link.queue(&Command::Cancel(request));
+        }
+        self.pump.stats.set_open(self.open.len());
+    }
+
+    fn heed(&mut self, notice: Notice) {
+        match notice {
+            Notice::Up {
+                incarnation,
+                commands,
+                tokens,
+                ..
+            } => match Link::new(incarnation, commands, tokens) {
+                Ok(link) => {
+                    self.link = Some(link);
+                    self.submit_waiting();
+                }
+                Err(error) => self.pump.worker.condemn(incarnation, error.to_string()),
+            },
+            Notice::Down {
+                incarnation,
+                how,
+                stopped,
+            } => self.went_down(incarnation, &how, stopped),
+            Notice::GivenUp { reason } => self.give_up(&reason),
+        }
+    }
+
+    fn went_down(&mut self, incarnation: Incarnation, how: &str, stopped: bool) {
+        if self
+            .link
+            .as_ref()
+            .is_some_and(|link| link.incarnation == incarnation)
+        {
+            // What it published before it died is good.
+            self.take_records(usize::MAX);
+            self.link = None;
+        }
+        let message = if stopped {
+            format!(
+                "the model {} was stopped before the answer was complete; `mlxctl start {0}` brings it back",
+                self.pump.model
+            )
+        } else {
+            format!(
+                "the worker of {} ended before the answer was complete ({how}); send the request again: a new worker takes it",
+                self.pump.model
+            )
+        };
+        let code = if stopped {
+            "model_stopped"
+        } else {
+            "worker_died"
+        };
+        let failure = Failure {
+            code,
+            message,
+            retry: true,
+        };
+        if stopped {
+            self.fail_all(&failure);
+            return;
+        }
+        let waiting: Vec<_> = self.waiting.iter().map(|request| request.0).collect();
+        let lost: Vec<_> = self
+            .open
+            .keys()
+            .copied()
+            .filter(|id| !waiting.contains(id))
+            .collect();
+        for request in lost {
+            self.end(request, End::Failed(failure.clone()));
+        }
+        if !self.waiting.is_empty() {
+            self.pump.worker.demand();
+        }
+    }
+
+    fn give_up(&mut self, reason: &str) {
+        let model = &self.pump.model;
+        self.fail_all(&Failure {
+            code: "load_failed",
+            message: format!("the model {model} is not available: {reason}. After mending that, `mlxctl start {model}` tries again"),
+            retry: false,
+        });
+    }
+
+    fn fail_all(&mut self, failure: &Failure) {
+        self.waiting.clear();
+        for request in self.open.keys().copied().collect::<Vec<_>>() {
+            self.end(request, End::Failed(failure.clone()));
+        }
+    }
+
+    fn condemn(&mut self, why: String) {
+        if let Some(link) = self.link.as_mut() {
+            link.broken = true;
+            self.pump.worker.condemn(link.incarnation, why);
+        }
+    }
+
+    /// Reads at most `records_max` records into their journals.
+    fn take_records(&mut self, records_max: usize) {
+        let mut record = std::mem::take(&mut self.record);
+        for _ in 0..records_max {
+            let Some(link) = self.link.as_mut() else {
+                break;
+            };
+            match link.tokens.end.try_recv(&mut record) {
+                Ok(Some(kind)) => {
+                    if let Err(why) = self.apply(kind, &record) {
+                        self.condemn(why);
+                        break;
+                    }
+                }
+                Ok(None) => break,
+                Err(RingError::PeerGone) => {
+                    link.broken = true;
+                    break;
+                }
+                Err(error) => {
+                    self.condemn(error.to_string());
+                    break;
+                }
+            }
+        }
+        self.record = record;
+    }
+
+    fn apply(&mut self, record_kind: u16, bytes: &[u8]) -> Result<(), String> {
+        match record_kind {
+            kind::TOKENS => {
+                for record in TokenRecord::read_all(bytes).map_err(|error| error.to_string())? {
+                    self.apply_token(&record)?;
+                }
+                Ok(())
+            }
+            kind::REPORT => match Report::decode(bytes).map_err(|error| error.to_string())? {
+                Report::Started(started) => {
+                    if let Some(journal) = self.open.get(&started.request.0) {
+                        self.pump
+                            .metrics
+                            .started(&self.pump.model, &journal.job, &started);
+                        journal.note_started(started);
+                    }
+                    Ok(())
+                }
+                Report::TopLogprobs(top) => match self.open.get(&top.request.0) {
+                    Some(journal) => journal
+                        .expect_top(top.index, top.top)
+                        .map_err(|error| error.to_string()),
+                    None => Ok(()),
+                },
+                Report::Ended(ended) => {
+                    self.end(ended.request.0, End::Refused(ended.refusal));
+                    Ok(())
+                }
+            },
+            other => Err(format!("a record of unknown kind {other}")),
+        }
+    }
+
+    /// A record for a sequence that is not open is one on its way when the sequence was cancelled.
+    fn apply_token(&mut self, record: &TokenRecord) -> Result<(), String> {
+        let Some(journal) = self.open.get(&record.request) else {
+            return Ok(());
+        };
+        let end = match record.flags {
+            0 => None,
+            TokenFlags::STOP => Some(End::Stop),
+            TokenFlags::LENGTH => Some(End::Length),
+            other => return Err(format!("token flags {other:#x}")),
+        };
+        let first = journal
+            .append(record.index, record.token, record.logprob, end.clone())
+            .map_err(|error| error.to_string())?;
+        self.pump.stats.count_token();
+        if let Some(at) = first {
+            self.pump
+                .metrics
+                .first_token(&self.pump.model, at - journal.opened_at);
+        }
+        if let Some(end) = end {
+            self.forget(record.request, &end);
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, request: u64, end: End) {
+        if let Some(journal) = self.open.get(&request) {
+            journal.finish(end.clone());
+            self.forget(request, &end);
+        }
+    }
+
+    fn forget(&mut self, request: u64, end: &End) {
+        if let Some(journal) = self.open.remove(&request) {
+            self.pump
+                .metrics
+                .finished(&self.pump.model, &journal, end, Instant::now());
+        }
+        self.pump.stats.set_open(self.open.len());
+    }
+}

@@ -1,0 +1,287 @@
+//! What dispatch counts, as Prometheus families, and per model for `mlxctl status`.
+
+use crate::job::Job;
+use crate::journal::{End, Journal};
+use mlxd_protocol::admin::{ModelStatus, WorkerState};
+use mlxd_protocol::{ModelId, Started};
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByModel {
+    model: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByReason {
+    model: String,
+    reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByState {
+    model: String,
+    state: &'static str,
+}
+
+/// Counts of one model, read by `mlxctl status`.
+#[derive(Debug, Default)]
+pub(crate) struct ModelStats {
+    requests: AtomicU64,
+    tokens: AtomicU64,
+    open: AtomicUsize,
+}
+
+impl ModelStats {
+    pub(crate) fn count_request(&self) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn count_token(&self) {
+        self.tokens.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn set_open(&self, open: usize) {
+        self.open.store(open, Ordering::Relaxed);
+    }
+
+    pub(crate) fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn tokens(&self) -> u64 {
+        self.tokens.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn open(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
+    }
+}
+
+type Seconds = Family<ByModel, Histogram, fn() -> Histogram>;
+
+/// Dispatch's Prometheus families.
+#[derive(Debug)]
+pub struct Metrics {
+    registry: Mutex<Registry>,
+    prompt_tokens: Family<ByModel, Counter>,
+    cached_tokens: Family<ByModel, Counter>,
+    generated_tokens: Family<ByModel, Counter>,
+    sequences: Family<ByReason, Counter>,
+    queue: Seconds,
+    prefill: Seconds,
+    first_token: Seconds,
+    per_token: Seconds,
+    state: Family<ByState, Gauge>,
+    memory: Family<ByModel, Gauge>,
+    running: Family<ByModel, Gauge>,
+    queued: Family<ByModel, Gauge>,
+    deaths: Family<ByModel, Gauge>,
+}
+
+/// 1 ms to about 131 s.
+fn wait_buckets() -> Histogram {
+    Histogram::new(exponential_buckets(0.001, 2.0, 18))
+}
+
+/// 0.1 ms to about 1.6 s.
+fn token_buckets() -> Histogram {
+    Histogram::new(exponential_buckets(0.0001, 2.0, 15))
+}
+
+impl Metrics {
+    pub(crate) fn new() -> Self {
+        let metrics = Self {
+            registry: Mutex::new(Registry::with_prefix("mlxd")),
+            prompt_tokens: Family::default(),
+            cached_tokens: Family::default(),
+            generated_tokens: Family::default(),
+            sequences: Family::default(),
+            queue: Family::new_with_constructor(wait_buckets as fn() -> Histogram),
+            prefill: Family::new_with_constructor(wait_buckets as fn() -> Histogram),
+            first_token: Family::new_with_constructor(wait_buckets as fn() -> Histogram),
+            per_token: Family::new_with_constructor(token_buckets as fn() -> Histogram),
+            state: Family::default(),
+            memory: Family::default(),
+            running: Family::default(),
+            queued: Family::default(),
+            deaths: Family::default(),
+        };
+        metrics.register();
+        metrics
+    }
+
+    fn register(&self) {
+        let mut registry = self
+            .registry
+            .lock()
+            .expect("nobody panics while registering");
+        let r = &mut *registry;
+        r.register(
+            "prompt_tokens",
+            "Prompt tokens taken in",
+            self.prompt_tokens.clone(),
+        );
+        r.register(
+            "cached_tokens",
+            "Prompt tokens whose KV was there",
+            self.cached_tokens.clone(),
+        );
+        r.register(
+            "generated_tokens",
+            "Tokens generated",
+            self.generated_tokens.clone(),
+        );
+        r.register(
+            "sequences",
+            "Sequences ended, by how they ended",
+            self.sequences.clone(),
+        );
+        let seconds = Unit::Seconds;
+        r.register_with_unit(
+            "queue",
+            "Wait in the worker before the prefill",
+            seconds.clone(),
+            self.queue.clone(),
+        );
+        r.register_with_unit(
+            "prefill",
+            "Time of the prefill",
+            seconds.clone(),
+            self.prefill.clone(),
+        );
+        r.register_with_unit(
+            "time_to_first_token",
+            "From taking a sequence in to its first token",
+            seconds.clone(),
+            self.first_token.clone(),
+        );
+        r.register_with_unit(
+            "time_per_output_token",
+            "Mean over a sequence, the first token left out",
+            seconds,
+            self.per_token.clone(),
+        );
+        r.register(
+            "worker_state",
+            "1 for the state that a model's worker is in",
+            self.state.clone(),
+        );
+        r.register_with_unit(
+            "worker_memory",
+            "What the operating system counts for the worker",
+            Unit::Bytes,
+            self.memory.clone(),
+        );
+        r.register("running", "Sequences in the worker", self.running.clone());
+        r.register("queued", "Sequences waiting", self.queued.clone());
+        r.register(
+            "worker_deaths",
+            "Deaths since the front started",
+            self.deaths.clone(),
+        );
+    }
+
+    fn model(model: &ModelId) -> ByModel {
+        ByModel {
+            model: model.to_string(),
+        }
+    }
+
+    pub(crate) fn started(&self, model: &ModelId, job: &Job, started: &Started) {
+        let label = Self::model(model);
+        self.prompt_tokens
+            .get_or_create(&label)
+            .inc_by(job.prompt.len() as u64);
+        self.cached_tokens
+            .get_or_create(&label)
+            .inc_by(started.cached_tokens.into());
+        self.queue
+            .get_or_create(&label)
+            .observe(started.queued_us as f64 / 1e6);
+        self.prefill
+            .get_or_create(&label)
+            .observe(started.prefill_us as f64 / 1e6);
+    }
+
+    pub(crate) fn first_token(&self, model: &ModelId, after: Duration) {
+        self.first_token
+            .get_or_create(&Self::model(model))
+            .observe(after.as_secs_f64());
+    }
+
+    pub(crate) fn finished(&self, model: &ModelId, journal: &Journal, end: &End, now: Instant) {
+        let reason = match end {
+            End::Stop => "stop",
+            End::Length => "length",
+            End::Refused(_) => "refused",
+            End::Failed(_) => "failed",
+        };
+        self.ended(model, reason);
+        let tokens = journal.generated();
+        self.generated_tokens
+            .get_or_create(&Self::model(model))
+            .inc_by(tokens as u64);
+        if let Some(first) = journal.first_token_at().filter(|_| tokens > 1) {
+            let each = (now - first).as_secs_f64() / (tokens - 1) as f64;
+            self.per_token
+                .get_or_create(&Self::model(model))
+                .observe(each);
+        }
+    }
+
+    pub(crate) fn ended(&self, model: &ModelId, reason: &'static str) {
+        self.sequences
+            .get_or_create(&ByReason {
+                model: model.to_string(),
+                reason,
+            })
+            .inc();
+    }
+
+    /// Sets the gauges from `models`.
+    pub(crate) fn observe(&self, models: &[ModelStatus]) {
+        use WorkerState::{Backoff, Exited, Fatal, Running, Starting, Stopped, Stopping};
+        for status in models {
+            for state in [Stopped, Starting, Running, Backoff, Stopping, Exited, Fatal] {
+                let label = ByState {
+                    model: status.name.clone(),
+                    state: state.name(),
+                };
+                self.state
+                    .get_or_create(&label)
+                    .set((state == status.state).into());
+            }
+            let label = ByModel {
+                model: status.name.clone(),
+            };
+            self.memory
+                .get_or_create(&label)
+                .set(status.memory_bytes.unwrap_or(0) as i64);
+            self.running
+                .get_or_create(&label)
+                .set(status.running.into());
+            self.queued.get_or_create(&label).set(status.queued.into());
+            self.deaths.get_or_create(&label).set(status.deaths.into());
+        }
+    }
+
+    /// All families in the text format, without the closing `# EOF`, so that others can follow.
+    pub fn encode(&self) -> String {
+        let mut text = String::new();
+        let registry = self
+            .registry
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        prometheus_client::encoding::text::encode_registry(&mut text, &registry)
+            .expect("writing to a String cannot fail");
+        text
+    }
+}

@@ -1,0 +1,229 @@
+//! What is known of a model before its worker runs: its folder, its texts, its defaults.
+
+use mlxd_protocol::ModelId;
+use mlxd_supervisor::WorkerSpec;
+use mlxd_text::{ChatTemplate, TextError, Tokenizer};
+use serde::Deserialize;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Where models come from. Calls may read files: they are made on a blocking thread.
+pub trait ModelSource: Send + Sync + 'static {
+    /// Finds the model that a request names.
+    ///
+    /// # Errors
+    /// [`ModelFault::Unknown`], or [`ModelFault::Broken`] for a model that is there but unusable.
+    fn find(&self, name: &str) -> Result<FoundModel, ModelFault>;
+
+    /// Every model that a request could name.
+    fn list(&self) -> Vec<ListedModel>;
+}
+
+/// A model on disk.
+#[derive(Debug, Clone)]
+pub struct FoundModel {
+    /// Its own name, whatever alias was asked for.
+    pub id: ModelId,
+    /// Its folder.
+    pub folder: PathBuf,
+    /// How its worker is run.
+    pub worker: WorkerSpec,
+    /// Sequences open at once at the most, computed and waiting together.
+    pub open_max: usize,
+    /// Tokens of context that configuration allows.
+    pub context_tokens_max: Option<u32>,
+}
+
+/// A line of `/v1/models`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ListedModel {
+    /// Its name.
+    pub id: String,
+    /// When its files were written, seconds since 1970.
+    pub created_unix_s: u64,
+    /// Whose it is: the organisation in its name, or `mlxd`.
+    pub owned_by: String,
+}
+
+/// Why a name gives no model.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ModelFault {
+    /// No such model.
+    #[error("no model is called {name}{}", nearest.as_ref().map(|n| format!("; did you mean {n}?")).unwrap_or_default())]
+    Unknown {
+        /// What was asked for.
+        name: String,
+        /// What there is.
+        known: Vec<String>,
+        /// The nearest of those.
+        nearest: Option<String>,
+    },
+    /// Its files cannot be used.
+    #[error("{message}")]
+    Broken {
+        /// Which file and why.
+        message: String,
+    },
+}
+
+impl ModelFault {
+    pub(crate) fn broken(message: impl Into<String>) -> Self {
+        Self::Broken {
+            message: message.into(),
+        }
+    }
+}
+
+/// How a model's authors want it sampled, from `generation_config.json`. `None` is not said there.
+#[derive(Debug, Clone, Default, PartialEq, Deserialize)]
+pub struct GenerationDefaults {
+    /// 0 where `do_sample` is false.
+    pub temperature: Option<f32>,
+    /// See [`Sampling`](mlxd_protocol::Sampling).
+    pub top_p: Option<f32>,
+    /// See [`Sampling`](mlxd_protocol::Sampling).
+    pub top_k: Option<u32>,
+    /// See [`Sampling`](mlxd_protocol::Sampling).
+    pub min_p: Option<f32>,
+    /// See [`Sampling`](mlxd_protocol::Sampling).
+    pub repetition_penalty: Option<f32>,
+    do_sample: Option<bool>,
+    /// Tokens that end an answer.
+    #[serde(skip)]
+    pub stop_tokens: Arc<[u32]>,
+}
+
+/// What a response needs to turn text into tokens and back.
+#[derive(Debug)]
+pub struct ModelText {
+    /// Text to tokens and back.
+    pub tokenizer: Tokenizer,
+    /// Messages to text; a base model has none.
+    pub template: Option<ChatTemplate>,
+    /// How its authors want it sampled.
+    pub defaults: GenerationDefaults,
+}
+
+/// A model that requests can be made of.
+#[derive(Debug, Clone)]
+pub struct OpenModel {
+    /// Its own name.
+    pub id: ModelId,
+    /// Its texts.
+    pub text: Arc<ModelText>,
+    /// Tokens of a sequence, prompt and answer together.
+    pub context_tokens: u32,
+}
+
+/// Used when a model's config does not say how long its context is.
+const CONTEXT_TOKENS_UNSAID: u32 = 4096;
+
+impl OpenModel {
+    /// Reads what is needed from the model's folder. Blocks.
+    pub(crate) fn read(found: &FoundModel) -> Result<Self, ModelFault> {
+        let text_fault = |error: TextError| ModelFault::broken(format!("{}: {error}", found.id));
+        let tokenizer = Tokenizer::load(&found.folder).map_err(text_fault)?;
+        let template = ChatTemplate::load(&found.folder).map_err(text_fault)?;
+        let mut defaults = read_defaults(&found.folder)?;
+        defaults.stop_tokens = tokenizer.eos_ids().into();
+        let said = read_context_tokens(&found.folder)?;
+        let context_tokens = found.context_tokens_max.map_or(said, |max| max.min(said));
+        let text = Arc::new(ModelText {
+            tokenizer,
+            template,
+            defaults,
+        });
+        Ok(Self {
+            id: found.id.clone(),
+            text,
+            context_tokens,
+        })
+    }
+}
+
+fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>, ModelFault> {
+    let fault = |why: String| ModelFault::broken(format!("{}: {why}", path.display()));
+    match std::fs::read(path) {
+        Ok(bytes) => match serde_json::from_slice(&bytes) {
+            Ok(value) => Ok(Some(value)),
+            Err(error) => Err(fault(error.to_string())),
+        },
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(fault(error.to_string())),
+    }
+}
+
+fn read_defaults(folder: &Path) -> Result<GenerationDefaults, ModelFault> {
+    let read = read_json::<GenerationDefaults>(&folder.join("generation_config.json"))?;
+    let mut defaults = read.unwrap_or_default();
+    if defaults.do_sample == Some(false) {
+        defaults.temperature = Some(0.0);
+    }
+    Ok(defaults)
+}
+
+fn read_context_tokens(folder: &Path) -> Result<u32, ModelFault> {
+    #[derive(Deserialize)]
+    struct Config {
+        max_position_embeddings: Option<u32>,
+        text_config: Option<Box<Config>>,
+    }
+    let config = read_json::<Config>(&folder.join("config.json"))?
+        .ok_or_else(|| ModelFault::broken(format!("{}: no config.json", folder.display())))?;
+    let said = config.max_position_embeddings;
+    let said = said.or_else(|| {
+        config
+            .text_config
+            .and_then(|text| text.max_position_embeddings)
+    });
+    Ok(said.unwrap_or(CONTEXT_TOKENS_UNSAID))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_come_from_the_models_own_files() {
+        let folder = tempfile::tempdir().unwrap();
+        let write =
+            |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+        assert_eq!(
+            read_defaults(folder.path()).unwrap(),
+            GenerationDefaults::default()
+        );
+        write(
+            "generation_config.json",
+            r#"{"temperature": 0.6, "top_k": 20, "eos_token_id": [1, 2]}"#,
+        );
+        let defaults = read_defaults(folder.path()).unwrap();
+        assert_eq!(
+            (defaults.temperature, defaults.top_k),
+            (Some(0.6), Some(20))
+        );
+        write(
+            "generation_config.json",
+            r#"{"temperature": 0.6, "do_sample": false}"#,
+        );
+        assert_eq!(read_defaults(folder.path()).unwrap().temperature, Some(0.0));
+
+        assert!(
+            read_context_tokens(folder.path())
+                .unwrap_err()
+                .to_string()
+                .contains("config.json")
+        );
+        write(
+            "config.json",
+            r#"{"text_config": {"max_position_embeddings": 77}}"#,
+        );
+        assert_eq!(read_context_tokens(folder.path()).unwrap(), 77);
+        write("config.json", "{");
+        assert!(
+            read_context_tokens(folder.path())
+                .unwrap_err()
+                .to_string()
+                .contains("EOF")
+        );
+    }
+}
