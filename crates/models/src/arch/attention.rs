@@ -1,0 +1,172 @@
+//! Grouped-query attention with rotary positions over an in-place KV buffer.
+
+use mlx_rs::Array;
+use mlx_rs::error::Result;
+use mlx_rs::fast::{self, ScaledDotProductAttentionMask as Mask};
+use mlx_rs::ops::concatenate;
+
+use super::linear::{Linear, Projection};
+use super::rope::Rope;
+use crate::config::ModelConfig;
+use crate::kv::KvLayer;
+use crate::sys;
+
+/// One layer's attention.
+#[derive(Debug)]
+pub struct Attention {
+    /// Outputs q, k, v side by side.
+    pub qkv: Projection,
+    /// From heads back to the residual stream.
+    pub output: Linear,
+    /// Qwen3's norms of q's and k's heads.
+    pub head_norms: Option<HeadNorms>,
+    /// Query heads.
+    pub heads: i32,
+    /// Key and value heads.
+    pub kv_heads: i32,
+    /// Width of a head.
+    pub width: i32,
+    /// Epsilon of the head norms.
+    pub norm_eps: f32,
+}
+
+/// Weights of the norms over q's and k's heads.
+#[derive(Debug)]
+pub struct HeadNorms {
+    /// `[heads + kv_heads, 1, width]`: q's weights for q's heads, then k's for k's. Multiplying
+    /// after a norm without weights rounds as a norm with weights does, and takes both at once.
+    pub weights: Array,
+}
+
+impl HeadNorms {
+    /// Spreads `q` and `k`, `[width]` each, over their heads.
+    pub fn new(q: &Array, k: &Array, config: &ModelConfig) -> Result<Self> {
+        let width = config.head_dim;
+        let spread = |weights: &Array, heads: i32| {
+            let row = weights.reshape(&[1, 1, width])?;
+            mlx_rs::ops::broadcast_to(row, &[heads, 1, width])
+        };
+        let parts = [spread(q, config.heads)?, spread(k, config.kv_heads)?];
+        let weights = concatenate(&parts, 0)?;
+        mlx_rs::transforms::eval([&weights])?;
+        Ok(Self { weights })
+    }
+}
+
+/// What all layers of one forward pass share.
+pub struct Pass<'a> {
+    /// Rotary positions.
+    pub rope: &'a Rope,
+    /// Positions computed before.
+    pub position: i32,
+    /// Positions computed now.
+    pub length: i32,
+    /// Where the sequence ends at the latest.
+    pub capacity: i32,
+    /// Masks of sliding layers, by window.
+    masks: Vec<(i32, Array)>,
+}
+
+impl<'a> Pass<'a> {
+    /// A pass over `length` positions from `position` on.
+    pub fn new(rope: &'a Rope, position: i32, length: i32, capacity: i32) -> Self {
+        Self {
+            rope,
+            position,
+            length,
+            capacity,
+            masks: Vec::new(),
+        }
+    }
+
+    /// Which of the keys `first..position + length` each query sees, where causality is not all.
+    fn sliding_mask(&mut self, window: i32, first: i32) -> Result<Array> {
+        if let Some((_, mask)) = self.masks.iter().find(|(of, _)| *of == window) {
+            return Ok(mask.clone());
+        }
+        let end = self.position + self.length;
+        let queries = Array::arange::<i32, i32>(self.position, end, None)?;
+        let queries = queries.reshape(&[self.length, 1])?;
+        let keys = Array::arange::<i32, i32>(first, end, None)?;
+        let keys = keys.reshape(&[1, end - first])?;
+        let seen = queries.ge(&keys)?;
+        let near = queries.lt(&keys.add(Array::from_int(window))?)?;
+        let mask = seen.logical_and(&near)?;
+        self.masks.push((window, mask.clone()));
+        Ok(mask)
+    }
+}
+
+impl Attention {
+    /// `x`, `[1, n, hidden]`, attended to.
+    pub fn forward(&self, x: &Array, kv: &mut KvLayer, pass: &mut Pass) -> Result<Array> {
+        let Self {
+            heads,
+            kv_heads,
+            width,
+            ..
+        } = *self;
+        let length = pass.length;
+        let all = heads + 2 * kv_heads;
+        let qkv = self.qkv.apply(x)?;
+        // One position needs no transposition: its heads lie in order either way.
+        let qkv = match length {
+            1 => qkv.reshape(&[1, all, 1, width])?,
+            _ => qkv
+                .reshape(&[1, length, all, width])?
+                .transpose_axes(&[0, 2, 1, 3])?,
+        };
+        let part = |array: &Array, from: i32, to: i32| {
+            sys::slice(array, &[0, from, 0, 0], &[1, to, length, width])
+        };
+        let mut turning = part(&qkv, 0, heads + kv_heads)?;
+        let values = part(&qkv, heads + kv_heads, all)?;
+        if let Some(norms) = &self.head_norms {
+            turning = fast::rms_norm(&turning, None, self.norm_eps)?.multiply(&norms.weights)?;
+        }
+        let turned = pass.rope.apply(&turning, pass.position)?;
+        let queries = part(&turned, 0, heads)?;
+        let keys = part(&turned, heads, heads + kv_heads)?;
+        let (keys, values) = kv.append(&keys, &values, pass.position, pass.capacity)?;
+        let attended = self.attend(&queries, &keys, &values, kv, pass)?;
+        let attended = match length {
+            1 => attended,
+            _ => attended.transpose_axes(&[0, 2, 1, 3])?,
+        };
+        self.output
+            .apply(&attended.reshape(&[1, length, heads * width])?)
+    }
+
+    fn attend(
+        &self,
+        queries: &Array,
+        keys: &Array,
+        values: &Array,
+        kv: &KvLayer,
+        pass: &mut Pass,
+    ) -> Result<Array> {
+        let scale = f64::from(self.width).powf(-0.5) as f32;
+        let sdpa = |mask: Option<Mask>| match mask {
+            Some(mask) => {
+                fast::scaled_dot_product_attention(queries, keys, values, scale, mask, None)
+            }
+            None => fast::scaled_dot_product_attention(queries, keys, values, scale, None, None),
+        };
+        if pass.length == 1 {
+            return sdpa(None); // the view holds exactly what this query sees
+        }
+        match kv.window() {
+            Some(window) if pass.position + pass.length > window => {
+                let mask = pass.sliding_mask(window, kv.first_seen(pass.position))?;
+                sdpa(Some(Mask::Array(&mask)))
+            }
+            _ => sdpa(Some(Mask::Causal)),
+        }
+    }
+
+    /// The arrays it is made of.
+    pub fn arrays(&self) -> impl Iterator<Item = &Array> {
+        let norms = self.head_norms.iter().map(|norms| &norms.weights);
+        self.qkv.arrays().chain(self.output.arrays()).chain(norms)
+    }
+}

@@ -1,0 +1,294 @@
+//! The dense decoder that Llama, Mistral, Qwen2 and Qwen3 share.
+//!
+//! They differ in biases, head norms, tied embeddings and windows, all of which
+//! [`ModelConfig`] says; there is no code per family.
+
+use mlx_rs::error::Result;
+use mlx_rs::{Array, Dtype, fast};
+
+use super::attention::{Attention, HeadNorms, Pass};
+use super::feed_forward::FeedForward;
+use super::linear::{Linear, Matrix, Projection};
+use super::rope::Rope;
+use super::{LayerState, Layout, Model, State};
+use crate::config::ModelConfig;
+use crate::fault::{Loaded, in_load};
+use crate::kv::KvLayer;
+use crate::sys::{self, CompiledSwiglu};
+use crate::weights::{Inventory, Module, Reader};
+
+/// A loaded dense decoder.
+#[derive(Debug)]
+pub struct DenseModel {
+    embedding: Matrix,
+    blocks: Vec<Block>,
+    norm: Array,
+    /// `None`: the embedding serves.
+    head: Option<Linear>,
+    rope: Rope,
+    swiglu: Option<CompiledSwiglu>,
+    config: ModelConfig,
+    dtype: Dtype,
+}
+
+#[derive(Debug)]
+struct Block {
+    before_attention: Array,
+    attention: Attention,
+    before_feed_forward: Array,
+    feed_forward: FeedForward,
+}
+
+const EMBEDDING: &str = "model.embed_tokens";
+const HEAD: &str = "lm_head";
+
+fn layer(index: usize, part: &str) -> String {
+    format!("model.layers.{index}.{part}")
+}
+
+/// Every tensor that a model of this config is made of.
+pub fn inventory(config: &ModelConfig) -> Inventory {
+    let mut all = Inventory::default();
+    let mut module = |path: String, rows: i32, columns: i32, bias: bool| {
+        all.modules.push(Module {
+            path,
+            rows,
+            columns,
+            bias,
+        });
+    };
+    let (hidden, inner) = (config.hidden, config.intermediate);
+    let q = config.heads * config.head_dim;
+    let kv = config.kv_heads * config.head_dim;
+    module(EMBEDDING.into(), config.vocab, hidden, false);
+    for index in 0..config.layers() {
+        let qkv_bias = config.qkv_bias;
+        module(layer(index, "self_attn.q_proj"), q, hidden, qkv_bias);
+        module(layer(index, "self_attn.k_proj"), kv, hidden, qkv_bias);
+        module(layer(index, "self_attn.v_proj"), kv, hidden, qkv_bias);
+        module(
+            layer(index, "self_attn.o_proj"),
+            hidden,
+            q,
+            config.output_bias,
+        );
+        module(
+            layer(index, "mlp.gate_proj"),
+            inner,
+            hidden,
+            config.mlp_bias,
+        );
+        module(layer(index, "mlp.up_proj"), inner, hidden, config.mlp_bias);
+        module(
+            layer(index, "mlp.down_proj"),
+            hidden,
+            inner,
+            config.mlp_bias,
+        );
+    }
+    if config.tied {
+        let parts = ["weight", "scales", "biases"];
+        all.ignored = parts.map(|part| format!("{HEAD}.{part}")).into();
+    } else {
+        module(HEAD.into(), config.vocab, hidden, false);
+    }
+    for index in 0..config.layers() {
+        all.vectors
+            .push((layer(index, "input_layernorm.weight"), hidden));
+        all.vectors
+            .push((layer(index, "post_attention_layernorm.weight"), hidden));
+        if config.head_norms {
+            all.vectors
+                .push((layer(index, "self_attn.q_norm.weight"), config.head_dim));
+            all.vectors
+                .push((layer(index, "self_attn.k_norm.weight"), config.head_dim));
+        }
+    }
+    all.vectors.push(("model.norm.weight".into(), hidden));
+    all
+}
+
+impl DenseModel {
+    /// Reads the weights and lays them out.
+    pub fn load(config: ModelConfig, reader: &mut Reader, layout: Layout) -> Loaded<Self> {
+        let embedding = reader.matrix(EMBEDDING)?;
+        reader.settle(embedding.arrays())?;
+        let dtype = embedding.dtype();
+        let blocks: Loaded<Vec<Block>> = (0..config.layers())
+            .map(|index| Block::load(&config, reader, layout, index))
+            .collect();
+        let blocks = blocks?;
+        let norm = reader.vector("model.norm.weight")?;
+        let head = match config.tied {
+            true => None,
+            false => {
+                let head = reader.linear(HEAD, false)?;
+                reader.settle(head.arrays())?;
+                Some(head)
+            }
+        };
+        let rope = Rope::new(&config.rope, config.head_dim, dtype)
+            .map_err(in_load("preparing rotary positions"))?;
+        let swiglu = match layout.compile {
+            true => Some(CompiledSwiglu::new().map_err(in_load("compiling"))?),
+            false => None,
+        };
+        Ok(Self {
+            embedding,
+            blocks,
+            norm,
+            head,
+            rope,
+            swiglu,
+            config,
+            dtype,
+        })
+    }
+
+    fn arrays(&self) -> impl Iterator<Item = &Array> {
+        let head = self.head.iter().flat_map(Linear::arrays);
+        let blocks = self.blocks.iter().flat_map(Block::arrays);
+        let ends = self.embedding.arrays().chain([&self.norm]);
+        ends.chain(blocks).chain(head)
+    }
+}
+
+impl Block {
+    fn load(
+        config: &ModelConfig,
+        reader: &mut Reader,
+        layout: Layout,
+        index: usize,
+    ) -> Loaded<Self> {
+        let name = |part: &str| layer(index, part);
+        let before_attention = reader.vector(&name("input_layernorm.weight"))?;
+        let attention = load_attention(config, reader, layout, index)?;
+        reader.settle(attention.arrays())?;
+        let before_feed_forward = reader.vector(&name("post_attention_layernorm.weight"))?;
+        let parts = vec![
+            reader.linear(&name("mlp.gate_proj"), config.mlp_bias)?,
+            reader.linear(&name("mlp.up_proj"), config.mlp_bias)?,
+        ];
+        let feed_forward = FeedForward {
+            gate_up: Projection::new(parts, layout.join_gate_up)
+                .map_err(in_load("joining gate and up"))?,
+            down: reader.linear(&name("mlp.down_proj"), config.mlp_bias)?,
+            width: config.intermediate,
+        };
+        reader.settle(feed_forward.arrays())?;
+        Ok(Self {
+            before_attention,
+            attention,
+            before_feed_forward,
+            feed_forward,
+        })
+    }
+
+    fn forward(
+        &self,
+        x: &Array,
+        kv: &mut KvLayer,
+        pass: &mut Pass,
+        eps: f32,
+        swiglu: Option<&CompiledSwiglu>,
+    ) -> Result<Array> {
+        let normed = fast::rms_norm(x, Some(&self.before_attention), eps)?;
+        let x = x.add(self.attention.forward(&normed, kv, pass)?)?;
+        let normed = fast::rms_norm(&x, Some(&self.before_feed_forward), eps)?;
+        x.add(self.feed_forward.forward(&normed, swiglu)?)
+    }
+
+    fn arrays(&self) -> impl Iterator<Item = &Array> {
+        let norms = [&self.before_attention, &self.before_feed_forward];
+        let parts = self.attention.arrays().chain(self.feed_forward.arrays());
+        parts.chain(norms)
+    }
+}
+
+fn load_attention(
+    config: &ModelConfig,
+    reader: &mut Reader,
+    layout: Layout,
+    index: usize,
+) -> Loaded<Attention> {
+    let name = |part: &str| layer(index, &format!("self_attn.{part}"));
+    let parts = vec![
+        reader.linear(&name("q_proj"), config.qkv_bias)?,
+        reader.linear(&name("k_proj"), config.qkv_bias)?,
+        reader.linear(&name("v_proj"), config.qkv_bias)?,
+    ];
+    let head_norms = match config.head_norms {
+        true => {
+            let q = reader.vector(&name("q_norm.weight"))?;
+            let k = reader.vector(&name("k_norm.weight"))?;
+            Some(HeadNorms::new(&q, &k, config).map_err(in_load("preparing head norms"))?)
+        }
+        false => None,
+    };
+    Ok(Attention {
+        qkv: Projection::new(parts, layout.join_qkv).map_err(in_load("joining q, k and v"))?,
+        output: reader.linear(&name("o_proj"), config.output_bias)?,
+        head_norms,
+        heads: config.heads,
+        kv_heads: config.kv_heads,
+        width: config.head_dim,
+        norm_eps: config.norm_eps,
+    })
+}
+
+impl Model for DenseModel {
+    fn state(&self, capacity: i32) -> State {
+        let ModelConfig {
+            kv_heads,
+            head_dim,
+            windows,
+            ..
+        } = &self.config;
+        let layers = windows
+            .iter()
+            .map(|window| LayerState::Kv(KvLayer::new(*kv_heads, *head_dim, self.dtype, *window)))
+            .collect();
+        State {
+            layers,
+            position: 0,
+            capacity,
+        }
+    }
+
+    fn forward(&self, ids: &Array, state: &mut State) -> Result<Array> {
+        let length = ids.dim(1);
+        let mut pass = Pass::new(&self.rope, state.position, length, state.capacity);
+        let mut x = self.embedding.rows(ids)?;
+        for (block, layer) in self.blocks.iter().zip(&mut state.layers) {
+            let LayerState::Kv(kv) = layer;
+            let eps = self.config.norm_eps;
+            x = block.forward(&x, kv, &mut pass, eps, self.swiglu.as_ref())?;
+        }
+        state.position += length;
+        Ok(x)
+    }
+
+    fn logits(&self, hidden: &Array) -> Result<Array> {
+        let length = hidden.dim(1);
+        let width = self.config.hidden;
+        let last = match length {
+            1 => hidden.clone(),
+            _ => sys::slice(hidden, &[0, length - 1, 0], &[1, length, width])?,
+        };
+        let normed = fast::rms_norm(&last, Some(&self.norm), self.config.norm_eps)?;
+        let logits = match &self.head {
+            Some(head) => head.apply(&normed)?,
+            None => self.embedding.product(&normed)?,
+        };
+        logits.reshape(&[1, self.config.vocab])
+    }
+
+    fn weight_bytes(&self) -> u64 {
+        self.arrays().map(|array| array.nbytes() as u64).sum()
+    }
+
+    fn kv_bytes_per_token(&self) -> u64 {
+        let element = crate::weights::header::element_bytes(self.dtype);
+        self.config.kv_bytes_per_token(element as usize)
+    }
+}

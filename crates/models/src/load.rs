@@ -1,0 +1,201 @@
+//! From a folder to a warm engine.
+
+use std::path::Path;
+use std::time::Instant;
+
+use mlx_rs::memory;
+use mlxd_engine::{Engine, SeqId, SeqSpec};
+use mlxd_protocol::{LoadFault, LoadFaultKind, LoadSpec, ModelInfo, Sampling};
+
+use crate::arch::{self, DenseModel, Layout, Model};
+use crate::config::{ModelConfig, Packing};
+use crate::device::{self, Backend};
+use crate::engine::MlxEngine;
+use crate::fault::{Loaded, in_load};
+use crate::weights::{Checkpoint, Plan, Progress, Reader};
+
+/// What a folder's files promise, found without reading a tensor.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Summary {
+    /// `model_type` of its config.
+    pub architecture: String,
+    /// Rows of the embedding.
+    pub vocab_size: u32,
+    /// Tokens a sequence may have.
+    pub context_tokens: u32,
+    /// Parameters, counted before quantisation.
+    pub parameters: u64,
+    /// Bytes of the tensors in the files.
+    pub file_bytes: u64,
+    /// As `4-bit g64`, `bf16`, `f32`.
+    pub quantization: String,
+}
+
+struct Checked {
+    config: ModelConfig,
+    checkpoint: Checkpoint,
+    plan: Plan,
+    quantization: String,
+}
+
+fn checked(folder: &Path) -> Loaded<Checked> {
+    let config = ModelConfig::read(folder)?;
+    let checkpoint = Checkpoint::open(folder)?;
+    let plan = Plan::check(&config, &arch::inventory(&config), &checkpoint)?;
+    let quantization = quantization_name(&config, &checkpoint, &plan);
+    Ok(Checked {
+        config,
+        checkpoint,
+        plan,
+        quantization,
+    })
+}
+
+/// Checks everything about `folder` that can be checked without MLX: config, headers, and
+/// every tensor's name, shape and type.
+pub fn check(folder: &Path) -> Result<Summary, LoadFault> {
+    let Checked {
+        config,
+        plan,
+        quantization,
+        ..
+    } = checked(folder)?;
+    Ok(Summary {
+        architecture: config.model_type,
+        vocab_size: config.vocab as u32,
+        context_tokens: config.context,
+        parameters: plan.parameters,
+        file_bytes: plan.bytes,
+        quantization,
+    })
+}
+
+/// Loads a model and warms it up. Call it on the thread that will own the engine.
+///
+/// `progress` is told bytes read and bytes to read.
+pub fn load(spec: &LoadSpec, progress: &mut dyn FnMut(u64, u64)) -> Result<MlxEngine, LoadFault> {
+    load_with_layout(spec, None, progress)
+}
+
+/// [`load`] with another layout than the one measured best for the device; for measuring.
+pub fn load_with_layout(
+    spec: &LoadSpec,
+    layout: Option<Layout>,
+    progress: Progress,
+) -> Result<MlxEngine, LoadFault> {
+    let begin = Instant::now();
+    let checked = checked(&spec.folder)?;
+    let backend = device::choose(spec.device)?;
+    if let Some(bytes) = spec.cache_bytes_max {
+        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        memory::set_cache_limit(bytes).map_err(in_load("limiting MLX's cache"))?;
+    }
+    let layout = layout.unwrap_or(default_layout(backend));
+    let context = spec
+        .context_tokens_max
+        .map_or(checked.config.context, |max| {
+            max.clamp(1, checked.config.context)
+        });
+    let parameters = checked.plan.parameters;
+    let mut reader = Reader::new(
+        checked.checkpoint,
+        checked.plan,
+        !backend.is_gpu(),
+        progress,
+    )?;
+    let (architecture, vocab) = (checked.config.model_type.clone(), checked.config.vocab);
+    let model = DenseModel::load(checked.config, &mut reader, layout)?;
+    let info = ModelInfo {
+        architecture,
+        vocab_size: vocab as u32,
+        context_tokens: context,
+        parameters,
+        weight_bytes: model.weight_bytes(),
+        kv_bytes_per_token: model.kv_bytes_per_token(),
+        quantization: checked.quantization,
+        backend: backend.name().to_owned(),
+        load_ms: 0,
+    };
+    // On the CPU evaluation blocks, and a step built on an unread one would copy the KV.
+    let depth = if backend.is_gpu() { 2 } else { 1 };
+    let mut engine = MlxEngine::new(Box::new(model), info, depth);
+    warm_up(&mut engine).map_err(|reason| LoadFault {
+        kind: LoadFaultKind::Engine,
+        message: format!("the model is loaded but does not run: {reason}"),
+    })?;
+    engine.trim();
+    engine.set_load_ms(begin.elapsed().as_millis() as u64);
+    Ok(engine)
+}
+
+/// What was measured faster; see the crate's notes on speed.
+fn default_layout(backend: Backend) -> Layout {
+    Layout {
+        join_qkv: true,
+        join_gate_up: true,
+        compile: backend.is_gpu(),
+    }
+}
+
+/// Runs what requests will run, so that the first of them does not wait for kernels.
+fn warm_up(engine: &mut MlxEngine) -> Result<(), String> {
+    let context = engine.info().context_tokens as usize;
+    let sampled = Sampling {
+        temperature: 1.0,
+        top_p: 0.9,
+        top_k: 2,
+        ..Sampling::default()
+    };
+    for (index, sampling) in [Sampling::default(), sampled].into_iter().enumerate() {
+        let seq = SeqId(u64::MAX - index as u64);
+        let prompt = context.clamp(1, 16);
+        let steps = (context - prompt).min(3);
+        let spec = SeqSpec {
+            tokens: vec![0; prompt],
+            prompt_len: prompt,
+            sampling,
+            logprobs: None,
+            capacity: prompt + steps,
+        };
+        engine.open(seq, spec).map_err(|refusal| refusal.message)?;
+        let ran = drive(engine, seq, prompt, steps);
+        engine.close(seq);
+        ran.map_err(|fault| fault.to_string())?;
+    }
+    Ok(())
+}
+
+fn drive(
+    engine: &mut MlxEngine,
+    seq: SeqId,
+    chunk: usize,
+    steps: usize,
+) -> Result<(), mlxd_engine::EngineFault> {
+    while engine.prefill(seq, chunk)? > 0 {}
+    let mut out = Vec::new();
+    for _ in 0..steps {
+        engine.submit(&[seq])?;
+        engine.collect(&mut out)?;
+    }
+    Ok(())
+}
+
+/// The packing that most parameters have, or the type of the embedding.
+fn quantization_name(config: &ModelConfig, checkpoint: &Checkpoint, plan: &Plan) -> String {
+    let packed = plan.packings.values().flatten().next().is_some();
+    let name = |packing: Packing| format!("{}-bit g{}", packing.bits, packing.group);
+    if let Some(default) = config.quantization.default.filter(|_| packed) {
+        let mixed = plan
+            .packings
+            .values()
+            .any(|packing| *packing != Some(default));
+        let suffix = if mixed { " mixed" } else { "" };
+        return format!("{}{suffix}", name(default));
+    }
+    let embedding = checkpoint.tensors.get("model.embed_tokens.weight");
+    match embedding.map(|placed| placed.entry.dtype) {
+        Some(mlx_rs::Dtype::Float16) => "f16".to_owned(),
+        Some(mlx_rs::Dtype::Bfloat16) => "bf16".to_owned(),
+        _ => "f32".to_owned(),
+    }
+}

@@ -1,0 +1,282 @@
+//! Choosing the next token, on the device.
+//!
+//! Everything that a choice depends on stays on the device too: what was seen and how often is
+//! kept in small arrays that each draw updates with its own token, so that the next step can be
+//! built before this one's token is known to anybody.
+
+use mlx_rs::error::{Exception, Result};
+use mlx_rs::ops::indexing::{argmax_axis, put_along_axis, take_along_axis};
+use mlx_rs::ops::{
+    argpartition_axis, argsort_axis, concatenate, logsumexp_axis, select, softmax_axis,
+};
+use mlx_rs::random::categorical;
+use mlx_rs::{Array, Dtype};
+use mlxd_protocol::{Sampling, TokenId};
+
+use crate::sys;
+
+/// What one draw produced, not evaluated.
+#[derive(Debug)]
+pub struct Drawn {
+    /// `[1, 1]`, u32: the next step's input as it is.
+    pub token: Array,
+    /// Present if log-probabilities were asked for.
+    pub logprobs: Option<Logprobs>,
+}
+
+/// Log-probabilities of one position, of the logits as the model gave them.
+#[derive(Debug)]
+pub struct Logprobs {
+    /// `[1, 1]`: the token's own.
+    pub chosen: Array,
+    /// Ids and values `[1, k]` of the likeliest, likeliest first.
+    pub top: Option<(Array, Array)>,
+}
+
+/// Draws the tokens of one sequence.
+#[derive(Debug)]
+pub struct Sampler {
+    sampling: Sampling,
+    logprobs: Option<u8>,
+    vocab: i32,
+    /// Index of the next draw among the generated tokens.
+    index: u64,
+    bias: Option<Array>,
+    /// The last tokens, `[1, n]`, prompt included, for the repetition penalty.
+    window: Option<Array>,
+    /// How often each token was generated, `[1, vocab]`, for the other two penalties.
+    counts: Option<Array>,
+}
+
+/// The key of the draw at `index`: a function of its two arguments alone, so that a sequence
+/// that starts again in another process draws as before. The mix is SplitMix64's.
+pub fn draw_key(seed: u64, index: u64) -> [u32; 2] {
+    let mix = |value: u64| {
+        let value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        value ^ (value >> 31)
+    };
+    let step = index.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let key = mix(mix(seed.wrapping_add(0x9e37_79b9_7f4a_7c15)).wrapping_add(step));
+    [(key >> 32) as u32, key as u32]
+}
+
+impl Sampler {
+    /// For a sequence that holds `tokens` already, `tokens[..prompt_len]` being its prompt.
+    /// Ids and parameters have been checked.
+    pub fn new(
+        sampling: Sampling,
+        logprobs: Option<u8>,
+        vocab: i32,
+        tokens: &[TokenId],
+        prompt_len: usize,
+    ) -> Self {
+        let generated = &tokens[prompt_len..];
+        let counted = sampling.presence_penalty != 0.0 || sampling.frequency_penalty != 0.0;
+        let repeats = sampling.repetition_penalty != 1.0 && sampling.repetition_window > 0;
+        let kept = tokens.len().min(sampling.repetition_window as usize);
+        let last = &tokens[tokens.len() - kept..];
+        Self {
+            bias: bias(&sampling, vocab),
+            window: repeats.then(|| Array::from_slice(last, &[1, kept as i32])),
+            counts: counted.then(|| counts(generated, vocab)),
+            index: generated.len() as u64,
+            sampling,
+            logprobs,
+            vocab,
+        }
+    }
+
+    /// Draws from `logits`, `[1, vocab]`.
+    pub fn draw(&mut self, logits: &Array) -> Result<Drawn> {
+        let adjusted = self.adjust(logits)?;
+        let token = if self.sampling.temperature == 0.0 {
+            argmax_axis(&adjusted, -1, true)?
+        } else {
+            self.pick(&adjusted)?
+        };
+        let logprobs = match self.logprobs {
+            Some(top) => Some(logprobs(logits, &token, i32::from(top).min(self.vocab))?),
+            None => None,
+        };
+        self.index += 1;
+        self.remember(&token)?;
+        Ok(Drawn { token, logprobs })
+    }
+
+    /// Penalties, then bias. Without either the logits pass as they are.
+    fn adjust(&self, logits: &Array) -> Result<Array> {
+        let plain = self.window.is_none() && self.counts.is_none() && self.bias.is_none();
+        if plain && self.sampling.temperature == 0.0 {
+            return Ok(logits.clone());
+        }
+        let mut logits = logits.as_dtype(Dtype::Float32)?;
+        if let Some(window) = &self.window {
+            let penalty = Array::from_f32(self.sampling.repetition_penalty);
+            let seen = take_along_axis(&logits, window, -1)?;
+            let zero = Array::from_f32(0.0);
+            let worse = select(
+                seen.lt(&zero)?,
+                seen.multiply(&penalty)?,
+                seen.divide(&penalty)?,
+            )?;
+            logits = put_along_axis(&logits, window, &worse, -1)?;
+        }
+        if let Some(counts) = &self.counts {
+            let seen = counts.gt(Array::from_f32(0.0))?.as_dtype(Dtype::Float32)?;
+            let presence = seen.multiply(Array::from_f32(self.sampling.presence_penalty))?;
+            let frequency = counts.multiply(Array::from_f32(self.sampling.frequency_penalty))?;
+            logits = logits.subtract(&presence)?.subtract(&frequency)?;
+        }
+        match &self.bias {
+            Some(bias) => logits.add(bias),
+            None => Ok(logits),
+        }
+    }
+
+    /// Temperature, top-k, top-p, min-p, draw. `logits` are float32.
+    fn pick(&self, logits: &Array) -> Result<Array> {
+        let Sampling {
+            temperature,
+            top_p,
+            top_k,
+            min_p,
+            ..
+        } = self.sampling;
+        let scaled = logits.divide(Array::from_f32(temperature))?;
+        let top_k = i32::try_from(top_k).unwrap_or(i32::MAX);
+        let few = top_k > 0 && top_k < self.vocab;
+        // Candidates: all in place, or some of them sorted, likeliest first.
+        let (ids, mut scores) = if few || top_p < 1.0 {
+            let ids = self.sorted(&scaled, few.then_some(top_k))?;
+            let scores = take_along_axis(&scaled, &ids, -1)?;
+            (Some(ids), scores)
+        } else {
+            (None, scaled)
+        };
+        let never = Array::from_f32(f32::NEG_INFINITY);
+        if top_p < 1.0 {
+            let shares = softmax_axis(&scores, -1, true)?;
+            let before = shares.cumsum(-1, None, None)?.subtract(&shares)?;
+            let kept = before.lt(Array::from_f32(top_p))?;
+            scores = select(&kept, &scores, &never)?;
+        }
+        if min_p > 0.0 {
+            let likeliest = scores.max_axis(-1, true)?;
+            let floor = likeliest.add(Array::from_f32(min_p.ln()))?;
+            scores = select(scores.lt(&floor)?, &never, &scores)?;
+        }
+        let key = Array::from_slice(&draw_key(self.sampling.seed, self.index), &[2]);
+        let drawn = categorical(&scores, -1, None, &key)?.reshape(&[1, 1])?;
+        match ids {
+            Some(ids) => take_along_axis(&ids, &drawn, -1)?.as_dtype(Dtype::Uint32),
+            None => drawn.as_dtype(Dtype::Uint32),
+        }
+    }
+
+    /// Ids by falling score; only the `few` first if given.
+    fn sorted(&self, scores: &Array, few: Option<i32>) -> Result<Array> {
+        let falling = scores.negative()?;
+        match few {
+            None => argsort_axis(&falling, -1),
+            Some(few) => likeliest(&falling, few),
+        }
+    }
+
+    fn remember(&mut self, token: &Array) -> Result<()> {
+        if let Some(window) = &self.window {
+            let held = window.dim(1);
+            let most = i32::try_from(self.sampling.repetition_window).unwrap_or(i32::MAX);
+            let first = (held + 1 - most).max(0);
+            let kept = sys::slice(window, &[0, first], &[1, held])?;
+            self.window = Some(concatenate(&[&kept, token], 1)?);
+        }
+        if let Some(counts) = &self.counts {
+            let more = take_along_axis(counts, token, -1)?.add(Array::from_f32(1.0))?;
+            self.counts = Some(put_along_axis(counts, token, &more, -1)?);
+        }
+        Ok(())
+    }
+}
+
+/// Ids of the `few` smallest of `falling`, `[1, vocab]`, in order.
+fn likeliest(falling: &Array, few: i32) -> Result<Array> {
+    if few >= falling.dim(1) {
+        return argsort_axis(falling, -1);
+    }
+    let ids = argpartition_axis(falling, few - 1, -1)?;
+    let ids = sys::slice(&ids, &[0, 0], &[1, few])?;
+    let order = argsort_axis(take_along_axis(falling, &ids, -1)?, -1)?;
+    take_along_axis(&ids, &order, -1)
+}
+
+fn logprobs(logits: &Array, token: &Array, top: i32) -> Result<Logprobs> {
+    let logits = logits.as_dtype(Dtype::Float32)?;
+    let all = logits.subtract(logsumexp_axis(&logits, -1, true)?)?;
+    let chosen = take_along_axis(&all, token, -1)?;
+    let top = match top {
+        0 => None,
+        top => {
+            let ids = likeliest(&all.negative()?, top)?;
+            let values = take_along_axis(&all, &ids, -1)?;
+            Some((ids.as_dtype(Dtype::Uint32)?, values))
+        }
+    };
+    Ok(Logprobs { chosen, top })
+}
+
+fn bias(sampling: &Sampling, vocab: i32) -> Option<Array> {
+    if sampling.logit_bias.is_empty() {
+        return None;
+    }
+    let mut all = vec![0f32; vocab as usize];
+    for &(token, bias) in &sampling.logit_bias {
+        all[token as usize] += bias;
+    }
+    Some(Array::from_slice(&all, &[1, vocab]))
+}
+
+fn counts(generated: &[TokenId], vocab: i32) -> Array {
+    let mut all = vec![0f32; vocab as usize];
+    for &token in generated {
+        all[token as usize] += 1.0;
+    }
+    Array::from_slice(&all, &[1, vocab])
+}
+
+impl Drawn {
+    /// Every array, for evaluating together.
+    pub fn arrays(&self) -> impl Iterator<Item = &Array> {
+        let logprobs = self.logprobs.iter().flat_map(|logprobs| {
+            let top = logprobs.top.iter().flat_map(|(ids, values)| [ids, values]);
+            std::iter::once(&logprobs.chosen).chain(top)
+        });
+        std::iter::once(&self.token).chain(logprobs)
+    }
+
+    /// Waits for the token, then reads everything: token, its log-probability, alternatives.
+    pub fn read(&self) -> Result<(TokenId, f32, Vec<(TokenId, f32)>)> {
+        let token = read::<u32>(&self.token)?[0];
+        let Some(logprobs) = &self.logprobs else {
+            return Ok((token, f32::NAN, Vec::new()));
+        };
+        let chosen = read::<f32>(&logprobs.chosen)?[0];
+        let top = match &logprobs.top {
+            Some((ids, values)) => {
+                let ids = read::<u32>(ids)?.iter().copied();
+                ids.zip(read::<f32>(values)?.iter().copied()).collect()
+            }
+            None => Vec::new(),
+        };
+        Ok((token, chosen, top))
+    }
+}
+
+fn read<T: mlx_rs::ArrayElement>(array: &Array) -> Result<&[T]> {
+    array
+        .try_as_slice::<T>()
+        .map_err(|error| Exception::custom(error.to_string()))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,1 @@
+//! Draws compared with the distributions and penalties they should follow.
