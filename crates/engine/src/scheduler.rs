@@ -16,7 +16,8 @@ use mlxd_protocol::{
 use std::time::Instant;
 
 /// What a call of [`Engine::prefill`] costs at least, in tokens of the chunk's budget: many tiny
-/// prompts must not hold up the running sequences for longer than one large one.
+/// prompts must not hold up the running sequences for longer than one large one. A rest smaller
+/// than this is not worth a call.
 const PREFILL_CALL_TOKENS: usize = 32;
 
 /// Where a scheduler's output goes. A step's reports come before its records.
@@ -269,7 +270,7 @@ impl<E: Engine> Scheduler<E> {
     /// Runs up to a chunk's worth of prompts, the most urgent first.
     fn prefill(&mut self, now: Instant) -> Result<(), EngineFault> {
         let mut budget = self.limits.prefill_chunk_tokens;
-        while budget > 0 {
+        loop {
             let unfinished = self.rows.iter_mut().filter(|row| row.prefilling());
             let Some(row) = unfinished.min_by_key(|row| (row.priority, row.seq)) else {
                 break;
@@ -278,6 +279,9 @@ impl<E: Engine> Scheduler<E> {
             let ran = row.chunk_ran(now, left);
             self.prefilled_tokens += ran as u64;
             budget = budget.saturating_sub(ran.max(PREFILL_CALL_TOKENS));
+            if budget < PREFILL_CALL_TOKENS {
+                break;
+            }
         }
         Ok(())
     }

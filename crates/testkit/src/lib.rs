@@ -1,1 +1,15 @@
-//! Being written.
+//! What tests drive mlxd with: an engine whose tokens are known beforehand and which fails on
+//! demand, a worker program around it, a model folder for it, a front process with an end, and
+//! an HTTP client that can hang up in the middle of a line.
+//!
+//! Nothing here is shipped. [`ScriptedEngine`] runs inside `mlxd-scripted-worker`, which is the
+//! real worker's loop with that engine; a front uses it when its `workers.program` says so.
+
+mod fault;
+mod loader;
+mod script;
+mod scripted;
+
+pub use loader::{PROTOCOL_VARIABLE, ScriptedLoader};
+pub use script::{Fault, How, LoadFailure, Script, ScriptError, When};
+pub use scripted::ScriptedEngine;

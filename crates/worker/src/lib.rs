@@ -1,1 +1,37 @@
-//! Being written.
+//! The worker process around one engine: attach, load, then ring ↔ scheduler ↔ engine.
+//!
+//! `mlxd-worker` is this loop with the MLX engine. Another program may run the same loop with
+//! another engine by handing [`run`] another [`Loader`]; tests do.
+//!
+//! | thread | does | ends |
+//! |---|---|---|
+//! | main | owns the engine and everything in it; [`serve`] | with the process |
+//! | `control` | blocks on the front's messages; the front's going ends the process here | with the process |
+//! | `signals` | waits for SIGTERM and for the parent's death | with the process |
+//! | `parent` (macOS) | waits for the parent's death | with the process |
+//!
+//! Only the main thread touches the engine. The others may end the process at any moment, also
+//! while the engine hangs, and otherwise only put [`Event`](inbox::Event)s into the main
+//! thread's [`Inbox`](inbox::Inbox).
+
+mod arguments;
+mod connection;
+mod control;
+mod inbox;
+mod loader;
+mod log;
+mod page;
+mod run;
+mod serve;
+mod signals;
+mod sink;
+
+#[cfg(target_os = "linux")]
+#[path = "linux.rs"]
+mod os;
+#[cfg(target_os = "macos")]
+#[path = "macos.rs"]
+mod os;
+
+pub use loader::{BenchError, Loader, bench_direct};
+pub use run::{Program, run};

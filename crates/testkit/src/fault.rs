@@ -1,0 +1,97 @@
+//! Carries out the faults of a [`Script`](crate::Script).
+
+use crate::script::{Fault, How, When};
+use mlxd_engine::EngineFault;
+use nix::sys::signal::{Signal, raise};
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+/// The faults that are still to come.
+#[derive(Debug, Default)]
+pub(crate) struct Faults {
+    faults: Vec<Armed>,
+}
+
+#[derive(Debug)]
+struct Armed {
+    fault: Fault,
+    /// Holds one byte for every time that a counted fault has happened.
+    counter: PathBuf,
+}
+
+impl Faults {
+    /// The faults of a plan for the model in `folder`.
+    pub(crate) fn new(faults: &[Fault], folder: &Path) -> Self {
+        let armed = |(index, fault): (usize, &Fault)| Armed {
+            fault: fault.clone(),
+            counter: folder.join(format!("scripted.fault-{index}")),
+        };
+        Self {
+            faults: faults.iter().enumerate().map(armed).collect(),
+        }
+    }
+
+    /// Fails now, if a fault is planned for now. Comes back only with an engine's fault.
+    pub(crate) fn strike(&self, now: When) -> Result<(), EngineFault> {
+        for armed in &self.faults {
+            if is_due(armed.fault.when, now) && armed.counts_down() {
+                return fail(armed.fault.how);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_due(planned: When, now: When) -> bool {
+    match (planned, now) {
+        (When::Tokens(planned), When::Tokens(now)) => now >= planned,
+        (planned, now) => planned == now,
+    }
+}
+
+impl Armed {
+    /// Whether the fault may happen once more; notes that it does.
+    fn counts_down(&self) -> bool {
+        let Some(times_max) = self.fault.times_max else {
+            return true;
+        };
+        let times = std::fs::metadata(&self.counter).map_or(0, |counter| counter.len());
+        if times >= u64::from(times_max) {
+            return false;
+        }
+        let mut counter = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&self.counter)
+            .expect("a counted fault needs a model folder that can be written");
+        counter
+            .write_all(b"x")
+            .expect("one byte fits in the model folder");
+        true
+    }
+}
+
+fn fail(how: How) -> Result<(), EngineFault> {
+    match how {
+        How::Kill => die_by(Signal::SIGKILL),
+        // The runtime's own handler takes the first one.
+        How::Segv => die_by(Signal::SIGSEGV),
+        How::Abort => std::process::abort(),
+        How::Exit(code) => std::process::exit(code),
+        How::Panic => panic!("the script says panic"),
+        How::Hang => loop {
+            std::thread::park();
+        },
+        How::Fault => Err(EngineFault {
+            doing: "following the script",
+            reason: "the script says fault".into(),
+        }),
+    }
+}
+
+fn die_by(signal: Signal) -> ! {
+    loop {
+        raise(signal).expect("a process may signal itself");
+    }
+}

@@ -1,0 +1,29 @@
+//! `mlxd-worker`: one model on MLX. Started by `mlxd`, never by hand.
+
+use mlxd_models::MlxEngine;
+use mlxd_protocol::{LoadFault, LoadSpec, PROTOCOL_VERSION};
+use mlxd_worker::{Loader, Program, run};
+
+/// Loads models with MLX.
+struct Mlx;
+
+impl Loader for Mlx {
+    type Engine = MlxEngine;
+
+    fn load(
+        &mut self,
+        spec: &LoadSpec,
+        progress: &mut dyn FnMut(u64, u64),
+    ) -> Result<MlxEngine, LoadFault> {
+        mlxd_models::load(spec, progress)
+    }
+}
+
+fn main() {
+    let program = Program {
+        name: env!("CARGO_BIN_NAME"),
+        version: env!("CARGO_PKG_VERSION"),
+        protocol: PROTOCOL_VERSION,
+    };
+    run(program, Mlx)
+}
