@@ -1,0 +1,107 @@
+//! What the routes need of the rest of the front, so that they can be tested without workers.
+
+use mlxd_dispatch::{
+    CatalogEntry, Dispatch, End, Entry, Failure, Generation, Job, ModelFault, OpenModel, Readiness,
+};
+use mlxd_protocol::admin::{AdminErrorBody, ModelStatus, Status, Version};
+use std::future::Future;
+use std::path::PathBuf;
+use std::pin::pin;
+use std::task::{Context, Poll};
+
+/// Models, their workers and the sequences they generate.
+pub(crate) trait Backend: Clone + Send + Sync + 'static {
+    /// A sequence being generated.
+    type Tokens: Tokens;
+
+    /// Finds a model and what its text side needs, without starting its worker.
+    fn open_model(&self, name: &str) -> impl Future<Output = Result<OpenModel, ModelFault>>;
+    /// Starts a sequence, and the model's worker if need be.
+    fn generate(&self, job: Job) -> Result<Self::Tokens, Failure>;
+    /// Every model that a request may name.
+    fn catalog(&self) -> impl Future<Output = Vec<CatalogEntry>>;
+    /// The front and its models.
+    fn status(&self) -> impl Future<Output = Status>;
+    /// Loads a model.
+    fn start(&self, model: &str) -> impl Future<Output = Result<ModelStatus, AdminErrorBody>>;
+    /// Unloads a model.
+    fn stop(&self, model: &str) -> impl Future<Output = Result<ModelStatus, AdminErrorBody>>;
+    /// Gives a model a new worker.
+    fn restart(&self, model: &str) -> impl Future<Output = Result<ModelStatus, AdminErrorBody>>;
+    /// Where a model's worker logs.
+    fn log_file(&self, model: &str) -> Result<PathBuf, AdminErrorBody>;
+    /// Whether requests are taken.
+    fn readiness(&self) -> Readiness;
+    /// The metrics of everything below HTTP, in Prometheus's text format.
+    fn encode_metrics(&self) -> impl Future<Output = String>;
+    /// Who answers.
+    fn version(&self) -> Version;
+}
+
+/// The tokens of one sequence. Dropping it before its end cancels it.
+pub(crate) trait Tokens: Unpin + 'static {
+    /// Appends every token since the last call. Ready when there is at least one or the end,
+    /// which comes with the last of them.
+    fn poll_next(&mut self, cx: &mut Context<'_>, out: &mut Vec<Entry>) -> Poll<Option<End>>;
+    /// Prompt tokens that needed no computing, once that is known.
+    fn cached_tokens(&self) -> u32;
+}
+
+impl Tokens for Generation {
+    fn poll_next(&mut self, cx: &mut Context<'_>, out: &mut Vec<Entry>) -> Poll<Option<End>> {
+        // `next` keeps nothing between polls: its waker is the journal's, its cursor ours.
+        pin!(self.next(out)).poll(cx)
+    }
+
+    fn cached_tokens(&self) -> u32 {
+        self.started().map_or(0, |started| started.cached_tokens)
+    }
+}
+
+impl Backend for Dispatch {
+    type Tokens = Generation;
+
+    async fn open_model(&self, name: &str) -> Result<OpenModel, ModelFault> {
+        Dispatch::open_model(self, name).await
+    }
+
+    fn generate(&self, job: Job) -> Result<Generation, Failure> {
+        Dispatch::generate(self, job)
+    }
+
+    async fn catalog(&self) -> Vec<CatalogEntry> {
+        Dispatch::catalog(self).await
+    }
+
+    async fn status(&self) -> Status {
+        Dispatch::status(self).await
+    }
+
+    async fn start(&self, model: &str) -> Result<ModelStatus, AdminErrorBody> {
+        Dispatch::start(self, model).await
+    }
+
+    async fn stop(&self, model: &str) -> Result<ModelStatus, AdminErrorBody> {
+        Dispatch::stop(self, model).await
+    }
+
+    async fn restart(&self, model: &str) -> Result<ModelStatus, AdminErrorBody> {
+        Dispatch::restart(self, model).await
+    }
+
+    fn log_file(&self, model: &str) -> Result<PathBuf, AdminErrorBody> {
+        Dispatch::log_file(self, model)
+    }
+
+    fn readiness(&self) -> Readiness {
+        Dispatch::readiness(self)
+    }
+
+    async fn encode_metrics(&self) -> String {
+        Dispatch::encode_metrics(self).await
+    }
+
+    fn version(&self) -> Version {
+        Dispatch::version(self)
+    }
+}

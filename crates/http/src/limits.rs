@@ -1,0 +1,101 @@
+//! What one server, one connection and one request may take. Plain values: the front fills them
+//! in from its configuration.
+
+use std::time::Duration;
+
+/// Limits of the server and its connections.
+#[derive(Debug, Clone)]
+pub struct HttpLimits {
+    /// Threads that serve connections.
+    pub threads: usize,
+    /// Threads for templates, tokenising and files, all connections together.
+    pub blocking_threads_max: usize,
+    /// Connections open at once; more wait in the operating system's queue.
+    pub connections_max: usize,
+    /// Answers being made at once, streamed or not; a further request gets 503.
+    pub streams_max: usize,
+    /// Bytes of a request's body; a longer one gets 413.
+    pub body_bytes_max: usize,
+    /// How long a client may take to send a request's head.
+    pub header_timeout: Duration,
+    /// How long a client may take to send a request's body.
+    pub body_timeout: Duration,
+    /// How long an idle connection stays open.
+    pub keep_alive: Duration,
+    /// A comment line goes down a stream that has been silent so long. A stream whose first
+    /// token takes longer answers 200 at that moment; until then a failure has its own status.
+    pub stream_ping: Duration,
+    /// How long running answers may go on after a graceful stop was asked for.
+    pub shutdown_grace: Duration,
+    /// What a refusal for lack of room names in `Retry-After`.
+    pub retry_after_s: u64,
+    /// Bytes of a worker's log that one admin call may ask for.
+    pub log_bytes_max: u64,
+    /// Limits of one request.
+    pub request: RequestLimits,
+}
+
+impl Default for HttpLimits {
+    fn default() -> Self {
+        Self {
+            threads: 2,
+            blocking_threads_max: 4,
+            connections_max: 1024,
+            streams_max: 256,
+            body_bytes_max: 32 << 20,
+            header_timeout: Duration::from_secs(10),
+            body_timeout: Duration::from_secs(60),
+            keep_alive: Duration::from_secs(75),
+            stream_ping: Duration::from_secs(15),
+            shutdown_grace: Duration::from_secs(10),
+            retry_after_s: 1,
+            log_bytes_max: 16 << 20,
+            request: RequestLimits::default(),
+        }
+    }
+}
+
+/// How much one request may ask for. What goes beyond is refused with 400 and both numbers.
+#[derive(Debug, Clone)]
+pub struct RequestLimits {
+    /// Tokens generated when a chat request names no `max_tokens`; the context bounds it.
+    pub max_tokens_default: u32,
+    /// Choices of one request: `n` times the number of prompts.
+    pub n_max: u32,
+    /// Messages of one chat request.
+    pub messages_max: usize,
+    /// Tools of one chat request.
+    pub tools_max: usize,
+    /// Stop strings of one request.
+    pub stop_strings_max: usize,
+    /// Bytes of one stop string.
+    pub stop_bytes_max: usize,
+    /// Entries of `logit_bias`.
+    pub logit_bias_max: usize,
+    /// `top_logprobs` of one request, at most 20.
+    pub top_logprobs_max: u8,
+    /// Tokens of a prompt, whatever the model's context is.
+    pub prompt_tokens_max: usize,
+    /// Requests whose prompt is being prepared or waits for it; a further one gets 503.
+    pub prepare_queued_max: usize,
+    /// How long preparing one prompt may wait and run.
+    pub prepare_timeout: Duration,
+}
+
+impl Default for RequestLimits {
+    fn default() -> Self {
+        Self {
+            max_tokens_default: 4096,
+            n_max: 8,
+            messages_max: 4096,
+            tools_max: 256,
+            stop_strings_max: 16,
+            stop_bytes_max: 1024,
+            logit_bias_max: 1024,
+            top_logprobs_max: 20,
+            prompt_tokens_max: 1 << 20,
+            prepare_queued_max: 256,
+            prepare_timeout: Duration::from_secs(30),
+        }
+    }
+}

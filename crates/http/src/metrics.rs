@@ -1,0 +1,125 @@
+//! What the HTTP side counts, as Prometheus families.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode_registry;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByStatus {
+    route: String,
+    status: u16,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByRoute {
+    route: String,
+}
+
+/// HTTP's Prometheus families, shared by all threads.
+#[derive(Debug)]
+pub(crate) struct HttpMetrics {
+    registry: Registry,
+    requests: Family<ByStatus, Counter>,
+    seconds: Family<ByRoute, Histogram, fn() -> Histogram>,
+    request_bytes: Counter,
+    in_flight: Gauge,
+    places: Arc<Semaphore>,
+    places_max: usize,
+}
+
+/// An answer being made: one of the places, counted while it is held.
+#[derive(Debug)]
+pub(crate) struct InFlight {
+    gauge: Gauge,
+    _place: OwnedSemaphorePermit,
+}
+
+impl HttpMetrics {
+    pub(crate) fn new(streams_max: usize) -> Self {
+        let mut registry = Registry::with_prefix("mlxd_http");
+        let requests = Family::<ByStatus, Counter>::default();
+        let seconds = Family::<ByRoute, Histogram, fn() -> Histogram>::new_with_constructor(|| {
+            Histogram::new(exponential_buckets(0.001, 4.0, 9))
+        });
+        let request_bytes = Counter::default();
+        let in_flight = Gauge::default();
+        registry.register(
+            "requests",
+            "Requests answered, by route and status",
+            requests.clone(),
+        );
+        registry.register_with_unit(
+            "response_start",
+            "From a request's head to its response's head, by route",
+            Unit::Seconds,
+            seconds.clone(),
+        );
+        registry.register(
+            "request_body_bytes",
+            "Bytes of bodies read",
+            request_bytes.clone(),
+        );
+        registry.register("answers_in_flight", "Answers being made", in_flight.clone());
+        Self {
+            registry,
+            requests,
+            seconds,
+            request_bytes,
+            in_flight,
+            places: Arc::new(Semaphore::new(streams_max)),
+            places_max: streams_max,
+        }
+    }
+
+    /// A response's head is ready. `route` is a pattern, so that there are few of them.
+    pub(crate) fn responded(&self, route: &str, status: u16, after: Duration) {
+        let route = route.to_owned();
+        self.requests
+            .get_or_create(&ByStatus {
+                route: route.clone(),
+                status,
+            })
+            .inc();
+        self.seconds
+            .get_or_create(&ByRoute { route })
+            .observe(after.as_secs_f64());
+    }
+
+    pub(crate) fn count_request_bytes(&self, bytes: usize) {
+        self.request_bytes.inc_by(bytes as u64);
+    }
+
+    /// A place for one more answer; the maximum when there is none.
+    pub(crate) fn start_answer(&self) -> Result<InFlight, usize> {
+        let place = self
+            .places
+            .clone()
+            .try_acquire_owned()
+            .map_err(|_| self.places_max)?;
+        self.in_flight.inc();
+        Ok(InFlight {
+            gauge: self.in_flight.clone(),
+            _place: place,
+        })
+    }
+
+    /// All families in the text format, with the closing `# EOF`.
+    pub(crate) fn encode_after(&self, mut text: String) -> String {
+        encode_registry(&mut text, &self.registry).expect("writing to a String cannot fail");
+        text.push_str("# EOF\n");
+        text
+    }
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.gauge.dec();
+    }
+}

@@ -1,0 +1,8 @@
+//! OpenAI's JSON: requests in, checked; answers and chunks out.
+
+pub(crate) mod answer;
+pub(crate) mod chat;
+pub(crate) mod common;
+pub(crate) mod completion;
+pub(crate) mod fields;
+mod messages;

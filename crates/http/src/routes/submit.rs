@@ -1,0 +1,167 @@
+//! From prepared prompts to a response: what chat and text completions do alike.
+
+use crate::app::App;
+use crate::backend::Backend;
+use crate::error::ApiError;
+use crate::metrics::InFlight;
+use crate::openai::answer::{Head, Shape};
+use crate::openai::common::Common;
+use crate::prepare::{self, Prepared};
+use crate::request_id::{TraceId, random_id};
+use crate::respond::answer::Answer;
+use crate::respond::choice::Choice;
+use crate::respond::sse::SseBody;
+use actix_web::http::header;
+use actix_web::web::Data;
+use actix_web::{HttpMessage, HttpRequest, HttpResponse};
+use mlxd_dispatch::{Job, OpenModel};
+use mlxd_protocol::Priority;
+use std::future::poll_fn;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// A request that is ready to be generated.
+pub(crate) struct Submission {
+    pub(crate) model: OpenModel,
+    pub(crate) common: Common,
+    pub(crate) shape: Shape,
+    pub(crate) prompts: Vec<Prepared>,
+    pub(crate) place: InFlight,
+}
+
+impl Submission {
+    /// Generates and answers, streamed or not.
+    pub(crate) async fn respond<B: Backend>(
+        self,
+        app: &Data<App<B>>,
+        request: &HttpRequest,
+    ) -> Result<HttpResponse, ApiError> {
+        let stream = self.common.stream;
+        let mut answer = self.start(app, request)?;
+        if !stream {
+            let body = answer.collect().await?;
+            return Ok(HttpResponse::Ok()
+                .content_type("application/json")
+                .body(body));
+        }
+        // The head waits for the first token, so that what fails before it has its own status;
+        // but not for so long that the client gives up.
+        let ping = app.limits.stream_ping;
+        let first = tokio::time::timeout(ping, poll_fn(|cx| answer.poll_news(cx))).await;
+        if let (Ok(()), Some(error)) = (first, answer.error.take()) {
+            return Err(error);
+        }
+        Ok(HttpResponse::Ok()
+            .content_type("text/event-stream; charset=utf-8")
+            .insert_header((header::CACHE_CONTROL, "no-cache"))
+            // Asks nginx and its like not to collect a stream before passing it on.
+            .insert_header(("x-accel-buffering", "no"))
+            .body(SseBody::new(answer, ping)))
+    }
+
+    fn start<B: Backend>(
+        self,
+        app: &App<B>,
+        request: &HttpRequest,
+    ) -> Result<Answer<B::Tokens>, ApiError> {
+        let Self {
+            model,
+            common,
+            shape,
+            prompts,
+            place,
+        } = self;
+        check_logit_bias(&common, &model)?;
+        let trace = request.extensions().get::<TraceId>().cloned();
+        let trace = trace.unwrap_or_else(|| TraceId::of(request.headers()));
+        let priority = priority_of(request);
+        let seed = common.seed.unwrap_or_else(|| fastrand::u64(..));
+        let text = &model.text;
+        let mut choices = Vec::with_capacity(prompts.len() * common.n as usize);
+        let mut prompt_tokens = 0;
+        for prepared in &prompts {
+            let prompt = &prepared.prompt;
+            prompt_tokens += prompt.len() as u32;
+            let room = model.context_tokens - prompt.len() as u32;
+            let wanted = common
+                .max_tokens
+                .unwrap_or(app.limits.request.max_tokens_default);
+            for _ in 0..common.n {
+                let seed = prepare::seed_of_choice(seed, choices.len());
+                let tokens = app.backend.generate(Job {
+                    model: model.id.clone(),
+                    trace: trace.0.clone(),
+                    prompt: prompt.clone(),
+                    sampling: prepare::sampling(&common, &text.defaults, seed),
+                    max_new: wanted.min(room),
+                    stop_tokens: text.defaults.stop_tokens.clone(),
+                    logprobs: common.logprobs,
+                    priority,
+                })?;
+                choices.push(Choice::new(
+                    tokens,
+                    &text.tokenizer,
+                    prompt,
+                    &common.stops,
+                    common.logprobs.is_some(),
+                    prepared.echo.clone(),
+                ));
+            }
+        }
+        let id = random_id(match shape {
+            Shape::Chat => "chatcmpl-",
+            Shape::Text => "cmpl-",
+        });
+        let head = Head::new(
+            shape,
+            id,
+            model.id.as_str(),
+            unix_seconds(),
+            common.include_usage,
+            text.tokenizer.clone(),
+        );
+        Ok(Answer::new(
+            head,
+            choices,
+            prompt_tokens,
+            common.n as usize,
+            place,
+        ))
+    }
+}
+
+fn unix_seconds() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}
+
+fn check_logit_bias(common: &Common, model: &OpenModel) -> Result<(), ApiError> {
+    let size = model.text.tokenizer.vocab_size();
+    match common
+        .logit_bias
+        .iter()
+        .find(|(id, _)| *id as usize >= size)
+    {
+        None => Ok(()),
+        Some((id, _)) => Err(ApiError::field(
+            format!("logit_bias.{id}"),
+            format!(
+                "'logit_bias' names the token {id}; the model's ids are 0 to {}",
+                size - 1
+            ),
+        )),
+    }
+}
+
+/// `X-Priority: high`, `normal` or `low`; what is none of them is normal.
+fn priority_of(request: &HttpRequest) -> Priority {
+    let value = request
+        .headers()
+        .get("x-priority")
+        .and_then(|value| value.to_str().ok());
+    match value {
+        Some(word) if word.eq_ignore_ascii_case("high") => Priority::High,
+        Some(word) if word.eq_ignore_ascii_case("low") => Priority::Low,
+        _ => Priority::Normal,
+    }
+}
