@@ -48,8 +48,7 @@ impl Compiled {
                 limit: limits.source_bytes_max as u64,
             });
         }
-        let mut environment =
-            dialect().map_err(|error| TextError::Template(describe(&error)))?;
+        let mut environment = dialect().map_err(|error| TextError::Template(describe(&error)))?;
         environment.set_fuel(Some(limits.instructions_max));
         environment.set_recursion_limit(limits.recursion_max);
         environment

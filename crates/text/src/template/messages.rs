@@ -207,9 +207,11 @@ mod tests {
     #[test]
     fn developer_is_system_for_a_template_that_does_not_know_it() {
         let messages = [json!({"role": "developer", "content": "x"})];
-        let role = |knows| {
-            normalise(&messages, ContentShape::Text, knows).unwrap()[0]["role"].clone()
-        };
-        assert_eq!((role(false), role(true)), ("system".into(), "developer".into()));
+        let role =
+            |knows| normalise(&messages, ContentShape::Text, knows).unwrap()[0]["role"].clone();
+        assert_eq!(
+            (role(false), role(true)),
+            ("system".into(), "developer".into())
+        );
     }
 }

@@ -1,6 +1,6 @@
 //! Python methods that templates call and `minijinja-contrib` lacks.
 
-use minijinja::value::{ValueKind, from_args};
+use minijinja::value::{Tuple, ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State, Value};
 
 /// Methods of strings, lists and mappings.
@@ -75,7 +75,11 @@ fn stripped(text: &str, args: &[Value], start: bool, end: bool) -> Result<Value,
     } else {
         text
     };
-    let text = if end { text.trim_end_matches(cut) } else { text };
+    let text = if end {
+        text.trim_end_matches(cut)
+    } else {
+        text
+    };
     Ok(Value::from(text))
 }
 
@@ -84,7 +88,10 @@ fn separator_and_count(args: &[Value]) -> Result<(Option<&str>, Option<usize>), 
     if separator == Some("") {
         return Err(invalid("empty separator"));
     }
-    Ok((separator, count.and_then(|count| usize::try_from(count).ok())))
+    Ok((
+        separator,
+        count.and_then(|count| usize::try_from(count).ok()),
+    ))
 }
 
 fn split(text: &str, args: &[Value]) -> Result<Value, Error> {
@@ -138,7 +145,7 @@ fn rpartition(text: &str, args: &[Value]) -> Result<Value, Error> {
 }
 
 fn triple(before: &str, separator: &str, after: &str) -> Value {
-    [before, separator, after].map(Value::from).into_iter().collect()
+    Value::from(Tuple::from([before, separator, after].map(Value::from)))
 }
 
 fn zfill(text: &str, width: usize) -> Value {

@@ -19,9 +19,11 @@ pub(super) fn from_json(value: &Json) -> Value {
             _ => Value::from(number.as_f64().unwrap_or(f64::NAN)),
         },
         Json::Array(items) => items.iter().map(from_json).collect(),
-        Json::Object(entries) => {
-            Value::from_pairs(entries.iter().map(|(key, value)| (&key[..], from_json(value))))
-        }
+        Json::Object(entries) => Value::from_pairs(
+            entries
+                .iter()
+                .map(|(key, value)| (&key[..], from_json(value))),
+        ),
     }
 }
 
@@ -144,7 +146,11 @@ pub(super) fn tojson(value: &Value, options: Kwargs) -> Result<Value, Error> {
         Some(width) => Some(match (width.as_str(), width.as_usize()) {
             (Some(text), _) => text.to_owned(),
             (_, Some(count)) if count <= DEPTH_MAX => " ".repeat(count),
-            _ => return Err(invalid("tojson: indent is neither a small number nor a text")),
+            _ => {
+                return Err(invalid(
+                    "tojson: indent is neither a small number nor a text",
+                ));
+            }
         }),
     };
     let separators = match options.get::<Option<Value>>("separators")? {
@@ -162,7 +168,9 @@ pub(super) fn tojson(value: &Value, options: Kwargs) -> Result<Value, Error> {
         out: String::new(),
         indent,
         separators,
-        ensure_ascii: options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false),
+        ensure_ascii: options
+            .get::<Option<bool>>("ensure_ascii")?
+            .unwrap_or(false),
         sort_keys: options.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
     };
     options.assert_all_used()?;
@@ -185,7 +193,9 @@ impl JsonWriter {
         match value.kind() {
             ValueKind::Undefined => return Err(invalid("tojson: the value is undefined")),
             ValueKind::None => self.out.push_str("null"),
-            ValueKind::Bool => self.out.push_str(if value.is_true() { "true" } else { "false" }),
+            ValueKind::Bool => self
+                .out
+                .push_str(if value.is_true() { "true" } else { "false" }),
             ValueKind::Number => self.number(value)?,
             ValueKind::String => self.string(value.as_str().unwrap_or_default()),
             ValueKind::Map => {

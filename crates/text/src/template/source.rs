@@ -24,7 +24,10 @@ pub(super) fn find(
     if let Some(source) = read_text(&folder.join("chat_template.jinja"), bytes_max)? {
         found.push(("default".to_owned(), source));
     }
-    found.extend(additional(&folder.join("additional_chat_templates"), bytes_max)?);
+    found.extend(additional(
+        &folder.join("additional_chat_templates"),
+        bytes_max,
+    )?);
     if !found.is_empty() {
         return Ok(found);
     }
