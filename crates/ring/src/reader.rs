@@ -3,7 +3,7 @@
 //! Adds the doorbell to the core: sleeps until the writer rings, rings for a writer that waits
 //! for room, and tells that the writer is gone, after its last record and not before.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use crate::consumer::Consumer;
@@ -19,19 +19,10 @@ const SPINS_PER_CLOCK: u32 = 64;
 
 /// The reading end of a ring: one thread of one process holds it.
 ///
-/// `AsFd` is the doorbell, for an event loop:
-///
-/// ```ignore
-/// let mut reader = AsyncFd::with_interest(link.tokens, Interest::READABLE)?;
-/// loop {
-///     while let Some(kind) = reader.get_mut().try_recv(&mut record)? { /* … */ }
-///     if reader.get_mut().prepare_sleep()? {
-///         let mut ready = reader.readable_mut().await?;
-///         ready.get_inner_mut().woken()?;
-///         ready.clear_ready();
-///     }
-/// }
-/// ```
+/// `AsFd` is the doorbell, for an event loop: take records with [`Self::try_recv`] until there is
+/// none, call [`Self::prepare_sleep`], and if that says so wait until the doorbell is readable,
+/// then call [`Self::woken`]. tokio watches a second descriptor of the doorbell, as in
+/// `tests/event_loop.rs`.
 pub struct Reader {
     core: Consumer<RingWords>,
     doorbell: Doorbell,
@@ -172,12 +163,6 @@ impl Reader {
 impl AsFd for Reader {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.doorbell.as_fd()
-    }
-}
-
-impl AsRawFd for Reader {
-    fn as_raw_fd(&self) -> RawFd {
-        self.doorbell.as_fd().as_raw_fd()
     }
 }
 

@@ -3,7 +3,7 @@
 //! Adds the doorbell to the core: rings for a reader that sleeps, waits for a reader to make
 //! room, notices that the reader is gone.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use crate::doorbell::Doorbell;
@@ -181,12 +181,6 @@ impl Writer {
 impl AsFd for Writer {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.doorbell.as_fd()
-    }
-}
-
-impl AsRawFd for Writer {
-    fn as_raw_fd(&self) -> RawFd {
-        self.doorbell.as_fd().as_raw_fd()
     }
 }
 

@@ -112,12 +112,14 @@ impl Pair {
                 prop_assert_eq!(&self.out, &expected);
                 Ok(true)
             }
-            (Ok(None), None) => Ok(false),
             // The reader looks at the tail once a call: pieces given up may hide what follows.
-            (Ok(None), Some(front)) if self.consumer.is_empty() == Ok(false) => {
-                self.queue.push_front(front);
+            (Ok(None), front) if self.consumer.is_empty() == Ok(false) => {
+                if let Some(front) = front {
+                    self.queue.push_front(front);
+                }
                 self.take()
             }
+            (Ok(None), None) => Ok(false),
             (taken, front) => Err(TestCaseError::fail(format!("{taken:?} for {front:?}"))),
         }
     }
