@@ -5,8 +5,9 @@
 
 use std::collections::{HashMap, VecDeque};
 
+use mlx_rs::error::Exception;
 use mlx_rs::transforms::{async_eval, eval};
-use mlx_rs::{Array, memory};
+use mlx_rs::{Array, Dtype, memory};
 use mlxd_engine::{Engine, EngineFault, MemoryFigures, SeqId, SeqSpec, StepToken};
 use mlxd_protocol::{ModelInfo, Refusal, RefusalCode, Sampling, TokenId};
 
@@ -60,26 +61,40 @@ impl MlxEngine {
         self.info.load_ms = load_ms;
     }
 
-    /// Logits of every position of `tokens`, `[tokens][vocabulary]`, computed as a decode
-    /// would: one chunk of all but the last, then each position alone. For comparing with
-    /// other implementations; far too slow for anything else.
-    pub fn logits_of(&mut self, tokens: &[TokenId]) -> Result<Vec<Vec<f32>>, EngineFault> {
-        let fault = in_engine("computing logits");
-        let mut state = self.model.state(tokens.len() as i32);
-        let mut rows = Vec::with_capacity(tokens.len());
-        for &token in tokens {
-            let ids = Array::from_slice(&[token], &[1, 1]);
-            let hidden = self.model.forward(&ids, &mut state).map_err(&fault)?;
-            let logits = self.model.logits(&hidden).map_err(&fault)?;
-            let logits = logits.as_dtype(mlx_rs::Dtype::Float32).map_err(&fault)?;
-            eval([&logits]).map_err(&fault)?;
-            let row = logits.to_vec_exact::<f32>().map_err(|error| EngineFault {
-                doing: "reading logits",
-                reason: error.to_string(),
-            })?;
-            rows.push(row);
+    /// Logits of the last token of `prompt`, then of each of `forced`, as a decode would
+    /// compute them. For comparing with other implementations.
+    pub fn logits_along(
+        &self,
+        prompt: &[TokenId],
+        forced: &[TokenId],
+    ) -> Result<Vec<Vec<f32>>, EngineFault> {
+        let ids: Vec<TokenId> = prompt.iter().chain(forced).copied().collect();
+        let known = ids.iter().all(|id| *id < self.info.vocab_size);
+        if prompt.is_empty() || !known || ids.len() > self.info.context_tokens as usize {
+            return Err(EngineFault {
+                doing: "computing logits",
+                reason: "an empty prompt, an unknown id, or too many of them".to_owned(),
+            });
         }
-        Ok(rows)
+        let first = prompt.len() - 1;
+        let rows = || -> mlx_rs::error::Result<Vec<Vec<f32>>> {
+            let mut state = self.model.state(ids.len() as i32);
+            if first > 0 {
+                let ids = Array::from_slice(&ids[..first], &[1, first as i32]);
+                self.model.forward(&ids, &mut state)?;
+                eval(state.arrays())?;
+            }
+            let row = |id: &TokenId| {
+                let hidden = self
+                    .model
+                    .forward(&Array::from_slice(&[*id], &[1, 1]), &mut state)?;
+                let logits = self.model.logits(&hidden)?.as_dtype(Dtype::Float32)?;
+                let row = logits.to_vec_exact::<f32>();
+                row.map_err(|error| Exception::custom(error.to_string()))
+            };
+            ids[first..].iter().map(row).collect()
+        };
+        rows().map_err(in_engine("computing logits"))
     }
 
     fn step(model: &dyn Model, sequence: &mut Sequence) -> mlx_rs::error::Result<Drawn> {
