@@ -63,6 +63,10 @@ pub fn all() -> Vec<Kind> {
 }
 
 /// The tokenizer of this name.
+#[allow(
+    dead_code,
+    reason = "not every test that shares this module asks by name"
+)]
 pub fn named(name: &str) -> Kind {
     let found = all().into_iter().find(|kind| kind.name == name);
     found.expect("a kind of this name")
