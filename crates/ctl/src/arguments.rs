@@ -1,0 +1,116 @@
+//! The command line.
+
+use crate::exit::EXIT_CODES_HELP;
+use clap::{Args, Parser, Subcommand};
+use std::path::{Path, PathBuf};
+
+/// Asks a running mlxd what it does, and tells it what to do.
+#[derive(Debug, Parser)]
+#[command(name = "mlxctl", version, after_help = EXIT_CODES_HELP, max_term_width = 100)]
+pub(crate) struct Arguments {
+    /// mlxd's admin socket [default: mlxd.sock where mlxd's configuration puts it]
+    #[arg(long, global = true, env = "MLXD_SOCKET", value_name = "PATH")]
+    pub(crate) socket: Option<PathBuf>,
+    /// Print what mlxd answered, as JSON
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Show the models and what their workers do
+    Status {
+        /// Only these; without any, or with `all`, every one
+        #[arg(value_name = "MODEL")]
+        models: Vec<String>,
+    },
+    /// Load models, and wait until they are ready
+    Start(Models),
+    /// Finish what runs, then end the workers
+    Stop(Models),
+    /// Stop, then start
+    Restart(Models),
+    /// Ask a model a question and show the answer as it comes
+    Ask(Ask),
+    /// Show the end of a worker's log
+    Tail(Tail),
+    /// Finish what runs, then end mlxd
+    Shutdown,
+    /// Show the versions of mlxctl and mlxd
+    Version,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Models {
+    /// Names as in requests; `all` stands for every model in the status table
+    #[arg(required = true, value_name = "MODEL")]
+    pub(crate) models: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Ask {
+    /// The model's name
+    pub(crate) model: String,
+    /// The question; without it, or with `-`, standard input is read
+    pub(crate) question: Option<String>,
+    /// What the model is told before the question
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) system: Option<String>,
+    /// Tokens of the answer at the most
+    #[arg(long, value_name = "N")]
+    pub(crate) max_tokens: Option<u32>,
+    /// 0 always takes the likeliest token
+    #[arg(long, value_name = "T")]
+    pub(crate) temperature: Option<f32>,
+    /// Makes the answer repeatable
+    #[arg(long, value_name = "N")]
+    pub(crate) seed: Option<u64>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Tail {
+    /// Go on with what is written from now on, until Ctrl-C
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// How much of the end to show
+    #[arg(short = 'c', long, default_value_t = 1600, value_name = "N")]
+    pub(crate) bytes: u64,
+    /// The model's name
+    pub(crate) model: String,
+}
+
+/// A model's name for mlxd, which was started elsewhere: `./folder` becomes a whole path.
+pub(crate) fn model_from_here(name: &str) -> std::io::Result<String> {
+    Ok(absolute_model(name, &std::env::current_dir()?))
+}
+
+fn absolute_model(name: &str, here: &Path) -> String {
+    let relative = name == "." || name.starts_with("./");
+    if !relative {
+        return name.to_owned();
+    }
+    let joined: PathBuf = here.join(name).components().collect();
+    joined.to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn a_relative_path_is_seen_from_here() {
+        let here = Path::new("/home/u");
+        assert_eq!(absolute_model("./m/x/", here), "/home/u/m/x");
+        assert_eq!(absolute_model(".", here), "/home/u");
+        assert_eq!(absolute_model("org/name", here), "org/name");
+        assert_eq!(absolute_model("/m", here), "/m");
+    }
+}

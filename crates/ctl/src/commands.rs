@@ -1,0 +1,140 @@
+//! Which command does what.
+
+use crate::arguments::{Arguments, Command, model_from_here};
+use crate::call::{Deed, call};
+use crate::client::{Failure, Front, Patience, check_protocol};
+use crate::exit::Exit;
+use crate::{ask, output, socket, status, tail};
+use mlxd_protocol::PROTOCOL_VERSION;
+use mlxd_protocol::admin::{ModelStatus, Status, Version};
+use serde_json::json;
+
+/// Does what the arguments say.
+pub(crate) async fn run(arguments: Arguments) -> Result<Exit, Failure> {
+    let as_json = arguments.json;
+    let place = arguments.socket.map_or_else(socket::standard_place, Ok);
+    let front = place.map(Front::new).map_err(Failure::NoPlace);
+    match arguments.command {
+        Command::Status { models } => match show_status(front, &models, as_json).await {
+            // `status` has a code of its own for an mlxd that says nothing.
+            Err(failure) if failure.is_unreachable() => {
+                eprintln!("mlxctl: {failure}");
+                Ok(Exit::StatusUnknown)
+            }
+            result => result,
+        },
+        Command::Version => show_version(front, as_json).await,
+        Command::Shutdown => shutdown(front, as_json).await,
+        Command::Start(named) => deed(front, Deed::Start, &named.models, as_json).await,
+        Command::Stop(named) => deed(front, Deed::Stop, &named.models, as_json).await,
+        Command::Restart(named) => deed(front, Deed::Restart, &named.models, as_json).await,
+        Command::Ask(mut arguments) => {
+            let front = reached(front).await?;
+            arguments.model = model_from_here(&arguments.model)?;
+            ask::ask(&front, &arguments, as_json).await
+        }
+        Command::Tail(mut arguments) => {
+            let front = reached(front).await?;
+            arguments.model = model_from_here(&arguments.model)?;
+            tail::tail(&front, &arguments).await
+        }
+    }
+}
+
+type MaybeFront = Result<Front, Failure>;
+
+/// The front, once it has answered in our protocol.
+async fn reached(front: MaybeFront) -> MaybeFront {
+    let front = front?;
+    front.version().await?;
+    Ok(front)
+}
+
+async fn deed(
+    front: MaybeFront,
+    deed: Deed,
+    models: &[String],
+    as_json: bool,
+) -> Result<Exit, Failure> {
+    let front = reached(front).await?;
+    call(&front, deed, models, as_json).await
+}
+
+async fn show_status(front: MaybeFront, names: &[String], as_json: bool) -> Result<Exit, Failure> {
+    let front = front?;
+    front.reach()?;
+    let mut status: Status = front.get("/admin/v1/status").await?;
+    check_protocol(&status.server)?;
+    let mut exit = Exit::Success;
+    let is_named = !names.is_empty() && !names.iter().any(|name| name == "all");
+    let mut shown: Vec<&ModelStatus> = status.models.iter().collect();
+    if is_named {
+        let wanted = names
+            .iter()
+            .map(|name| model_from_here(name))
+            .collect::<Result<Vec<_>, _>>()?;
+        for name in wanted
+            .iter()
+            .filter(|name| !shown.iter().any(|model| model.name == **name))
+        {
+            eprintln!(
+                "mlxctl: {name}: ERROR (no such model in the table; `mlxctl status` shows it)"
+            );
+            exit = Exit::StatusUnknown;
+        }
+        shown.retain(|model| wanted.contains(&model.name));
+    }
+    // As in supervisorctl, a stopped model outweighs an unknown one.
+    if status::exit(&shown) != Exit::Success {
+        exit = status::exit(&shown);
+    }
+    if as_json {
+        let shown: Vec<ModelStatus> = shown.into_iter().cloned().collect();
+        status.models = shown;
+        output::json(&status)?;
+    } else {
+        output::piece(&status::table(&status, &shown, output::columns()))?;
+    }
+    Ok(exit)
+}
+
+async fn show_version(front: MaybeFront, as_json: bool) -> Result<Exit, Failure> {
+    let own = env!("CARGO_PKG_VERSION");
+    if !as_json {
+        output::line(&format!("mlxctl {own}, protocol {PROTOCOL_VERSION}"))?;
+    }
+    let front = front?;
+    front.reach()?;
+    let version: Version = front.get("/admin/v1/version").await?;
+    if as_json {
+        output::json(&json!({
+            "mlxctl": {"version": own, "protocol": PROTOCOL_VERSION},
+            "mlxd": version,
+        }))?;
+    } else {
+        output::line(&format!(
+            "mlxd   {}, protocol {}, pid {}",
+            version.version, version.protocol, version.pid
+        ))?;
+    }
+    check_protocol(&version)?;
+    Ok(Exit::Success)
+}
+
+/// Does not mind another protocol: an old mlxd must be stoppable.
+async fn shutdown(front: MaybeFront, as_json: bool) -> Result<Exit, Failure> {
+    let front = front?;
+    front.reach()?;
+    let version: Version = front
+        .post("/admin/v1/shutdown", &json!({}), Patience::Quick)
+        .await?;
+    if as_json {
+        output::json(&version)?;
+    } else {
+        output::line(&format!(
+            "mlxd, pid {}: finishes what runs, then ends",
+            version.pid
+        ))?;
+    }
+    Ok(Exit::Success)
+}

@@ -1,0 +1,22 @@
+//! Where mlxd's admin socket is.
+
+use mlxd_config::{Config, Environment, Folders, load};
+use std::path::PathBuf;
+
+/// The socket's place by mlxd's own rules: its configuration file and `MLXD_*` variables, then
+/// the standard folders. A configuration with errors elsewhere must not keep anybody from
+/// stopping what runs, so then the standard folders alone decide.
+pub(crate) fn standard_place() -> Result<PathBuf, String> {
+    let environment = Environment::of_process();
+    let config = match load(None, &environment, &[]) {
+        Ok(loaded) => loaded.config,
+        Err(error) => {
+            eprintln!(
+                "mlxctl: the configuration has errors, so the socket is looked for in the standard place:\n{error}"
+            );
+            Config::default()
+        }
+    };
+    let socket = Folders::new(&config, &environment).and_then(|folders| folders.admin_socket());
+    socket.map_err(|error| format!("{error}; or name the socket with --socket"))
+}

@@ -1,0 +1,321 @@
+//! The status table.
+
+use crate::exit::Exit;
+use crate::output::harmless;
+use crate::units;
+use mlxd_protocol::admin::{ModelStatus, Status, WorkerState};
+
+const HEADS: [&str; 7] = [
+    "MODEL", "STATE", "PID", "UPTIME", "MEMORY", "REQUESTS", "TOK/S",
+];
+/// The first columns are text, the others numbers.
+const LEFT_ALIGNED: usize = 2;
+const GAP: usize = 2;
+/// The name's column is never made narrower than this.
+const NAME_WIDTH_MIN: usize = 12;
+const INDENT: &str = "    ";
+
+/// The table, within `columns` where the output is a terminal. Names are never cut, so that they
+/// can be copied: one that is too long has a line of its own. Without `columns` each model has
+/// one line, for `grep`.
+pub(crate) fn table(server: &Status, models: &[&ModelStatus], columns: Option<usize>) -> String {
+    let mut text = String::new();
+    if !models.is_empty() {
+        let rows: Vec<[String; 7]> = models.iter().map(|model| row(model)).collect();
+        let widths = widths(&rows, columns);
+        push(&mut text, &aligned(&HEADS.map(str::to_owned), &widths));
+        for (model, mut row) in models.iter().zip(rows) {
+            if columns.is_some() && row[0].chars().count() > widths[0] {
+                push(&mut text, &row[0]);
+                row[0].clear();
+            }
+            push(&mut text, &aligned(&row, &widths));
+            if let Some(note) = note(model) {
+                for line in wrapped(
+                    &harmless(&note),
+                    columns.map(|width| width.saturating_sub(INDENT.len())),
+                ) {
+                    push(&mut text, &format!("{INDENT}{line}"));
+                }
+            }
+        }
+    }
+    let is_loaded = |model: &&ModelStatus| !is_stopped(model.state);
+    if !server.models.iter().any(|model| is_loaded(&model)) {
+        push(
+            &mut text,
+            "Nothing is loaded. A model loads at its first request, or with `mlxctl start MODEL`.",
+        );
+    }
+    push(
+        &mut text,
+        &format!(
+            "mlxd {}, pid {}, up {}, {}, serves {}",
+            server.server.version,
+            server.server.pid,
+            units::duration(server.uptime_s),
+            units::bytes(server.memory_bytes),
+            server.base_url
+        ),
+    );
+    text
+}
+
+/// How `status` ends for these models: as supervisorctl, which counts these three states as
+/// stopped, and BACKOFF, STARTING and STOPPING not.
+pub(crate) fn exit(models: &[&ModelStatus]) -> Exit {
+    if models.iter().any(|model| is_stopped(model.state)) {
+        Exit::StatusNotRunning
+    } else {
+        Exit::Success
+    }
+}
+
+fn is_stopped(state: WorkerState) -> bool {
+    matches!(
+        state,
+        WorkerState::Stopped | WorkerState::Exited | WorkerState::Fatal
+    )
+}
+
+fn row(model: &ModelStatus) -> [String; 7] {
+    let lives = model.pid.is_some();
+    [
+        harmless(&model.name),
+        model.state.name().to_owned(),
+        model.pid.map_or(String::new(), |pid| pid.to_string()),
+        model.uptime_s.map_or(String::new(), units::duration),
+        model.memory_bytes.map_or(String::new(), units::bytes),
+        model.requests_total.to_string(),
+        if lives {
+            units::rate(model.tokens_per_s)
+        } else {
+            String::new()
+        },
+    ]
+}
+
+/// What is said below a row.
+fn note(model: &ModelStatus) -> Option<String> {
+    let reason = model.reason.clone();
+    match model.state {
+        WorkerState::Starting => match (model.load_progress, reason) {
+            (Some(progress), _) => Some(format!(
+                "loading, {:.0} %",
+                progress.clamp(0.0, 1.0) * 100.0
+            )),
+            (None, reason) => reason,
+        },
+        WorkerState::Running if model.queued > 0 => Some(format!(
+            "{} running, {} waiting",
+            model.running, model.queued
+        )),
+        WorkerState::Running => None,
+        _ => reason,
+    }
+}
+
+fn widths(rows: &[[String; 7]], columns: Option<usize>) -> [usize; 7] {
+    let mut widths = HEADS.map(|head| head.chars().count());
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(cell.chars().count());
+        }
+    }
+    if let Some(columns) = columns {
+        let others: usize = widths[1..].iter().map(|width| width + GAP).sum();
+        let room = columns.saturating_sub(others).max(NAME_WIDTH_MIN);
+        widths[0] = widths[0].min(room);
+    }
+    widths
+}
+
+fn aligned(cells: &[String; 7], widths: &[usize; 7]) -> String {
+    let mut line = String::new();
+    for (index, (cell, width)) in cells.iter().zip(widths).enumerate() {
+        if index > 0 {
+            line.push_str(&" ".repeat(GAP));
+        }
+        if index < LEFT_ALIGNED {
+            line.push_str(&format!("{cell:<width$}"));
+        } else {
+            line.push_str(&format!("{cell:>width$}"));
+        }
+    }
+    line.truncate(line.trim_end().len());
+    line
+}
+
+fn push(text: &mut String, line: &str) {
+    text.push_str(line);
+    text.push('\n');
+}
+
+/// `text` broken between words; a longer word stays whole.
+fn wrapped(text: &str, width: Option<usize>) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(line)
+                if width.is_none_or(|width| {
+                    line.chars().count() + 1 + word.chars().count() <= width
+                }) =>
+            {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mlxd_protocol::admin::Version;
+
+    fn model(name: &str, state: WorkerState) -> ModelStatus {
+        let lives = matches!(state, WorkerState::Running | WorkerState::Starting);
+        ModelStatus {
+            name: name.to_owned(),
+            state,
+            reason: None,
+            pid: lives.then_some(4711),
+            uptime_s: lives.then_some(3725),
+            load_progress: None,
+            memory_bytes: lives.then_some(2_345_000_000),
+            phase: None,
+            requests_total: 12,
+            tokens_total: 3456,
+            running: 0,
+            queued: 0,
+            tokens_per_s: if lives { 241.6 } else { 0.0 },
+            deaths: 0,
+            architecture: None,
+            quantization: None,
+            context_tokens: None,
+        }
+    }
+
+    fn server(models: Vec<ModelStatus>) -> Status {
+        Status {
+            server: Version {
+                version: "0.1.0".into(),
+                protocol: 1,
+                pid: 99,
+            },
+            uptime_s: 61,
+            memory_bytes: 14_200_000,
+            base_url: "http://127.0.0.1:11440/v1".into(),
+            models,
+        }
+    }
+
+    fn shown(models: Vec<ModelStatus>, columns: Option<usize>) -> String {
+        let status = server(models);
+        table(&status, &status.models.iter().collect::<Vec<_>>(), columns)
+    }
+
+    #[test]
+    fn states_figures_and_reasons_fit_in_80_columns() {
+        let mut backoff = model("b", WorkerState::Backoff);
+        backoff.reason = Some(
+            "the worker died of signal 9 (SIGKILL) after 3 s, second death in a row; it is started again in 2 s"
+                .into(),
+        );
+        let mut starting = model("mlx-community/Qwen3-0.6B-4bit", WorkerState::Starting);
+        starting.load_progress = Some(0.426);
+        starting.tokens_per_s = 0.0;
+        let mut busy = model("mlxd-demo", WorkerState::Running);
+        (busy.running, busy.queued) = (8, 3);
+        let text = shown(
+            vec![backoff, starting, busy, model("z", WorkerState::Stopped)],
+            Some(80),
+        );
+        assert_eq!(
+            text,
+            "\
+MODEL                          STATE      PID   UPTIME  MEMORY  REQUESTS  TOK/S
+b                              BACKOFF                                12
+    the worker died of signal 9 (SIGKILL) after 3 s, second death in a row; it
+    is started again in 2 s
+mlx-community/Qwen3-0.6B-4bit  STARTING  4711  1:02:05  2.3 GB        12    0.0
+    loading, 43 %
+mlxd-demo                      RUNNING   4711  1:02:05  2.3 GB        12    242
+    8 running, 3 waiting
+z                              STOPPED                                12
+mlxd 0.1.0, pid 99, up 0:01:01, 14 MB, serves http://127.0.0.1:11440/v1
+"
+        );
+        assert!(text.lines().all(|line| line.chars().count() <= 80));
+    }
+
+    #[test]
+    fn a_long_name_has_its_own_line_on_a_terminal_and_one_line_elsewhere() {
+        let name = "mlx-community/Qwen2.5-Coder-32B-Instruct-4bit";
+        let models = || {
+            vec![
+                model(name, WorkerState::Running),
+                model("s", WorkerState::Running),
+            ]
+        };
+        assert_eq!(
+            shown(models(), Some(80)),
+            "\
+MODEL                            STATE     PID   UPTIME  MEMORY  REQUESTS  TOK/S
+mlx-community/Qwen2.5-Coder-32B-Instruct-4bit
+                                 RUNNING  4711  1:02:05  2.3 GB        12    242
+s                                RUNNING  4711  1:02:05  2.3 GB        12    242
+mlxd 0.1.0, pid 99, up 0:01:01, 14 MB, serves http://127.0.0.1:11440/v1
+"
+        );
+        let one_line = shown(models(), None);
+        assert_eq!(
+            one_line
+                .lines()
+                .filter(|line| line.contains(name) && line.contains("RUNNING"))
+                .count(),
+            1
+        );
+    }
+
+    #[test]
+    fn nothing_loaded_says_what_to_do() {
+        assert_eq!(
+            shown(vec![], Some(80)),
+            "Nothing is loaded. A model loads at its first request, or with `mlxctl start MODEL`.\n\
+             mlxd 0.1.0, pid 99, up 0:01:01, 14 MB, serves http://127.0.0.1:11440/v1\n"
+        );
+        assert!(shown(vec![model("m", WorkerState::Fatal)], None).contains("Nothing is loaded."));
+        assert!(
+            !shown(vec![model("m", WorkerState::Backoff)], None).contains("Nothing is loaded.")
+        );
+    }
+
+    #[test]
+    fn exit_codes_are_supervisorctls() {
+        let exit_for = |state| exit(&[&model("a", WorkerState::Running), &model("m", state)]);
+        for state in [
+            WorkerState::Stopped,
+            WorkerState::Exited,
+            WorkerState::Fatal,
+        ] {
+            assert_eq!(exit_for(state), Exit::StatusNotRunning);
+        }
+        for state in [
+            WorkerState::Running,
+            WorkerState::Starting,
+            WorkerState::Backoff,
+            WorkerState::Stopping,
+        ] {
+            assert_eq!(exit_for(state), Exit::Success);
+        }
+        assert_eq!(exit(&[]), Exit::Success);
+    }
+
+    #[test]
+    fn a_name_cannot_play_tricks_on_the_terminal() {
+        assert!(!shown(vec![model("a\u{1b}[2J", WorkerState::Running)], None).contains('\u{1b}'));
+    }
+}
