@@ -33,3 +33,4 @@ pub use arch::Layout;
 pub use bench::bench_direct;
 pub use engine::MlxEngine;
 pub use load::{Summary, check, load, load_with_layout};
+pub use sample::probe;

@@ -278,5 +278,70 @@ fn read<T: mlx_rs::ArrayElement>(array: &Array) -> Result<&[T]> {
         .map_err(|error| Exception::custom(error.to_string()))
 }
 
+/// Sampling with plain data in and out, for comparing it with other implementations.
+pub mod probe {
+    use super::*;
+    use crate::fault::in_engine;
+    use mlxd_engine::EngineFault;
+
+    /// Draws from `logits` at the generated indices `indices`, all else being `sampling`'s.
+    pub fn draws(
+        logits: &[f32],
+        sampling: &Sampling,
+        indices: std::ops::Range<u64>,
+    ) -> std::result::Result<Vec<TokenId>, EngineFault> {
+        let vocab = logits.len() as i32;
+        let given = Array::from_slice(logits, &[1, vocab]);
+        let mut sampler = Sampler::new(sampling.clone(), None, vocab, &[0], 1);
+        let draw = |index| {
+            sampler.index = index;
+            Ok(sampler.draw(&given)?.read()?.0)
+        };
+        let drawn: Result<Vec<TokenId>> = indices.map(draw).collect();
+        drawn.map_err(in_engine("drawing"))
+    }
+
+    /// `logits` after penalties and bias for a sequence of `prompt` and `generated`. The last
+    /// of `generated` are drawn one by one, `drawn` of them, as a running sequence would.
+    pub fn adjusted(
+        logits: &[f32],
+        sampling: &Sampling,
+        prompt: &[TokenId],
+        generated: &[TokenId],
+        drawn: usize,
+    ) -> std::result::Result<Vec<f32>, EngineFault> {
+        let vocab = logits.len() as i32;
+        let given = Array::from_slice(logits, &[1, vocab]);
+        let (known, later) = generated.split_at(generated.len() - drawn);
+        let tokens = [prompt, known].concat();
+        let mut sampler = Sampler::new(sampling.clone(), None, vocab, &tokens, prompt.len());
+        let mut run = || -> Result<Vec<f32>> {
+            for &token in later {
+                sampler.remember(&Array::from_slice(&[token], &[1, 1]))?;
+            }
+            let adjusted = sampler.adjust(&given)?;
+            Ok(read::<f32>(&adjusted)?.to_vec())
+        };
+        run().map_err(in_engine("applying penalties"))
+    }
+}
+
 #[cfg(test)]
-mod tests;
+mod tests {
+    use super::draw_key;
+    use std::collections::HashSet;
+
+    #[test]
+    fn keys_differ_by_seed_and_by_index() {
+        let seeds = [0, 1, 2, u64::MAX, 1 << 63];
+        let keys: HashSet<[u32; 2]> = seeds
+            .into_iter()
+            .flat_map(|seed| (0..2000).map(move |index| draw_key(seed, index)))
+            .collect();
+        assert_eq!(keys.len(), seeds.len() * 2000);
+        // Recovery replays draws made by an earlier process: the function may never change.
+        assert_eq!(draw_key(7, 3), PINNED);
+    }
+
+    const PINNED: [u32; 2] = [2_595_168_728, 695_082_557];
+}

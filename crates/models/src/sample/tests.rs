@@ -1,1 +1,0 @@
-//! Draws compared with the distributions and penalties they should follow.
