@@ -4,7 +4,7 @@ use crate::job::{Generation, Job};
 use crate::journal::{Failure, Journal};
 use crate::link::{Inbox, Pump};
 use crate::metrics::{Metrics, ModelStats};
-use crate::models::{FoundModel, ListedModel, ModelFault, ModelSource, OpenModel};
+use crate::models::{DispatchLimits, FoundModel, ListedModel, ModelFault, ModelSource, OpenModel};
 use mlxd_protocol::admin::{AdminErrorBody, ModelStatus, Status, Version, WorkerState};
 use mlxd_protocol::{BenchLeg, BenchSpec, ModelId, PROTOCOL_VERSION, RequestId};
 use mlxd_supervisor::{Worker, WorkerView};
@@ -43,6 +43,7 @@ struct Shared {
     shutting_down: AtomicBool,
     started_at: Instant,
     base_url: String,
+    limits: DispatchLimits,
     runtime: tokio::runtime::Handle,
 }
 
@@ -99,7 +100,7 @@ impl From<ModelFault> for AdminErrorBody {
 
 impl Dispatch {
     /// Must be called on the runtime that is to run the workers' tasks.
-    pub fn new(source: Arc<dyn ModelSource>, base_url: String) -> Self {
+    pub fn new(source: Arc<dyn ModelSource>, base_url: String, limits: DispatchLimits) -> Self {
         Self(Arc::new(Shared {
             source,
             slots: Mutex::default(),
@@ -109,6 +110,7 @@ impl Dispatch {
             shutting_down: AtomicBool::new(false),
             started_at: Instant::now(),
             base_url,
+            limits,
             runtime: tokio::runtime::Handle::current(),
         }))
     }
@@ -187,6 +189,7 @@ impl Dispatch {
             inbox: inputs,
             stats: stats.clone(),
             metrics: self.0.metrics.clone(),
+            limits: self.0.limits.clone(),
         };
         tokio::spawn(pump.run());
         Arc::new(Slot {
@@ -230,6 +233,7 @@ impl Dispatch {
                 retry: true,
             });
         }
+        self.check_room(&slot)?;
         slot.stats.count_request();
         let request = RequestId(self.0.next_request.fetch_add(1, Ordering::Relaxed));
         let journal = Journal::open(request, job);
@@ -242,6 +246,31 @@ impl Dispatch {
                 retry: true,
             })
         }
+    }
+
+    /// Whether the model's worker runs, or one more may be started.
+    fn check_room(&self, slot: &Slot) -> Result<(), Failure> {
+        if slot.worker.view().is_alive() {
+            return Ok(());
+        }
+        let alive: Vec<_> = locked(&self.0.slots)
+            .values()
+            .filter(|slot| slot.worker.view().is_alive())
+            .map(|slot| slot.open.id.to_string())
+            .collect();
+        if alive.len() < self.0.limits.workers_max {
+            return Ok(());
+        }
+        Err(Failure {
+            code: "overloaded",
+            message: format!(
+                "{} workers run ({}), and workers_max is {}; `mlxctl stop` one of them, or raise [workers] workers_max",
+                alive.len(),
+                alive.join(", "),
+                self.0.limits.workers_max
+            ),
+            retry: true,
+        })
     }
 
     /// Every model that a request could name.
@@ -278,10 +307,16 @@ impl Dispatch {
         let memory = tokio::task::spawn_blocking(move || resident_bytes(pids))
             .await
             .unwrap_or_default();
-        let models = slots
+        let mut models: Vec<_> = slots
             .iter()
             .map(|(id, slot)| model_status(id, slot, &memory))
             .collect();
+        for name in self.0.source.configured() {
+            if !models.iter().any(|model| model.name == name) {
+                models.push(never_asked_for(name));
+            }
+        }
+        models.sort_by(|a, b| a.name.cmp(&b.name));
         Status {
             server: self.version(),
             uptime_s: self.0.started_at.elapsed().as_secs(),
@@ -437,6 +472,14 @@ impl Dispatch {
         self.0.shutting_down.store(true, Ordering::Relaxed);
     }
 
+    /// Ends every open sequence with this failure.
+    pub fn fail_all(&self, failure: &Failure) {
+        let slots: Vec<_> = locked(&self.0.slots).values().cloned().collect();
+        slots
+            .iter()
+            .for_each(|slot| slot.inbox.fail_all(failure.clone()));
+    }
+
     /// Sequences open over all models.
     pub fn open_sequences(&self) -> usize {
         locked(&self.0.slots)
@@ -451,6 +494,29 @@ impl Dispatch {
         let slots: Vec<_> = locked(&self.0.slots).values().cloned().collect();
         let stops = slots.iter().map(|slot| slot.worker.stop());
         futures_util::future::join_all(stops).await;
+    }
+}
+
+/// The status of a model that is configured and was not asked for yet.
+fn never_asked_for(name: String) -> ModelStatus {
+    ModelStatus {
+        name,
+        state: WorkerState::Stopped,
+        reason: None,
+        pid: None,
+        uptime_s: None,
+        load_progress: None,
+        memory_bytes: None,
+        phase: None,
+        requests_total: 0,
+        tokens_total: 0,
+        running: 0,
+        queued: 0,
+        tokens_per_s: 0.0,
+        deaths: 0,
+        architecture: None,
+        quantization: None,
+        context_tokens: None,
     }
 }
 

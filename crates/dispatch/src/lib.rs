@@ -16,5 +16,6 @@ pub use job::{Generation, Job};
 pub use journal::{End, Entry, Failure};
 pub use metrics::Metrics;
 pub use models::{
-    FoundModel, GenerationDefaults, ListedModel, ModelFault, ModelSource, ModelText, OpenModel,
+    DispatchLimits, FoundModel, GenerationDefaults, ListedModel, ModelFault, ModelSource,
+    ModelText, OpenModel,
 };

@@ -6,6 +6,7 @@
 
 use crate::journal::{End, Failure, Journal};
 use crate::metrics::{Metrics, ModelStats};
+use crate::models::DispatchLimits;
 use mlxd_protocol::{
     Command, Incarnation, ModelId, Report, RequestId, Submit, TokenFlags, TokenRecord, kind,
 };
@@ -14,7 +15,7 @@ use mlxd_supervisor::{Notice, Worker};
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio::io::Interest;
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
@@ -22,11 +23,15 @@ use tokio::sync::mpsc;
 /// Records taken from the ring before other events get their turn.
 const RECORDS_PER_TURN: usize = 256;
 
+/// How often overdue sequences are looked for while any is open.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
 /// What responses tell a pump.
 #[derive(Debug)]
 pub(crate) enum Input {
     Submit(Arc<Journal>),
     Cancel(RequestId),
+    FailAll(Failure),
 }
 
 /// A handle on a pump. Unbounded, but every sequence sends at most one of each input, and the
@@ -43,6 +48,10 @@ impl Inbox {
     /// False when the pump has ended.
     pub(crate) fn submit(&self, journal: Arc<Journal>) -> bool {
         self.0.send(Input::Submit(journal)).is_ok()
+    }
+
+    pub(crate) fn fail_all(&self, failure: Failure) {
+        let _ = self.0.send(Input::FailAll(failure));
     }
 
     pub(crate) fn cancel(&self, request: RequestId) {
@@ -127,6 +136,7 @@ pub(crate) struct Pump {
     pub inbox: mpsc::UnboundedReceiver<Input>,
     pub stats: Arc<ModelStats>,
     pub metrics: Arc<Metrics>,
+    pub limits: DispatchLimits,
 }
 
 struct State {
@@ -137,6 +147,8 @@ struct State {
     /// Those not submitted yet, in order of arrival.
     waiting: VecDeque<RequestId>,
     record: Vec<u8>,
+    /// When overdue sequences are looked for next.
+    look_at: Instant,
 }
 
 impl Pump {
@@ -147,6 +159,7 @@ impl Pump {
             open: HashMap::new(),
             waiting: VecDeque::new(),
             record: Vec::new(),
+            look_at: Instant::now(),
         };
         while state.turn().await {}
         state.fail_all(&Failure {
@@ -164,6 +177,7 @@ enum Wake {
     Tokens,
     Room,
     MoreRecords,
+    Look,
 }
 
 impl State {
@@ -172,9 +186,9 @@ impl State {
         match wake {
             Wake::Notice(None) | Wake::Input(None) => return false,
             Wake::Notice(Some(notice)) => self.heed(notice),
-            Wake::Input(Some(Input::Submit(journal))) => self.submit(journal),
-            Wake::Input(Some(Input::Cancel(request))) => self.cancel(request),
+            Wake::Input(Some(input)) => self.take(input),
             Wake::Tokens | Wake::Room | Wake::MoreRecords => {}
+            Wake::Look => self.end_overdue(Instant::now()),
         }
         self.service();
         true
@@ -184,10 +198,7 @@ impl State {
     fn service(&mut self) {
         // Inputs that came together go out together.
         while let Ok(input) = self.pump.inbox.try_recv() {
-            match input {
-                Input::Submit(journal) => self.submit(journal),
-                Input::Cancel(request) => self.cancel(request),
-            }
+            self.take(input);
         }
         let Some(link) = self.link.as_mut().filter(|link| !link.broken) else {
             return;
@@ -201,11 +212,13 @@ impl State {
     }
 
     async fn wait(&mut self) -> Wake {
+        let open = !self.open.is_empty();
         let Some(link) = self.link.as_mut().filter(|link| !link.broken) else {
             return tokio::select! {
                 biased;
                 notice = self.pump.notices.recv() => Wake::Notice(notice),
                 input = self.pump.inbox.recv() => Wake::Input(input),
+                () = tokio::time::sleep_until(self.look_at.into()), if open => Wake::Look,
             };
         };
         match link.tokens.end.prepare_sleep() {
@@ -228,6 +241,24 @@ impl State {
             () = link.tokens.heard(|tokens| { let _ = tokens.woken(); }) => Wake::Tokens,
             () = link.commands.heard(|commands| { let _ = commands.woken(); }), if full => Wake::Room,
             input = self.pump.inbox.recv() => Wake::Input(input),
+            () = tokio::time::sleep_until(self.look_at.into()), if open => Wake::Look,
+        }
+    }
+
+    fn take(&mut self, input: Input) {
+        match input {
+            Input::Submit(journal) => self.submit(journal),
+            Input::Cancel(request) => self.cancel(request),
+            Input::FailAll(failure) => {
+                let submitted = self
+                    .open
+                    .keys()
+                    .filter(|id| !self.waiting.contains(&RequestId(**id)));
+                if let Some(link) = self.link.as_mut() {
+                    submitted.for_each(|id| link.queue(&Command::Cancel(RequestId(*id))));
+                }
+                self.fail_all(&failure);
+            }
         }
     }
 
@@ -280,6 +311,45 @@ impl State {
             link.queue(&Command::Cancel(request));
         }
         self.pump.stats.set_open(self.open.len());
+    }
+
+    /// Ends what has waited or run for too long.
+    fn end_overdue(&mut self, now: Instant) {
+        self.look_at = now + LOOK_INTERVAL;
+        let limits = &self.pump.limits;
+        let overdue = |journal: &Arc<Journal>| {
+            let age = now - journal.opened_at;
+            if age > limits.total_timeout {
+                let after = limits.total_timeout.as_millis();
+                Some((
+                    journal.request,
+                    "timeout",
+                    format!("the answer took longer than total_timeout_ms = {after}"),
+                ))
+            } else if age > limits.queue_timeout && journal.first_token_at().is_none() {
+                let after = limits.queue_timeout.as_millis();
+                Some((
+                    journal.request,
+                    "queue_timeout",
+                    format!(
+                        "no token came within queue_timeout_ms = {after}: the model is loading or busy; try again later"
+                    ),
+                ))
+            } else {
+                None
+            }
+        };
+        let overdue: Vec<_> = self.open.values().filter_map(overdue).collect();
+        for (request, code, message) in overdue {
+            if let Some(journal) = self.open.get(&request.0) {
+                journal.finish(End::Failed(Failure {
+                    code,
+                    message,
+                    retry: true,
+                }));
+            }
+            self.cancel(request);
+        }
     }
 
     fn heed(&mut self, notice: Notice) {

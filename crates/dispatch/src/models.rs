@@ -6,6 +6,7 @@ use mlxd_text::{ChatTemplate, TextError, Tokenizer};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Where models come from. Calls may read files: they are made on a blocking thread.
 pub trait ModelSource: Send + Sync + 'static {
@@ -17,6 +18,30 @@ pub trait ModelSource: Send + Sync + 'static {
 
     /// Every model that a request could name.
     fn list(&self) -> Vec<ListedModel>;
+
+    /// The models that `mlxctl status` shows even when nobody asked for them yet. Does not block.
+    fn configured(&self) -> Vec<String>;
+}
+
+/// Limits over all models.
+#[derive(Debug, Clone)]
+pub struct DispatchLimits {
+    /// Workers alive at once.
+    pub workers_max: usize,
+    /// How long a sequence may wait for its first token.
+    pub queue_timeout: Duration,
+    /// How long a sequence may take from being taken in to its end.
+    pub total_timeout: Duration,
+}
+
+impl Default for DispatchLimits {
+    fn default() -> Self {
+        Self {
+            workers_max: 8,
+            queue_timeout: Duration::from_secs(600),
+            total_timeout: Duration::from_secs(3600),
+        }
+    }
 }
 
 /// A model on disk.

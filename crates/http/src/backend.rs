@@ -4,6 +4,7 @@ use mlxd_dispatch::{
     CatalogEntry, Dispatch, End, Entry, Failure, Generation, Job, ModelFault, OpenModel, Readiness,
 };
 use mlxd_protocol::admin::{AdminErrorBody, ModelStatus, Status, Version};
+use mlxd_protocol::{BenchLeg, BenchSpec};
 use std::future::Future;
 use std::path::PathBuf;
 use std::pin::pin;
@@ -28,6 +29,12 @@ pub(crate) trait Backend: Clone + Send + Sync + 'static {
     fn stop(&self, model: &str) -> impl Future<Output = Result<ModelStatus, AdminErrorBody>>;
     /// Gives a model a new worker.
     fn restart(&self, model: &str) -> impl Future<Output = Result<ModelStatus, AdminErrorBody>>;
+    /// Runs a model's engine alone, inside its worker.
+    fn bench(
+        &self,
+        model: &str,
+        spec: BenchSpec,
+    ) -> impl Future<Output = Result<BenchLeg, AdminErrorBody>>;
     /// Where a model's worker logs.
     fn log_file(&self, model: &str) -> Result<PathBuf, AdminErrorBody>;
     /// Whether requests are taken.
@@ -87,6 +94,10 @@ impl Backend for Dispatch {
 
     async fn restart(&self, model: &str) -> Result<ModelStatus, AdminErrorBody> {
         Dispatch::restart(self, model).await
+    }
+
+    async fn bench(&self, model: &str, spec: BenchSpec) -> Result<BenchLeg, AdminErrorBody> {
+        Dispatch::bench(self, model, spec).await
     }
 
     fn log_file(&self, model: &str) -> Result<PathBuf, AdminErrorBody> {

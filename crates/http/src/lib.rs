@@ -29,6 +29,8 @@ mod request_id;
 mod respond;
 mod routes;
 mod server;
+#[cfg(test)]
+mod tests;
 mod watch;
 
 pub use limits::{HttpLimits, RequestLimits};

@@ -6,6 +6,7 @@
 //! | `GET /admin/v1/version` | | [`Version`] |
 //! | `POST /admin/v1/start`, `/stop`, `/restart` | [`ModelCall`] | [`ModelStatus`] once it is so |
 //! | `GET /admin/v1/log?model=M&bytes=N&follow=true` | | the worker's log, plain text; with `follow` it never ends |
+//! | `POST /admin/v1/bench` | [`BenchCall`] | [`BenchAnswer`]: the engine alone, inside its worker |
 //! | `POST /admin/v1/shutdown` | | [`Version`], then the front drains and exits |
 //!
 //! Errors have an HTTP status of 400 and above and an [`AdminError`] as body. The OpenAI routes
@@ -143,4 +144,30 @@ pub struct AdminErrorBody {
     pub code: String,
     /// For people.
     pub message: String,
+}
+
+/// A direct run of a model's engine, for `mlxd bench`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BenchCall {
+    /// Which model. It is loaded if it is not.
+    pub model: String,
+    /// A user's message; rendered and tokenised as a chat request's would be.
+    pub question: String,
+    /// Tokens to generate; no stop token ends it early.
+    pub new_tokens: u32,
+    /// Runs before the timed ones.
+    pub warmup_runs: u32,
+    /// Timed runs.
+    pub runs: u32,
+}
+
+/// What a direct run took.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct BenchAnswer {
+    /// Tokens of the prompt.
+    pub prompt_tokens: u32,
+    /// The times.
+    pub leg: crate::BenchLeg,
+    /// What the model is.
+    pub status: ModelStatus,
 }

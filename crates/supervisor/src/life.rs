@@ -26,6 +26,12 @@ pub struct LifeLimits {
     pub deaths_max: u32,
     /// How long a death is held against a worker.
     pub deaths_window: Duration,
+    /// A worker whose step counter stands still so long within a prefill is hung.
+    pub prefill_hang: Duration,
+    /// The same within a decode step.
+    pub decode_hang: Duration,
+    /// How often the progress page is looked at.
+    pub watch_interval: Duration,
 }
 
 impl Default for LifeLimits {
@@ -39,6 +45,9 @@ impl Default for LifeLimits {
             backoff_max: Duration::from_secs(30),
             deaths_max: 5,
             deaths_window: Duration::from_secs(120),
+            prefill_hang: Duration::from_secs(120),
+            decode_hang: Duration::from_secs(60),
+            watch_interval: Duration::from_millis(250),
         }
     }
 }

@@ -255,6 +255,7 @@ enum Wake {
     Control(Control),
     Exit(std::io::Result<ExitStatus>),
     Timer,
+    Watch,
 }
 
 impl Task {
@@ -282,6 +283,7 @@ impl Task {
                 Wake::Control(control) => self.hear(control).await,
                 Wake::Exit(status) => self.bury(status).await,
                 Wake::Timer => self.step(Event::TimerFired).await,
+                Wake::Watch => self.watch().await,
             }
         }
     }
@@ -294,6 +296,7 @@ impl Task {
                 None => std::future::pending().await,
             }
         };
+        let running = self.life.state() == WorkerState::Running;
         let Some(alive) = self.alive.as_mut() else {
             return tokio::select! {
                 ask = self.asked.recv() => Wake::Ask(ask),
@@ -306,6 +309,29 @@ impl Task {
             status = alive.child.wait() => Wake::Exit(status),
             ask = self.asked.recv() => Wake::Ask(ask),
             () = timer => Wake::Timer,
+            () = tokio::time::sleep(self.spec.limits.watch_interval), if running => Wake::Watch,
+        }
+    }
+
+    /// Looks at the progress page: a worker whose last step is too long ago for its phase is hung.
+    async fn watch(&mut self) {
+        let Some(progress) = self.publish.borrow().progress() else {
+            return;
+        };
+        let limits = &self.spec.limits;
+        let (limit, doing) = match Phase::from_word(progress.phase) {
+            Some(Phase::Prefill) => (limits.prefill_hang, "prefill chunk"),
+            Some(Phase::Decode) => (limits.decode_hang, "decode step"),
+            _ => return,
+        };
+        let since = progress.last_step_ns.max(progress.phase_since_ns);
+        let still = Duration::from_nanos(mlxd_ring::monotonic_ns().saturating_sub(since));
+        if still > limit {
+            let why = format!(
+                "it hung: no {doing} was finished for {:.1} s",
+                still.as_secs_f64()
+            );
+            self.step(Event::Condemned(why)).await;
         }
     }
 

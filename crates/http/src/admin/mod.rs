@@ -1,5 +1,6 @@
 //! The admin's routes, on the Unix socket alone. Types and calls are `mlxd_protocol::admin`'s.
 
+mod bench;
 mod log;
 
 use crate::app::App;
@@ -32,6 +33,7 @@ pub(crate) fn admin<B: Backend>(config: &mut web::ServiceConfig) {
         .route("/admin/v1/start", web::post().to(start::<B>))
         .route("/admin/v1/stop", web::post().to(stop::<B>))
         .route("/admin/v1/restart", web::post().to(restart::<B>))
+        .route("/admin/v1/bench", web::post().to(bench::bench::<B>))
         .route("/admin/v1/log", get().to(log::<B>))
         .route("/admin/v1/shutdown", web::post().to(shutdown::<B>));
 }

@@ -20,6 +20,8 @@ pub(crate) struct Common {
     pub(crate) stops: Vec<String>,
     /// Tokens to generate at the most.
     pub(crate) max_tokens: Option<u32>,
+    /// Goes on past the model's end-of-turn tokens, to `max_tokens`: for measuring.
+    pub(crate) ignore_eos: bool,
     /// Where the random draws start.
     pub(crate) seed: Option<u64>,
     /// Log-probabilities wanted, and of how many alternatives.
@@ -76,6 +78,7 @@ impl Common {
             include_usage: take_stream_options(fields, stream)?,
             stops: take_stops(fields, limits)?,
             max_tokens: take_max_tokens(fields)?,
+            ignore_eos: fields.flag("ignore_eos")?.unwrap_or(false),
             seed: take_seed(fields)?,
             logprobs: None,
             logit_bias: take_logit_bias(fields, limits)?,

@@ -17,6 +17,7 @@ use actix_web::{HttpMessage, HttpRequest, HttpResponse};
 use mlxd_dispatch::{Job, OpenModel};
 use mlxd_protocol::Priority;
 use std::future::poll_fn;
+use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 /// A request that is ready to be generated.
@@ -76,6 +77,10 @@ impl Submission {
         let priority = priority_of(request);
         let seed = common.seed.unwrap_or_else(|| fastrand::u64(..));
         let text = &model.text;
+        let stop_tokens = match common.ignore_eos {
+            true => Arc::default(),
+            false => text.defaults.stop_tokens.clone(),
+        };
         let mut choices = Vec::with_capacity(prompts.len() * common.n as usize);
         let mut prompt_tokens = 0;
         for prepared in &prompts {
@@ -93,7 +98,7 @@ impl Submission {
                     prompt: prompt.clone(),
                     sampling: prepare::sampling(&common, &text.defaults, seed),
                     max_new: wanted.min(room),
-                    stop_tokens: text.defaults.stop_tokens.clone(),
+                    stop_tokens: stop_tokens.clone(),
                     logprobs: common.logprobs,
                     priority,
                 })?;

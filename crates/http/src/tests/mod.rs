@@ -1,0 +1,8 @@
+//! The routes over real sockets, with a scripted backend in place of workers.
+
+mod answers;
+mod client;
+mod errors;
+mod fake;
+mod streams;
+mod validation;
