@@ -6,10 +6,16 @@
 //! real worker's loop with that engine; a front uses it when its `workers.program` says so.
 
 mod fault;
+mod folder;
+mod front_half;
 mod loader;
 mod script;
 mod scripted;
+mod wait;
 
+pub use folder::ModelFolder;
+pub use front_half::{FrontHalf, Said};
 pub use loader::{PROTOCOL_VARIABLE, ScriptedLoader};
 pub use script::{Fault, How, LoadFailure, Script, ScriptError, When};
 pub use scripted::ScriptedEngine;
+pub use wait::{DEADLINE, until};

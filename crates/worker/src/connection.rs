@@ -1,7 +1,6 @@
 //! The worker's ends of everything that joins it to its front.
 
 use crate::arguments::Arguments;
-use crate::os;
 use crate::run::Program;
 use ipc_channel::ipc::{self, IpcReceiver, IpcSender};
 use mlxd_protocol::{Bootstrap, FromWorker, Hello, ToWorker};
@@ -29,8 +28,10 @@ pub(crate) enum ConnectError {
 
 impl Connection {
     pub(crate) fn open(arguments: &Arguments, program: &Program) -> Result<Self, ConnectError> {
-        let inherited =
-            |fd| os::inherited(fd).map_err(|reason| ConnectError::Descriptor { fd, reason });
+        let inherited = |fd| {
+            mlxd_ring::take_inherited_fd(fd)
+                .map_err(|reason| ConnectError::Descriptor { fd, reason })
+        };
         let link = WorkerLink::attach(
             &arguments.segment,
             inherited(arguments.commands_fd)?,
