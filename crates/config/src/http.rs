@@ -23,6 +23,8 @@ section! {
         body_bytes_max: usize = 32 * 1024 * 1024, 1024..=1024 * 1024 * 1024;
         /// How long a client may take to send a request's head.
         header_timeout_ms: u64 = 10_000, 100..=600_000;
+        /// How long a client may take to send a request's body.
+        body_timeout_ms: u64 = 60_000, 100..=3_600_000;
         /// How long an idle connection stays open.
         keep_alive_s: u64 = 75, 1..=86_400;
         /// A comment line goes down a stream that has been silent so long, so that proxies

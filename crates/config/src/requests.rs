@@ -24,9 +24,9 @@ section! {
         /// Tokens of a prompt, whatever the model's context is.
         prompt_tokens_max: usize = 1_048_576, 1..=16_777_216;
         /// Bytes that a chat template may write.
-        template_bytes_max: usize = 16 * 1024 * 1024, 1024..=1024 * 1024 * 1024;
+        template_output_bytes_max: usize = 32 * 1024 * 1024, 1024..=1024 * 1024 * 1024;
         /// Instructions that a chat template may run.
-        template_fuel: u64 = 10_000_000, 10_000..=1_000_000_000_000;
+        template_instructions_max: u64 = 20_000_000, 10_000..=1_000_000_000_000;
         /// How long templates and tokenising of one request may wait and run.
         tokenize_timeout_ms: u64 = 30_000, 10..=3_600_000;
         /// Requests that wait for tokenising at once; a further one gets 503.
