@@ -175,7 +175,7 @@ async fn a_text_completion_has_the_older_shape() {
         Some(End::Stop),
     );
     second.publish(vec![entry(b'z', -3.0, &[])], Some(End::Length));
-    let answer = answer.await.unwrap().json();
+    let answer = answer.await.unwrap();
     let expected = json!({
         "id": "cmpl", "object": "text_completion", "created": 0, "model": MODEL,
         "system_fingerprint": concat!("mlxd-", env!("CARGO_PKG_VERSION")),
