@@ -91,6 +91,12 @@ impl Pieces {
     /// Works out every token's piece.
     pub(crate) fn build(tokenizer: &tokenizers::Tokenizer) -> Result<Pieces, TextError> {
         let chain = flatten(tokenizer.get_decoder());
+        if chain.iter().any(|stage| strips_ends(stage)) {
+            // The library's own decoder fails on tokens shorter than what it strips.
+            return Err(TextError::Tokenizer(
+                "its decoder strips the ends of tokens, which is not supported".into(),
+            ));
+        }
         let plan = Plan::of(&chain);
         let count = id_count(tokenizer)?;
         let added = tokenizer.get_added_vocabulary();
@@ -237,9 +243,13 @@ fn acts_per_token(stage: &DecoderWrapper) -> bool {
     match stage {
         DecoderWrapper::Replace(_) | DecoderWrapper::Metaspace(_) => true,
         DecoderWrapper::WordPiece(_) => true,
-        DecoderWrapper::Strip(strip) => strip.stop == 0,
+        DecoderWrapper::Strip(_) => true,
         _ => false,
     }
+}
+
+fn strips_ends(stage: &DecoderWrapper) -> bool {
+    matches!(stage, DecoderWrapper::Strip(strip) if strip.stop > 0)
 }
 
 fn is_positional(stage: &DecoderWrapper) -> bool {
@@ -264,9 +274,7 @@ fn joining_of(stages: &[&DecoderWrapper]) -> Option<(Joining, Option<(char, usiz
     }
     match after {
         [] => Some((joining, None)),
-        [D::Strip(strip)] if fused && strip.stop == 0 => {
-            Some((joining, Some((strip.content, strip.start))))
-        }
+        [D::Strip(strip)] if fused => Some((joining, Some((strip.content, strip.start)))),
         _ => None,
     }
 }

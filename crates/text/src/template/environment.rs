@@ -1,4 +1,9 @@
 //! The Jinja dialect of chat templates: the environment that `transformers` sets up, on minijinja.
+//!
+//! Known differences from Python, none met in a published template so far: `text % values` does
+//! not format, and a float that Python writes with an exponent is written without one by `~`. A
+//! template can still build a very large string in a variable within its instructions; what it
+//! writes is bounded.
 
 use std::fmt;
 use std::io::{self, Write};
