@@ -13,7 +13,7 @@ use mlxd_protocol::{ModelInfo, Refusal, RefusalCode, Sampling, TokenId};
 
 use crate::arch::{Model, State};
 use crate::fault::in_engine;
-use crate::sample::{Drawn, Sampler};
+use crate::sample::{Drawn, Sampler, Token};
 
 /// Alternatives a sequence may ask for.
 const TOP_LOGPROBS_MAX: u8 = 20;
@@ -207,7 +207,11 @@ impl Engine for MlxEngine {
             if !self.sequences.contains_key(&seq) {
                 continue;
             }
-            let (token, logprob, top) = drawn.read().map_err(&fault)?;
+            let Token {
+                id: token,
+                logprob,
+                top,
+            } = drawn.read().map_err(&fault)?;
             if token >= self.info.vocab_size {
                 return Err(EngineFault {
                     doing: "decode",

@@ -134,6 +134,7 @@ fn default_layout(backend: Backend) -> Layout {
         join_qkv: true,
         join_gate_up: true,
         compile: backend.is_gpu(),
+        fuse_decode: backend == Backend::Cuda,
     }
 }
 

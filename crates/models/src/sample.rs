@@ -33,6 +33,17 @@ pub struct Logprobs {
     pub top: Option<(Array, Array)>,
 }
 
+/// A draw read back.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Token {
+    /// Which token.
+    pub id: TokenId,
+    /// Its log-probability; NaN if nobody asked.
+    pub logprob: f32,
+    /// The likeliest tokens, likeliest first, as many as were asked for.
+    pub top: Vec<(TokenId, f32)>,
+}
+
 /// Draws the tokens of one sequence.
 #[derive(Debug)]
 pub struct Sampler {
@@ -254,13 +265,17 @@ impl Drawn {
         std::iter::once(&self.token).chain(logprobs)
     }
 
-    /// Waits for the token, then reads everything: token, its log-probability, alternatives.
-    pub fn read(&self) -> Result<(TokenId, f32, Vec<(TokenId, f32)>)> {
-        let token = read::<u32>(&self.token)?[0];
+    /// Waits for the token, then reads everything.
+    pub fn read(&self) -> Result<Token> {
+        let id = read::<u32>(&self.token)?[0];
         let Some(logprobs) = &self.logprobs else {
-            return Ok((token, f32::NAN, Vec::new()));
+            return Ok(Token {
+                id,
+                logprob: f32::NAN,
+                top: Vec::new(),
+            });
         };
-        let chosen = read::<f32>(&logprobs.chosen)?[0];
+        let logprob = read::<f32>(&logprobs.chosen)?[0];
         let top = match &logprobs.top {
             Some((ids, values)) => {
                 let ids = read::<u32>(ids)?.iter().copied();
@@ -268,7 +283,7 @@ impl Drawn {
             }
             None => Vec::new(),
         };
-        Ok((token, chosen, top))
+        Ok(Token { id, logprob, top })
     }
 }
 
@@ -295,7 +310,7 @@ pub mod probe {
         let mut sampler = Sampler::new(sampling.clone(), None, vocab, &[0], 1);
         let draw = |index| {
             sampler.index = index;
-            Ok(sampler.draw(&given)?.read()?.0)
+            Ok(sampler.draw(&given)?.read()?.id)
         };
         let drawn: Result<Vec<TokenId>> = indices.map(draw).collect();
         drawn.map_err(in_engine("drawing"))

@@ -5,8 +5,10 @@
 //! in mlx-c ends the process.
 #![allow(unsafe_code)] // This is the crate's one gate to mlx-c.
 
+use std::ffi::CString;
+
 use mlx_rs::error::{Exception, Result};
-use mlx_rs::{Array, Stream};
+use mlx_rs::{Array, Dtype, Stream};
 
 fn owned(status: i32, handle: mlx_sys::mlx_array, operation: &str) -> Result<Array> {
     // SAFETY: `handle` is a fresh handle that only this call owns, empty if the operation
@@ -183,5 +185,123 @@ impl Drop for CompiledSwiglu {
 impl std::fmt::Debug for CompiledSwiglu {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
         f.write_str("CompiledSwiglu")
+    }
+}
+
+/// A kernel in CUDA C++ that MLX compiles when first run, with one output of fixed shape.
+///
+/// The source is the body of a function; MLX declares a `const` pointer per input, a pointer
+/// `out`, and the type `T`.
+pub struct CudaKernel {
+    kernel: mlx_sys::mlx_fast_cuda_kernel,
+    config: mlx_sys::mlx_fast_cuda_kernel_config,
+    // Lazy arrays that it makes belong to the thread that uses it.
+    _thread: std::marker::PhantomData<*const ()>,
+}
+
+impl CudaKernel {
+    /// Declares a kernel of `threads` threads in blocks of `block`.
+    pub fn new(
+        name: &str,
+        inputs: &[&str],
+        source: &str,
+        shape: &[i32],
+        dtype: Dtype,
+        threads: i32,
+        block: i32,
+    ) -> Result<Self> {
+        let text =
+            |text: &str| CString::new(text).map_err(|error| Exception::custom(error.to_string()));
+        let (name, source, dtype) = (text(name)?, text(source)?, u32::from(dtype));
+        let inputs: Vec<CString> = inputs
+            .iter()
+            .map(|input| text(input))
+            .collect::<Result<_>>()?;
+        let mut names: Vec<_> = inputs.iter().map(|input| input.as_ptr()).collect();
+        let mut output = [c"out".as_ptr()];
+        // SAFETY: every text and list outlives the calls, which copy them; the two name vectors
+        // are freed here, kernel and config by the value returned.
+        let (status, this) = unsafe {
+            let ins = mlx_sys::mlx_vector_string_new_data(names.as_mut_ptr(), names.len());
+            let outs = mlx_sys::mlx_vector_string_new_data(output.as_mut_ptr(), output.len());
+            let this = Self {
+                kernel: mlx_sys::mlx_fast_cuda_kernel_new(
+                    name.as_ptr(),
+                    ins,
+                    outs,
+                    source.as_ptr(),
+                    c"".as_ptr(),
+                    true,
+                    0,
+                ),
+                config: mlx_sys::mlx_fast_cuda_kernel_config_new(),
+                _thread: std::marker::PhantomData,
+            };
+            mlx_sys::mlx_vector_string_free(ins);
+            mlx_sys::mlx_vector_string_free(outs);
+            let config = this.config;
+            let mut status = mlx_sys::mlx_fast_cuda_kernel_config_add_output_arg(
+                config,
+                shape.as_ptr(),
+                shape.len(),
+                dtype,
+            );
+            status |= mlx_sys::mlx_fast_cuda_kernel_config_set_grid(config, threads, 1, 1);
+            status |= mlx_sys::mlx_fast_cuda_kernel_config_set_thread_group(config, block, 1, 1);
+            status |= mlx_sys::mlx_fast_cuda_kernel_config_add_template_arg_dtype(
+                config,
+                c"T".as_ptr(),
+                dtype,
+            );
+            (status, this)
+        };
+        match status {
+            0 if !this.kernel.ctx.is_null() => Ok(this),
+            _ => Err(Exception::custom("a CUDA kernel was refused")),
+        }
+    }
+
+    /// Runs the kernel over `inputs`, one per name given to `new`. The caller answers for shapes
+    /// and types that the source can read: [`crate::arch`] makes both from one description.
+    pub fn apply(&self, inputs: &[&Array]) -> Result<Array> {
+        let stream = Stream::thread_local_or_default();
+        let handles: Vec<_> = inputs.iter().map(|input| input.as_ptr()).collect();
+        // SAFETY: the input vector copies its handles; both vectors are freed here; kernel,
+        // config and stream are live; the result goes to a fresh handle.
+        let (status, handle) = unsafe {
+            let inputs = mlx_sys::mlx_vector_array_new_data(handles.as_ptr(), handles.len());
+            let mut outputs = mlx_sys::mlx_vector_array_new();
+            let mut handle = mlx_sys::mlx_array_new();
+            let mut status = mlx_sys::mlx_fast_cuda_kernel_apply(
+                &mut outputs,
+                self.kernel,
+                inputs,
+                self.config,
+                stream.as_ptr(),
+            );
+            if status == 0 {
+                status = mlx_sys::mlx_vector_array_get(&mut handle, outputs, 0);
+            }
+            mlx_sys::mlx_vector_array_free(inputs);
+            mlx_sys::mlx_vector_array_free(outputs);
+            (status, handle)
+        };
+        owned(status, handle, "a CUDA kernel")
+    }
+}
+
+impl Drop for CudaKernel {
+    fn drop(&mut self) {
+        // SAFETY: both are owned by this value and freed once.
+        unsafe {
+            mlx_sys::mlx_fast_cuda_kernel_free(self.kernel);
+            mlx_sys::mlx_fast_cuda_kernel_config_free(self.config);
+        }
+    }
+}
+
+impl std::fmt::Debug for CudaKernel {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.write_str("CudaKernel")
     }
 }

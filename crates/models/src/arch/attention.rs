@@ -57,8 +57,9 @@ impl HeadNorms {
 pub struct Pass<'a> {
     /// Rotary positions.
     pub rope: &'a Rope,
-    /// Positions computed before.
+    /// Positions computed before, and the same for the device: one array for all layers.
     pub position: i32,
+    offset: Array,
     /// Positions computed now.
     pub length: i32,
     /// Where the sequence ends at the latest.
@@ -73,6 +74,7 @@ impl<'a> Pass<'a> {
         Self {
             rope,
             position,
+            offset: Array::from_int(position),
             length,
             capacity,
             masks: Vec::new(),
@@ -100,6 +102,13 @@ impl<'a> Pass<'a> {
 impl Attention {
     /// `x`, `[1, n, hidden]`, attended to.
     pub fn forward(&self, x: &Array, kv: &mut KvLayer, pass: &mut Pass) -> Result<Array> {
+        let qkv = self.qkv.apply(x)?;
+        self.output.apply(&self.core(&qkv, kv, pass)?)
+    }
+
+    /// What lies between the projections: `qkv`, `[1, n, (heads + 2 kv_heads) width]`, to
+    /// `[1, n, heads width]`.
+    pub fn core(&self, qkv: &Array, kv: &mut KvLayer, pass: &mut Pass) -> Result<Array> {
         let Self {
             heads,
             kv_heads,
@@ -108,7 +117,6 @@ impl Attention {
         } = *self;
         let length = pass.length;
         let all = heads + 2 * kv_heads;
-        let qkv = self.qkv.apply(x)?;
         // One position needs no transposition: its heads lie in order either way.
         let qkv = match length {
             1 => qkv.reshape(&[1, all, 1, width])?,
@@ -124,7 +132,7 @@ impl Attention {
         if let Some(norms) = &self.head_norms {
             turning = fast::rms_norm(&turning, None, self.norm_eps)?.multiply(&norms.weights)?;
         }
-        let turned = pass.rope.apply(&turning, pass.position)?;
+        let turned = pass.rope.apply(&turning, &pass.offset)?;
         let queries = part(&turned, 0, heads)?;
         let keys = part(&turned, heads, heads + kv_heads)?;
         let (keys, values) = kv.append(&keys, &values, pass.position, pass.capacity)?;
@@ -133,8 +141,7 @@ impl Attention {
             1 => attended,
             _ => attended.transpose_axes(&[0, 2, 1, 3])?,
         };
-        self.output
-            .apply(&attended.reshape(&[1, length, heads * width])?)
+        attended.reshape(&[1, length, heads * width])
     }
 
     fn attend(

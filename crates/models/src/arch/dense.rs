@@ -8,6 +8,7 @@ use mlx_rs::{Array, Dtype, fast};
 
 use super::attention::{Attention, HeadNorms, Pass};
 use super::feed_forward::FeedForward;
+use super::fused::{Folded, FusedBlock, FusedProduct};
 use super::linear::{Linear, Matrix, Projection};
 use super::rope::Rope;
 use super::{LayerState, Layout, Model, State};
@@ -25,6 +26,7 @@ pub struct DenseModel {
     norm: Array,
     /// `None`: the embedding serves.
     head: Option<Linear>,
+    fused_head: Option<FusedProduct>,
     rope: Rope,
     swiglu: Option<CompiledSwiglu>,
     config: ModelConfig,
@@ -37,6 +39,7 @@ struct Block {
     attention: Attention,
     before_feed_forward: Array,
     feed_forward: FeedForward,
+    fused: Option<FusedBlock>,
 }
 
 const EMBEDDING: &str = "model.embed_tokens";
@@ -127,6 +130,11 @@ impl DenseModel {
                 Some(head)
             }
         };
+        let fused_head = match layout.fuse_decode {
+            true => fuse_head(&embedding, head.as_ref(), &norm, config.norm_eps)
+                .map_err(in_load("preparing kernels"))?,
+            false => None,
+        };
         let rope = Rope::new(&config.rope, config.head_dim, dtype)
             .map_err(in_load("preparing rotary positions"))?;
         let swiglu = match layout.compile {
@@ -138,6 +146,7 @@ impl DenseModel {
             blocks,
             norm,
             head,
+            fused_head,
             rope,
             swiglu,
             config,
@@ -176,7 +185,19 @@ impl Block {
             width: config.intermediate,
         };
         reader.settle(feed_forward.arrays())?;
+        let fused = match layout.fuse_decode {
+            true => FusedBlock::new(
+                (&before_attention, &attention.qkv),
+                &attention.output,
+                (&before_feed_forward, &feed_forward.gate_up),
+                &feed_forward.down,
+                config.norm_eps,
+            )
+            .map_err(in_load("preparing kernels"))?,
+            false => None,
+        };
         Ok(Self {
+            fused,
             before_attention,
             attention,
             before_feed_forward,
@@ -192,6 +213,12 @@ impl Block {
         eps: f32,
         swiglu: Option<&CompiledSwiglu>,
     ) -> Result<Array> {
+        if let Some(fused) = self.fused.as_ref().filter(|_| pass.length == 1) {
+            let qkv = fused.qkv.apply(x)?;
+            let attended = self.attention.core(&qkv, kv, pass)?;
+            let x = fused.output.apply_residual(&attended, x)?;
+            return fused.down.apply_residual(&fused.gate_up.apply(&x)?, &x);
+        }
         let normed = fast::rms_norm(x, Some(&self.before_attention), eps)?;
         let x = x.add(self.attention.forward(&normed, kv, pass)?)?;
         let normed = fast::rms_norm(&x, Some(&self.before_feed_forward), eps)?;
@@ -236,6 +263,30 @@ fn load_attention(
     })
 }
 
+/// The last norm and the projection to logits as one kernel, where they fit.
+fn fuse_head(
+    embedding: &Matrix,
+    head: Option<&Linear>,
+    norm: &Array,
+    epsilon: f32,
+) -> Result<Option<FusedProduct>> {
+    let folded = Folded {
+        norm: Some((norm, epsilon)),
+        residual: false,
+        swiglu: false,
+    };
+    match head {
+        Some(head) => FusedProduct::new(head, folded),
+        None => {
+            let tied = Linear {
+                matrix: embedding.clone(),
+                bias: None,
+            };
+            FusedProduct::new(&tied, folded)
+        }
+    }
+}
+
 impl Model for DenseModel {
     fn state(&self, capacity: i32) -> State {
         let ModelConfig {
@@ -275,6 +326,9 @@ impl Model for DenseModel {
             1 => hidden.clone(),
             _ => sys::slice(hidden, &[0, length - 1, 0], &[1, length, width])?,
         };
+        if let Some(fused) = &self.fused_head {
+            return fused.apply(&last)?.reshape(&[1, self.config.vocab]);
+        }
         let normed = fast::rms_norm(&last, Some(&self.norm), self.config.norm_eps)?;
         let logits = match &self.head {
             Some(head) => head.apply(&normed)?,

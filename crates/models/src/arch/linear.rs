@@ -8,7 +8,7 @@ use mlx_rs::{Array, Dtype};
 use crate::config::Packing;
 
 /// A matrix `[rows, columns]` that multiplies from the right: `x · mᵀ`.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub enum Matrix {
     /// As stored.
     Dense {

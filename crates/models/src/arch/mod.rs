@@ -3,6 +3,7 @@
 mod attention;
 mod dense;
 mod feed_forward;
+mod fused;
 pub mod linear;
 mod rope;
 
@@ -22,6 +23,8 @@ pub struct Layout {
     pub join_gate_up: bool,
     /// `silu(gate) * up` compiled into one kernel. On the CPU MLX would call a C++ compiler.
     pub compile: bool,
+    /// Decode steps through kernels of our own where they fit. CUDA only.
+    pub fuse_decode: bool,
 }
 
 /// What a layer remembers of a sequence. Other architectures add their own kinds.

@@ -63,13 +63,14 @@ impl Rope {
         Ok(())
     }
 
-    /// Turns `heads`, `[1, heads, positions, width]`, the first position being `offset`.
-    pub fn apply(&self, heads: &Array, offset: i32) -> Result<Array> {
+    /// Turns `heads`, `[1, heads, positions, width]`, the first position being `offset`, an
+    /// int32 scalar.
+    pub fn apply(&self, heads: &Array, offset: &Array) -> Result<Array> {
         let scaled = match &self.magnitude {
             Some(magnitude) => Some(heads.multiply(magnitude)?),
             None => None,
         };
-        fast::rope(
+        fast::rope_dynamic(
             scaled.as_ref().unwrap_or(heads),
             self.width,
             self.traditional,
