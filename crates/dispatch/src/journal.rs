@@ -214,3 +214,73 @@ impl Journal {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::task::noop_waker_ref;
+    use mlxd_protocol::{ModelId, Priority, Sampling};
+
+    fn job() -> Job {
+        Job {
+            model: ModelId::new("m").unwrap(),
+            trace: "t".into(),
+            prompt: [7, 8].into(),
+            sampling: Sampling::default(),
+            max_new: 9,
+            stop_tokens: [2].into(),
+            logprobs: None,
+            priority: Priority::Normal,
+        }
+    }
+
+    fn read(journal: &Journal, cursor: &mut usize) -> (Vec<TokenId>, Poll<Option<End>>) {
+        let mut entries = Vec::new();
+        let mut cx = Context::from_waker(noop_waker_ref());
+        let end = journal.poll_read(&mut cx, cursor, &mut entries);
+        (entries.into_iter().map(|entry| entry.token).collect(), end)
+    }
+
+    #[test]
+    fn a_reader_gets_everything_once_and_the_end_last() {
+        let journal = Journal::open(RequestId(1), job());
+        let mut cursor = 0;
+        assert_eq!(read(&journal, &mut cursor), (vec![], Poll::Pending));
+        assert!(journal.append(0, 10, f32::NAN, None).unwrap().is_some(), "the first token's moment");
+        assert!(journal.append(1, 11, f32::NAN, None).unwrap().is_none());
+        assert_eq!(read(&journal, &mut cursor), (vec![10, 11], Poll::Ready(None)));
+        assert_eq!(read(&journal, &mut cursor), (vec![], Poll::Pending));
+        journal.append(2, 2, f32::NAN, Some(End::Stop)).unwrap();
+        assert_eq!(read(&journal, &mut cursor), (vec![], Poll::Ready(Some(End::Stop))));
+        assert_eq!(journal.tokens_so_far(), [7, 8, 10, 11], "the stop token is no part of it");
+        assert!(!journal.finish(End::Length), "an end is final");
+        assert_eq!(journal.end(), Some(End::Stop));
+    }
+
+    #[test]
+    fn a_token_out_of_order_is_refused_and_changes_nothing() {
+        let journal = Journal::open(RequestId(1), job());
+        journal.append(0, 10, f32::NAN, None).unwrap();
+        for index in [0, 2, u32::MAX] {
+            let refused = journal.append(index, 11, f32::NAN, None).unwrap_err();
+            assert_eq!((refused.expected, refused.got), (1, index));
+        }
+        assert!(journal.expect_top(2, vec![]).is_err());
+        assert_eq!(journal.generated(), 1);
+        journal.append(1, 12, f32::NAN, Some(End::Length)).unwrap();
+        assert!(journal.append(2, 13, f32::NAN, None).is_err(), "nothing comes after the end");
+    }
+
+    #[test]
+    fn alternatives_belong_to_the_token_after_them() {
+        let journal = Journal::open(RequestId(1), job());
+        journal.expect_top(0, vec![(10, -0.1), (11, -3.0)]).unwrap();
+        journal.append(0, 10, -0.1, None).unwrap();
+        journal.append(1, 12, -0.2, None).unwrap();
+        let mut entries = Vec::new();
+        let mut cx = Context::from_waker(noop_waker_ref());
+        let _ = journal.poll_read(&mut cx, &mut 0, &mut entries);
+        assert_eq!(entries[0].top, [(10, -0.1), (11, -3.0)]);
+        assert!(entries[1].top.is_empty());
+    }
+}

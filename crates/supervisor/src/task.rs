@@ -454,7 +454,7 @@ impl Task {
                 LoadFaultKind::Engine => self.step(Event::Condemned(fault.message)).await,
                 _ => self.step(Event::LoadRefused(fault.message)).await,
             },
-            Control::Said(FromWorker::Drained) => {}
+            Control::Said(FromWorker::Drained) => self.send(ToWorker::Shutdown),
             Control::Said(FromWorker::BenchDone(leg)) => self.end_bench(Ok(leg)),
             Control::Said(FromWorker::BenchFailed(why)) => self.end_bench(Err(why)),
         }
