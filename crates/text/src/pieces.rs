@@ -240,12 +240,11 @@ impl<'a> Plan<'a> {
 
 /// Whether a stage maps each token to one token, knowing no more than whether it is the first.
 fn acts_per_token(stage: &DecoderWrapper) -> bool {
-    match stage {
-        DecoderWrapper::Replace(_) | DecoderWrapper::Metaspace(_) => true,
-        DecoderWrapper::WordPiece(_) => true,
-        DecoderWrapper::Strip(_) => true,
-        _ => false,
-    }
+    use DecoderWrapper as D;
+    matches!(
+        stage,
+        D::Replace(_) | D::Metaspace(_) | D::WordPiece(_) | D::Strip(_)
+    )
 }
 
 fn strips_ends(stage: &DecoderWrapper) -> bool {
