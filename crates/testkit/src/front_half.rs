@@ -204,7 +204,7 @@ impl FrontHalf {
     }
 
     /// The next record of the tokens ring; an error once the worker is gone and all is read.
-    pub fn next(&mut self) -> Result<Said, RingError> {
+    pub fn hear(&mut self) -> Result<Said, RingError> {
         let kind = self.tokens.recv(&mut self.bytes, Some(DEADLINE))?;
         Ok(match kind.expect("the worker publishes in time") {
             kind::TOKENS => {
@@ -220,7 +220,7 @@ impl FrontHalf {
     pub fn answer(&mut self, request: u64) -> Vec<TokenRecord> {
         let mut answer: Vec<TokenRecord> = Vec::new();
         loop {
-            match self.next().expect("the worker lives") {
+            match self.hear().expect("the worker lives") {
                 Said::Tokens(records) => {
                     answer.extend(records.iter().filter(|record| record.request == request));
                     if answer.last().is_some_and(|record| record.flags != 0) {
@@ -239,7 +239,7 @@ impl FrontHalf {
     pub fn drain(&mut self, request: u64) -> Vec<TokenRecord> {
         let mut answer = Vec::new();
         loop {
-            match self.next() {
+            match self.hear() {
                 Ok(Said::Tokens(records)) => {
                     answer.extend(
                         records

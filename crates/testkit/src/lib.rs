@@ -8,14 +8,24 @@
 mod fault;
 mod folder;
 mod front_half;
+mod front_process;
+mod http;
+mod leftovers;
 mod loader;
+mod program;
 mod script;
 mod scripted;
+mod sse;
 mod wait;
 
 pub use folder::ModelFolder;
 pub use front_half::{FrontHalf, Said};
+pub use front_process::{FrontConfig, FrontProcess, Home};
+pub use http::{Body, Client, Connection, Response};
+pub use leftovers::Leftovers;
 pub use loader::{PROTOCOL_VARIABLE, ScriptedLoader};
+pub use program::program;
 pub use script::{Fault, How, LoadFailure, Script, ScriptError, When};
 pub use scripted::ScriptedEngine;
+pub use sse::{Event, Events};
 pub use wait::{DEADLINE, until};

@@ -8,7 +8,7 @@ use mlxd_worker::Loader;
 use std::time::Duration;
 
 /// The environment variable that makes `mlxd-scripted-worker` claim another protocol version.
-pub const PROTOCOL_VARIABLE: &str = "MLXD_SCRIPTED_PROTOCOL";
+pub const PROTOCOL_VARIABLE: &str = "SCRIPTED_PROTOCOL";
 
 /// Reads the script that belongs to a model folder.
 #[derive(Debug, Clone, Copy, Default)]

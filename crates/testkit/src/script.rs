@@ -123,8 +123,9 @@ impl Default for Script {
 }
 
 impl Script {
-    /// The environment variable that holds a plan; it wins over the folder's file.
-    pub const VARIABLE: &'static str = "MLXD_SCRIPTED_PLAN";
+    /// The environment variable that holds a plan; it wins over the folder's file. Not named
+    /// `MLXD_…`: those are the front's, which refuses one that it does not know.
+    pub const VARIABLE: &'static str = "SCRIPTED_PLAN";
     /// The file in a model folder that holds a plan.
     pub const FILE: &'static str = "scripted.json";
     /// Opens a turn. Ids below are bytes.

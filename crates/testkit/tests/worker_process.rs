@@ -73,7 +73,7 @@ fn it_greets_loads_and_answers() {
         (script.vocab_size, 4096)
     );
     front.submit(submit(1, &[1, 2, 3], 50));
-    let Said::Report(Report::Started(started)) = front.next().unwrap() else {
+    let Said::Report(Report::Started(started)) = front.hear().unwrap() else {
         panic!("started comes first");
     };
     assert_eq!(started.request, RequestId(1));
@@ -144,7 +144,7 @@ fn sixty_four_sequences_get_their_own_tokens() {
     }
     let mut answers = vec![Vec::new(); 64];
     while answers.iter().any(|answer: &Vec<u32>| answer.len() < 200) {
-        if let Said::Tokens(records) = front.next().unwrap() {
+        if let Said::Tokens(records) = front.hear().unwrap() {
             for record in records {
                 let answer = &mut answers[record.request as usize];
                 assert_eq!(record.index as usize, answer.len());
@@ -161,12 +161,12 @@ fn sixty_four_sequences_get_their_own_tokens() {
 fn a_cancelled_sequence_says_nothing_after_the_next() {
     let (mut front, _folder) = start(&slow());
     front.submit(submit(1, &[1], 4000));
-    while !matches!(front.next().unwrap(), Said::Tokens(_)) {}
+    while !matches!(front.hear().unwrap(), Said::Tokens(_)) {}
     front.cancel(1);
     front.submit(submit(2, &[2], 3));
     let mut second_spoke = false;
     loop {
-        let Said::Tokens(records) = front.next().unwrap() else {
+        let Said::Tokens(records) = front.hear().unwrap() else {
             continue;
         };
         second_spoke |= records.iter().any(|record| record.request == 2);
@@ -182,7 +182,7 @@ fn a_cancelled_sequence_says_nothing_after_the_next() {
 fn a_sequence_that_cannot_run_is_refused_and_the_worker_goes_on() {
     let (mut front, _folder) = start(&Script::default());
     front.submit(submit(1, &[99_999], 3));
-    let Said::Report(Report::Ended(ended)) = front.next().unwrap() else {
+    let Said::Report(Report::Ended(ended)) = front.hear().unwrap() else {
         panic!("it is refused");
     };
     assert_eq!(ended.refusal.code, RefusalCode::Invalid);
@@ -194,13 +194,13 @@ fn a_sequence_that_cannot_run_is_refused_and_the_worker_goes_on() {
 fn drain_finishes_what_runs_and_refuses_what_comes() {
     let (mut front, _folder) = start(&slow());
     front.submit(submit(1, &[1], 100));
-    while !matches!(front.next().unwrap(), Said::Tokens(_)) {}
+    while !matches!(front.hear().unwrap(), Said::Tokens(_)) {}
     front.say(ToWorker::Drain);
     front.wait_phase(Phase::Draining);
     front.submit(submit(2, &[2], 3));
     let mut refused = false;
     loop {
-        match front.next().unwrap() {
+        match front.hear().unwrap() {
             Said::Report(Report::Ended(ended)) => {
                 assert_eq!(ended.refusal.code, RefusalCode::Busy);
                 refused = true;
@@ -219,7 +219,7 @@ fn drain_finishes_what_runs_and_refuses_what_comes() {
 fn sigterm_drains_and_ends_and_sigint_does_nothing() {
     let (mut front, _folder) = start(&slow());
     front.submit(submit(1, &[1], 100));
-    while !matches!(front.next().unwrap(), Said::Tokens(_)) {}
+    while !matches!(front.hear().unwrap(), Said::Tokens(_)) {}
     signal(&front, Signal::SIGINT);
     signal(&front, Signal::SIGTERM);
     let answer = front.answer(1);
@@ -248,7 +248,7 @@ fn shutdown_ends_it_even_while_the_engine_hangs() {
     let script = Script::default().with_fault(When::Tokens(3), How::Hang);
     let (mut front, _folder) = start(&script);
     front.submit(submit(1, &[1], 10));
-    while !matches!(front.next().unwrap(), Said::Tokens(_)) {}
+    while !matches!(front.hear().unwrap(), Said::Tokens(_)) {}
     front.say(ToWorker::Shutdown);
     assert_eq!(front.wait_exit().code(), Some(exit_code::DONE));
 }
@@ -369,7 +369,7 @@ fn front_to_be_killed() {
     }
     let (mut front, _folder) = start(&slow());
     front.submit(submit(1, &[1], 4000));
-    while !matches!(front.next().unwrap(), Said::Tokens(_)) {}
+    while !matches!(front.hear().unwrap(), Said::Tokens(_)) {}
     eprintln!("worker works");
     loop {
         std::thread::park();

@@ -32,7 +32,10 @@ pub(crate) fn end_on_panic() {
             .location()
             .map(ToString::to_string)
             .unwrap_or_default();
-        let reason = panic.payload_as_str().unwrap_or("no reason given");
+        let payload = panic.payload();
+        let reason = payload.downcast_ref::<&str>().copied();
+        let reason = reason.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
+        let reason = reason.unwrap_or("no reason given");
         let doing = crate::page::doing();
         tracing::error!(thread, place, doing, "panic: {reason}");
         os::leave(exit_code::FAULT);
