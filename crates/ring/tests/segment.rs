@@ -7,7 +7,9 @@ use mlxd_ring::{
     SegmentSpec, WorkerLink,
 };
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
-use nix::sys::mman::{shm_open, shm_unlink};
+use nix::sys::mman::shm_open;
+#[cfg(target_os = "linux")]
+use nix::sys::mman::shm_unlink;
 use nix::sys::stat::{Mode, fstat};
 
 fn attach(name: &str) -> Result<WorkerLink, SegmentError> {
@@ -168,9 +170,12 @@ fn what_is_no_segment_is_refused() {
     assert!(matches!(error, SegmentError::Open { .. }), "{error}");
 }
 
-/// Shared memory of a given size, filled by `fill`, under a segment's name.
+/// Shared memory of a given size, filled by `fill`, under a segment's name. Elsewhere than on Linux
+/// shared memory cannot be written like a file.
+#[cfg(target_os = "linux")]
 struct Forgery(&'static str);
 
+#[cfg(target_os = "linux")]
 impl Forgery {
     fn new(name: &'static str, words: &[u64], bytes: i64) -> Self {
         use std::os::unix::fs::FileExt;
@@ -185,6 +190,7 @@ impl Forgery {
     }
 }
 
+#[cfg(target_os = "linux")]
 impl Drop for Forgery {
     fn drop(&mut self) {
         let _absent = shm_unlink(self.0);
@@ -192,7 +198,7 @@ impl Drop for Forgery {
 }
 
 #[test]
-#[cfg(target_os = "linux")] // Elsewhere shared memory cannot be written like a file.
+#[cfg(target_os = "linux")]
 fn a_header_that_lies_is_refused() {
     let magic = u64::from_be_bytes(*b"mlxdring");
     let total = 8192 + 2 * (512 + 4096);
