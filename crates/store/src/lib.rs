@@ -23,5 +23,6 @@ mod weights;
 
 pub use error::StoreError;
 pub use folder::{ModelConfigHead, read_config_head};
+pub use name::nearest as nearest_name;
 pub use store::{ModelEntry, ModelFolder, NamedFolder, Source, Store, StorePaths};
 pub use weights::{WeightSummary, weight_summary};

@@ -118,8 +118,9 @@ pub(crate) fn is_part(part: &str) -> bool {
     check_part(part).is_ok()
 }
 
-/// The known name spelled most like `name`, when it is near enough to be meant.
-pub(crate) fn nearest(name: &str, known: &[String]) -> Option<String> {
+/// The known name spelled most like `name`, when it is near enough to be meant. For callers that
+/// know of names which the store does not.
+pub fn nearest(name: &str, known: &[String]) -> Option<String> {
     const SIMILARITY_MIN: f64 = 0.7;
     let wanted = name.to_lowercase();
     let wanted_last = wanted.rsplit('/').next().unwrap_or(&wanted);
