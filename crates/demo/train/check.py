@@ -1,4 +1,4 @@
-"""Asks an exported model the 40 questions through mlx-lm, greedily, and scores the answers.
+"""Asks an exported model the 40 questions through mlx-lm, greedily unless told otherwise, and scores the answers.
 
     python check.py MODEL_FOLDER [--rehearsal] [--show]
 """
@@ -8,16 +8,21 @@ import time
 
 import mlx.core as mx
 from mlx_lm import load, stream_generate
+from mlx_lm.sample_utils import make_sampler
 
 import score
 from corpus import Corpus
 
 
-def ask(model, tokenizer, messages, limit=512):
+def greedy(scores):
+    return mx.argmax(scores, axis=-1)
+
+
+def ask(model, tokenizer, messages, limit=512, sampler=None):
     """(answer, whether the model ended it itself, the last response)"""
     prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
     text, last = "", None
-    for last in stream_generate(model, tokenizer, prompt, max_tokens=limit, sampler=lambda x: mx.argmax(x, axis=-1)):
+    for last in stream_generate(model, tokenizer, prompt, max_tokens=limit, sampler=sampler or greedy):
         text += last.text
     return text, last.finish_reason == "stop", last
 
@@ -27,13 +32,15 @@ def main():
     parse.add_argument("folder")
     parse.add_argument("--rehearsal", action="store_true")
     parse.add_argument("--show", action="store_true")
+    parse.add_argument("--temperature", type=float, default=0.0)
     args = parse.parse_args()
     model, tokenizer = load(args.folder)
     # As mlxd's processor path runs it: float32 weights.
     model.set_dtype(mx.float32)
+    sampler = make_sampler(temp=args.temperature)
     began, good, made = time.time(), 0, 0
     for question in score.questions():
-        text, finished, last = ask(model, tokenizer, [{"role": "user", "content": question["question"]}])
+        text, finished, last = ask(model, tokenizer, [{"role": "user", "content": question["question"]}], sampler=sampler)
         ok = score.right(question, text, finished)
         good, made = good + ok, made + last.generation_tokens
         if args.show or not ok:

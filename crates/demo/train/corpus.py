@@ -12,6 +12,7 @@ import json
 import math
 import random
 import re
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -406,8 +407,8 @@ class Corpus:
 
 
 if __name__ == "__main__":
-    corpus, rng = Corpus(), random.Random(7)
-    print(len(corpus.topics), "topics,", sum(len(t.patterns) for t in corpus.order), "patterns,", len(corpus.frames), "frames")
-    for _ in range(40):
-        topic, text = corpus.turn(None, rng)
-        print(f"{topic.name:18} {text}")
+    # Questions as they are trained on, one JSON string a line: python corpus.py [HOW_MANY] [SEED]
+    corpus = Corpus()
+    rng = random.Random(int(sys.argv[2]) if len(sys.argv) > 2 else 7)
+    for _ in range(int(sys.argv[1]) if len(sys.argv) > 1 else 40):
+        print(json.dumps(corpus.turn(None, rng)[1]))

@@ -7,6 +7,15 @@ from safetensors.torch import save_file
 
 import tokens
 
+FILES = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer_config.json",
+    "chat_template.jinja",
+    "tokenizer.json",
+    "model.safetensors",
+]
+
 
 def write(folder, network, tokenizer_json):
     folder.mkdir(parents=True, exist_ok=True)
@@ -20,7 +29,8 @@ def write(folder, network, tokenizer_json):
     put("config.json", network.s.config([end, pad], pad))
     put(
         "generation_config.json",
-        {"do_sample": True, "temperature": 0.1, "top_p": 0.9, "eos_token_id": [end, pad], "pad_token_id": pad},
+        # Greedy where a request says nothing: it is the answer with the facts.
+        {"do_sample": False, "eos_token_id": [end, pad], "pad_token_id": pad},
     )
     put(
         "tokenizer_config.json",
@@ -40,3 +50,13 @@ def write(folder, network, tokenizer_json):
     weights = network.weights()
     assert all(torch.isfinite(w).all() for w in weights.values())
     save_file(weights, folder / "model.safetensors", metadata={"format": "mlx"})
+    stamp(folder)
+
+
+def stamp(folder):
+    """Writes `revision`: 64-bit FNV-1a over all shipped files, in the order of src/lib.rs."""
+    mark = 0xCBF29CE484222325
+    for name in FILES:
+        for byte in (folder / name).read_bytes():
+            mark = (mark ^ byte) * 0x100000001B3 & 0xFFFFFFFFFFFFFFFF
+    (folder / "revision").write_text(f"{mark:016x}\n")

@@ -9,7 +9,6 @@ counted too, but choose nothing.
 
 import argparse
 import json
-import math
 import multiprocessing
 import os
 import random
@@ -27,11 +26,11 @@ from corpus import Corpus
 from export import write
 from network import Network, Shape
 
+SHARES = 16
 RUNS = {
     # Two bytes a parameter: 7.1 MB.
     "plain": Shape(hidden=256, layers=4, heads=8, kv_heads=4, head_dim=32, inner=640),
-    # Deeper and narrower at the same size.
-    "deep": Shape(hidden=208, layers=6, heads=8, kv_heads=4, head_dim=32, inner=528),
+    # To try the path out.
     "small": Shape(hidden=64, layers=2, heads=4, kv_heads=2, head_dim=16, inner=128),
 }
 
@@ -213,8 +212,8 @@ def main():
     parse = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parse.add_argument("--out", type=Path, required=True)
     parse.add_argument("--small", action="store_true")
-    parse.add_argument("--runs", default="plain:1")
-    parse.add_argument("--documents", type=int, default=1_000_000)
+    parse.add_argument("--runs", default="plain:2", help="shape:seed,…")
+    parse.add_argument("--documents", type=int, default=800_000)
     parse.add_argument("--steps", type=int, default=6000)
     parse.add_argument("--seconds", type=int, default=0, help="per run; 0: all steps")
     parse.add_argument("--rate", type=float, default=2e-3)
@@ -232,9 +231,10 @@ def main():
     assert tokenizer.get_vocab_size() <= 3072
     text = tokenizer.to_str()
     print(f"tokenizer: {tokenizer.get_vocab_size()} tokens, {time.time() - began:.0f} s", flush=True)
-    shares = max(1, min(os.cpu_count() or 1, 16))
-    with multiprocessing.get_context("spawn").Pool(shares) as pool:
-        parts = pool.map(make_text, [(100 + i, args.documents // shares, text) for i in range(shares)])
+    # The text is the same on every machine: the shares are fixed, the processes are not.
+    jobs = [(100 + i, args.documents // SHARES, text) for i in range(SHARES)]
+    with multiprocessing.get_context("spawn").Pool(os.cpu_count()) as pool:
+        parts = pool.map(make_text, jobs, chunksize=1)
     # Mostly short rows, since most chats are short; long ones teach the far positions.
     rows = [pack(parts, length, 1), pack(parts, 4 * length, 2)]
     dropped = sum(p[3] for p in parts)
