@@ -29,3 +29,19 @@ pub use error::TextError;
 pub use stop::StopMatcher;
 pub use template::{ChatTemplate, ContentShape, RenderInput, TemplateLimits};
 pub use tokenizer::{SpecialTokens, Tokenizer, TokenizerLimits};
+
+/// What is loaded once is used by every request, and a request may move between threads.
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn everything_can_be_shared() {
+        fn shared<T: Send + Sync + Clone + 'static>() {}
+        shared::<Tokenizer>();
+        shared::<ChatTemplate>();
+        shared::<Decoder>();
+        shared::<StopMatcher>();
+        shared::<Detokeniser>();
+    }
+}

@@ -12,7 +12,7 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::ValueKind;
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, UndefinedBehavior, Value};
 
-use super::source::without_generation_tags;
+use super::source::prepared;
 use super::{TemplateLimits, methods, python};
 use crate::error::TextError;
 
@@ -57,7 +57,7 @@ impl Compiled {
         environment.set_fuel(Some(limits.instructions_max));
         environment.set_recursion_limit(limits.recursion_max);
         environment
-            .add_template_owned(NAME, without_generation_tags(source))
+            .add_template_owned(NAME, prepared(source))
             .map_err(|error| TextError::Template(describe(&error)))?;
         Ok(Compiled {
             environment,
@@ -147,6 +147,16 @@ fn dialect() -> Result<Environment<'static>, Error> {
         matches!(
             value.kind(),
             ValueKind::Seq | ValueKind::Map | ValueKind::String | ValueKind::Undefined
+        )
+    });
+    environment.add_test("iterable", |value: &Value| {
+        matches!(
+            value.kind(),
+            ValueKind::Seq
+                | ValueKind::Map
+                | ValueKind::Iterable
+                | ValueKind::String
+                | ValueKind::Undefined
         )
     });
     environment.add_function("raise_exception", raise_exception);

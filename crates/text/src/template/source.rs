@@ -97,11 +97,18 @@ fn from_value(value: &Value) -> Result<Vec<(String, String)>, String> {
     }
 }
 
+/// The template as the engine takes it: Jinja reads any line end as `\n`, and
+/// [`without_generation_tags`].
+pub(super) fn prepared(source: &str) -> String {
+    let source = source.replace("\r\n", "\n").replace('\r', "\n");
+    without_generation_tags(&source)
+}
+
 /// Turns `{% generation %}` … `{% endgeneration %}` into a plain scope.
 ///
 /// `transformers` adds these tags to mark what the assistant wrote, for training. They write
 /// nothing themselves, but they are a scope and their whitespace control counts.
-pub(super) fn without_generation_tags(source: &str) -> String {
+fn without_generation_tags(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;
     while let Some(start) = rest.find("{%") {
@@ -129,6 +136,11 @@ pub(super) fn without_generation_tags(source: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn line_ends_are_one_character() {
+        assert_eq!(prepared("a\r\nb\rc\n"), "a\nb\nc\n");
+    }
 
     #[test]
     fn generation_tags_become_scopes() {
