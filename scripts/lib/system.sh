@@ -1,20 +1,13 @@
 # Sourced: what must come from the system's own package manager, and how to ask for it.
 
-# as_root COMMAND…: run it as root, or say what a person with the right has to run.
-as_root() {
-  if [ "$(id -u)" = 0 ]; then
-    "$@"
-  elif have sudo; then
-    sudo "$@"
-  else
-    die "not root and no sudo here; have an administrator run: $*"
-  fi
-}
-
+as_root() { if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi; }
 apt_update() { as_root apt-get update -qq; }
 
-# apt_install PACKAGE…: with a fresh package list, which container images come without.
+# apt_install PACKAGE…: with a fresh package list, which container images come without. Who is not root and has
+# no sudo is told what to ask for.
 apt_install() {
+  [ "$(id -u)" = 0 ] || have sudo ||
+    die "missing: $*. Neither root nor sudo here; have an administrator run: apt-get install --no-install-recommends $*"
   say "installing with apt: $*"
   quietly apt-update apt_update
   quietly apt-install as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@"
