@@ -264,6 +264,7 @@ impl State {
 
     fn submit(&mut self, journal: Arc<Journal>) {
         self.open.insert(journal.request.0, journal.clone());
+        self.pump.stats.set_open(self.open.len());
         self.waiting.push_back(journal.request);
         if self.link.is_some() {
             self.submit_waiting();

@@ -1,0 +1,11 @@
+//! The whole program from outside.
+
+mod demo_answers;
+mod disconnect;
+mod fixture;
+mod http_errors;
+mod leftovers;
+mod mid_stream_death;
+mod openai_client;
+mod processes;
+mod two_instances;
