@@ -1,0 +1,40 @@
+//! `mlxd`: serves language models from worker processes of their own.
+//!
+//! This crate only wires the others together: configuration, folders, sockets, signals and the
+//! subcommands. It links no MLX.
+
+mod arguments;
+mod check;
+mod demo;
+mod exit;
+mod instance;
+mod logging;
+mod serve;
+mod source;
+mod welcome;
+
+use arguments::{Arguments, ConfigCommand, Subcommand};
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let outcome = match arguments.command {
+        Subcommand::Serve(serve) => serve::run(&serve),
+        Subcommand::Demo(demo) => demo::run(&demo),
+        Subcommand::Bench(bench) => mlxd_bench::run(&bench).map_err(exit::Failed::run),
+        Subcommand::Config {
+            command: ConfigCommand::Check(flags),
+        } => check::check(&flags),
+        Subcommand::Config {
+            command: ConfigCommand::Show(flags),
+        } => check::show(&flags),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failed) => {
+            eprintln!("mlxd: {failed}");
+            failed.code()
+        }
+    }
+}

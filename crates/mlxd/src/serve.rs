@@ -1,0 +1,246 @@
+//! `mlxd serve`: start, serve, drain.
+
+use crate::arguments::Serve;
+use crate::exit::Failed;
+use crate::instance::Instance;
+use crate::source::Models;
+use crate::{check, logging, welcome};
+use actix_web::rt::System;
+use anyhow::Context;
+use mlxd_config::{Config, Environment, LoadedConfig};
+use mlxd_dispatch::{Dispatch, DispatchLimits, Failure};
+use mlxd_http::{HttpLimits, RequestLimits, Running};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+/// Blocking threads of the front's own loop: model files, memory figures.
+const BLOCKING_THREADS_MAX: usize = 4;
+/// How often a drain looks whether it is done.
+const DRAIN_LOOK: Duration = Duration::from_millis(20);
+/// Exit code after a second signal.
+const HURRIED: i32 = 130;
+
+/// What the server does besides serving.
+pub enum Purpose {
+    /// Nothing.
+    Serve,
+    /// Asks a first question and prints how to use it.
+    Welcome,
+    /// Asks this, then stops.
+    Ask(String),
+}
+
+pub fn run(flags: &Serve) -> Result<(), Failed> {
+    let environment = Environment::of_process();
+    let loaded = check::load(&flags.config, &environment)?;
+    let purpose = if flags.welcome {
+        Purpose::Welcome
+    } else {
+        Purpose::Serve
+    };
+    run_with(&loaded, &environment, purpose)
+}
+
+/// Serves with a loaded configuration until a signal, an admin's `shutdown` or the purpose ends it.
+pub fn run_with(
+    loaded: &LoadedConfig,
+    environment: &Environment,
+    purpose: Purpose,
+) -> Result<(), Failed> {
+    logging::start(&loaded.config.log);
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+    let instance = Instance::take(&loaded.config, environment)?;
+    // Workers' tasks run on this thread: a worker on Linux dies with the thread that made it.
+    let system = System::with_tokio_rt(|| {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .max_blocking_threads(BLOCKING_THREADS_MAX)
+            .build()
+            .expect("the system has a thread and descriptors for an event loop")
+    });
+    system.block_on(serve(loaded, environment, instance, purpose))
+}
+
+async fn serve(
+    loaded: &LoadedConfig,
+    environment: &Environment,
+    instance: Instance,
+    purpose: Purpose,
+) -> Result<(), Failed> {
+    let config = &loaded.config;
+    let mut signals = Signals::new().map_err(Failed::run)?;
+    let models = Models::new(config, &instance.folders, environment.home.clone());
+    let dispatch = Dispatch::new(
+        Arc::new(models),
+        instance.base_url.clone(),
+        dispatch_limits(config),
+    );
+    let shutdown = CancellationToken::new();
+    let tcp = instance.tcp.try_clone().map_err(Failed::run)?;
+    let admin = instance.admin.try_clone().map_err(Failed::run)?;
+    let server = mlxd_http::bind(
+        limits(config),
+        dispatch.clone(),
+        tcp,
+        admin,
+        shutdown.clone(),
+    )
+    .context("cannot start serving")
+    .map_err(Failed::run)?;
+    instance
+        .announce()
+        .context("cannot write mlxd.json")
+        .map_err(Failed::address)?;
+    tracing::info!(base_url = %instance.base_url, config = ?loaded.file, "serving");
+    preload(config, &dispatch);
+    let asked = purpose_task(purpose, instance.base_url.clone(), shutdown.clone());
+
+    tokio::select! {
+        name = signals.next() => tracing::info!(signal = name, "draining; a second signal ends at once"),
+        () = shutdown.cancelled() => tracing::info!("draining, as asked"),
+    }
+    tokio::select! {
+        () = drain(config, &dispatch, server) => {}
+        name = signals.next() => {
+            tracing::warn!(signal = name, "ending at once");
+            drop(instance); // Removes the sockets; the workers see that the front is gone.
+            std::process::exit(HURRIED);
+        }
+    }
+    tracing::info!("stopped");
+    match asked.await {
+        Ok(Err(error)) => Err(Failed::run(error)),
+        Ok(Ok(())) | Err(_) => Ok(()),
+    }
+}
+
+/// Finishes what runs within the grace, tells the rest so, then takes the workers down.
+async fn drain(config: &Config, dispatch: &Dispatch, server: Running) {
+    dispatch.refuse_new();
+    let grace = Duration::from_millis(config.http.shutdown_grace_ms);
+    let finished = async {
+        while dispatch.open_sequences() > 0 {
+            tokio::time::sleep(DRAIN_LOOK).await;
+        }
+    };
+    if tokio::time::timeout(grace, finished).await.is_err() {
+        let left = dispatch.open_sequences();
+        tracing::warn!(left, "the grace is over; what still runs gets an error");
+        dispatch.fail_all(&Failure {
+            code: "shutting_down",
+            message: format!(
+                "mlxd shut down before the answer was complete (shutdown_grace_ms = {})",
+                grace.as_millis()
+            ),
+            retry: true,
+        });
+    }
+    if let Err(error) = server.stop(true).await {
+        tracing::warn!(%error, "the server did not end cleanly");
+    }
+    dispatch.stop_all().await;
+}
+
+fn preload(config: &Config, dispatch: &Dispatch) {
+    for name in config.models.preloaded().map(str::to_owned) {
+        let dispatch = dispatch.clone();
+        tokio::spawn(async move {
+            if let Err(error) = dispatch.start(&name).await {
+                tracing::error!(model = name, error = error.message, "preload failed");
+            }
+        });
+    }
+}
+
+/// Runs the purpose beside the server. A welcome that fails only says so; a demo that is over
+/// ends the server.
+fn purpose_task(
+    purpose: Purpose,
+    base_url: String,
+    shutdown: CancellationToken,
+) -> tokio::task::JoinHandle<anyhow::Result<()>> {
+    tokio::spawn(async move {
+        match purpose {
+            Purpose::Serve => Ok(()),
+            Purpose::Welcome => {
+                tokio::select! {
+                    said = welcome::welcome(&base_url) => if let Err(error) = said {
+                        tracing::error!("the first question failed: {error:#}");
+                    },
+                    () = shutdown.cancelled() => {}
+                }
+                Ok(())
+            }
+            Purpose::Ask(question) => {
+                let answered = welcome::ask(&base_url, &question).await;
+                shutdown.cancel();
+                answered
+            }
+        }
+    })
+}
+
+fn dispatch_limits(config: &Config) -> DispatchLimits {
+    DispatchLimits {
+        workers_max: config.workers.workers_max,
+        queue_timeout: Duration::from_millis(config.requests.queue_timeout_ms),
+        total_timeout: Duration::from_millis(config.requests.total_timeout_ms),
+    }
+}
+
+fn limits(config: &Config) -> HttpLimits {
+    let (http, requests) = (&config.http, &config.requests);
+    let ms = Duration::from_millis;
+    HttpLimits {
+        threads: http.threads,
+        blocking_threads_max: http.blocking_threads_max,
+        connections_max: http.connections_max,
+        streams_max: http.streams_max,
+        body_bytes_max: http.body_bytes_max,
+        header_timeout: ms(http.header_timeout_ms),
+        body_timeout: ms(http.body_timeout_ms),
+        keep_alive: Duration::from_secs(http.keep_alive_s),
+        stream_ping: ms(http.stream_ping_ms),
+        shutdown_grace: ms(http.shutdown_grace_ms),
+        request: RequestLimits {
+            max_tokens_default: requests.max_tokens_default,
+            n_max: requests.n_max,
+            messages_max: requests.messages_max,
+            tools_max: requests.tools_max,
+            stop_strings_max: requests.stop_strings_max,
+            stop_bytes_max: requests.stop_bytes_max,
+            logit_bias_max: requests.logit_bias_max,
+            top_logprobs_max: requests.top_logprobs_max as u8,
+            prompt_tokens_max: requests.prompt_tokens_max,
+            prepare_queued_max: requests.tokenize_queued_max,
+            prepare_timeout: ms(requests.tokenize_timeout_ms),
+        },
+        ..HttpLimits::default()
+    }
+}
+
+/// SIGINT and SIGTERM.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn new() -> std::io::Result<Self> {
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+        })
+    }
+
+    async fn next(&mut self) -> &'static str {
+        tokio::select! {
+            _ = self.interrupt.recv() => "SIGINT",
+            _ = self.terminate.recv() => "SIGTERM",
+        }
+    }
+}

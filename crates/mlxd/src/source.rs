@@ -1,0 +1,236 @@
+//! Models by name, from configuration, the built-in model and the store.
+
+use crate::instance::segments_folder;
+use mlxd_config::{Config, Device, Folders};
+use mlxd_dispatch::{FoundModel, ListedModel, ModelFault, ModelSource};
+use mlxd_protocol::{DeviceChoice, LoadSpec, ModelId};
+use mlxd_store::{ModelEntry, NamedFolder, Store, StoreError, StorePaths};
+use mlxd_supervisor::{LifeLimits, SegmentSpec, WorkerSpec};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// The front's [`ModelSource`].
+pub struct Models {
+    config: Config,
+    folders: Folders,
+    store: Store,
+    program: PathBuf,
+}
+
+impl Models {
+    pub fn new(config: &Config, folders: &Folders, home: Option<PathBuf>) -> Self {
+        let named = config.models.named_folders();
+        let named = named.map(|(name, folder)| NamedFolder {
+            name: name.into(),
+            folder: folder.clone(),
+        });
+        let store = Store::new(StorePaths {
+            hf_cache: Some(folders.hf_cache.clone()),
+            folders: config.models.all.folders.clone(),
+            named: named.collect(),
+            paths_allowed: config.models.all.paths_allowed,
+            home,
+        });
+        let program = config.workers.program.clone().unwrap_or_else(beside_mlxd);
+        Self {
+            config: config.clone(),
+            folders: folders.clone(),
+            store,
+            program,
+        }
+    }
+
+    /// The built-in model answers to its own name and to nothing else, unless configuration
+    /// gives that name to another folder.
+    fn is_built_in(&self, name: &str) -> bool {
+        name == mlxd_demo::NAME
+            && !self
+                .config
+                .models
+                .named_folders()
+                .any(|(named, _)| named == name)
+    }
+
+    fn worker_spec(&self, id: &ModelId, folder: &Path) -> WorkerSpec {
+        let settings = self.config.models.settings(id.as_str());
+        let workers = &self.config.workers;
+        let ms = Duration::from_millis;
+        WorkerSpec {
+            model: id.clone(),
+            program: self.program.clone(),
+            env: vec![(
+                "MLXD_LOG".into(),
+                std::env::var("MLXD_LOG").unwrap_or(self.config.log.level.clone()),
+            )],
+            load: LoadSpec {
+                folder: folder.to_owned(),
+                device: match settings.device {
+                    Device::Auto => DeviceChoice::Auto,
+                    Device::Cpu => DeviceChoice::Cpu,
+                    Device::Gpu => DeviceChoice::Gpu,
+                },
+                prefill_chunk_tokens: settings.prefill_chunk_tokens,
+                context_tokens_max: settings.context_tokens_max,
+                running_max: settings.running_max,
+                queued_max: settings.queued_max,
+                cache_bytes_max: settings.cache_bytes_max,
+            },
+            limits: LifeLimits {
+                start_timeout: ms(workers.start_timeout_ms),
+                load_timeout: ms(workers.load_timeout_ms),
+                drain_timeout: ms(workers.drain_ms),
+                term_timeout: ms(workers.term_ms),
+                backoff_initial: ms(workers.backoff_initial_ms),
+                backoff_max: ms(workers.backoff_max_ms),
+                deaths_max: workers.deaths_max,
+                deaths_window: Duration::from_secs(workers.deaths_window_s),
+                prefill_hang: ms(workers.prefill_hang_ms),
+                decode_hang: ms(workers.decode_hang_ms),
+                watch_interval: ms(workers.watch_interval_ms),
+            },
+            segment: SegmentSpec {
+                commands_bytes: workers.commands_ring_bytes,
+                tokens_bytes: workers.tokens_ring_bytes,
+            },
+            log_file: self.folders.logs.join(log_name(id.as_str())),
+            log_bytes_max: workers.log_bytes_max,
+            leftovers_folder: segments_folder(&self.folders.state),
+        }
+    }
+}
+
+impl ModelSource for Models {
+    fn find(&self, name: &str) -> Result<FoundModel, ModelFault> {
+        let broken = |message: String| ModelFault::Broken { message };
+        let name = self.config.models.canonical(name);
+        let (name, folder) = if self.is_built_in(name) {
+            let folder =
+                mlxd_demo::materialise(&self.folders.cache).map_err(|e| broken(e.to_string()))?;
+            (name.to_owned(), folder)
+        } else {
+            let found = self
+                .store
+                .resolve(name)
+                .map_err(|error| self.fault(name, error))?;
+            (found.name, found.folder)
+        };
+        let id = ModelId::new(name).map_err(|error| broken(error.to_string()))?;
+        let settings = self.config.models.settings(id.as_str());
+        Ok(FoundModel {
+            worker: self.worker_spec(&id, &folder),
+            folder,
+            open_max: (settings.running_max + settings.queued_max) as usize,
+            context_tokens_max: settings.context_tokens_max,
+            id,
+        })
+    }
+
+    fn list(&self) -> Vec<ListedModel> {
+        let mut listed: Vec<_> = self.store.list().into_iter().map(listed).collect();
+        if self.is_built_in(mlxd_demo::NAME) {
+            listed.push(ListedModel {
+                id: mlxd_demo::NAME.into(),
+                created_unix_s: 0,
+                owned_by: "mlxd".into(),
+            });
+        }
+        listed.sort_by(|a, b| a.id.cmp(&b.id));
+        listed
+    }
+
+    fn configured(&self) -> Vec<String> {
+        let tables = self.config.models.tables.keys().cloned();
+        let built_in = self
+            .is_built_in(mlxd_demo::NAME)
+            .then(|| mlxd_demo::NAME.to_owned());
+        tables.chain(built_in).collect()
+    }
+}
+
+impl Models {
+    /// The store does not know of the built-in model: it is named here where names are listed.
+    fn fault(&self, name: &str, error: StoreError) -> ModelFault {
+        match error {
+            StoreError::Unknown {
+                name: asked,
+                mut known,
+                nearest,
+            } => {
+                if self.is_built_in(mlxd_demo::NAME) {
+                    known.push(mlxd_demo::NAME.into());
+                    known.sort();
+                }
+                ModelFault::Unknown {
+                    name: asked,
+                    known,
+                    nearest,
+                }
+            }
+            StoreError::BadName { .. } | StoreError::PathsNotAllowed { .. } => {
+                ModelFault::Unknown {
+                    name: format!("{name} ({error})"),
+                    known: self.list().into_iter().map(|listed| listed.id).collect(),
+                    nearest: None,
+                }
+            }
+            other => ModelFault::Broken {
+                message: other.to_string(),
+            },
+        }
+    }
+}
+
+fn listed(entry: ModelEntry) -> ListedModel {
+    let owner = entry
+        .name
+        .split_once('/')
+        .filter(|(owner, _)| !owner.is_empty());
+    ListedModel {
+        owned_by: owner.map_or("local", |(owner, _)| owner).to_owned(),
+        id: entry.name,
+        created_unix_s: entry.created_unix_s,
+    }
+}
+
+fn beside_mlxd() -> PathBuf {
+    let beside = |exe: PathBuf| exe.with_file_name("mlxd-worker");
+    std::env::current_exe().map_or_else(|_| "mlxd-worker".into(), beside)
+}
+
+/// A file name for a model's log: what a file name may not hold is replaced, and a short hash
+/// keeps apart what that makes equal.
+fn log_name(model: &str) -> String {
+    let plain = |c: char| {
+        if c.is_ascii_alphanumeric() || "._-".contains(c) {
+            c
+        } else {
+            '_'
+        }
+    };
+    let name: String = model.chars().map(plain).collect();
+    let name = &name[name.len().saturating_sub(100)..];
+    match name == model {
+        true => format!("{name}.log"),
+        false => format!("{name}-{:08x}.log", fnv1a(model)),
+    }
+}
+
+fn fnv1a(text: &str) -> u32 {
+    text.bytes().fold(0x811c_9dc5, |hash, byte| {
+        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn log_names_are_file_names_and_differ() {
+        assert_eq!(log_name("mlxd-demo"), "mlxd-demo.log");
+        let names = [log_name("a/b"), log_name("a_b"), log_name("a\\b")];
+        assert!(names.iter().all(|name| !name.contains(['/', '\\'])));
+        assert!(names[0] != names[1] && names[1] != names[2] && names[0] != names[2]);
+        assert!(log_name(&"x".repeat(500)).len() < 120);
+    }
+}
