@@ -10,7 +10,7 @@ PROGRAMS = --bin mlxd --bin mlxd-worker --bin mlxctl
 .PHONY: help setup build run demo bench test lint check-macos clean
 
 help: ## this list
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 14
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: ## make this checkout ready to build (every command below does it first)
 	@scripts/setup
