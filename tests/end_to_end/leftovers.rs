@@ -126,7 +126,8 @@ fn loading() -> (FrontProcess, ModelFolder, mlxd_testkit::Connection) {
 fn a_front_killed_while_its_worker_loads_leaves_nothing() {
     let (front, _folder, _connection) = loading();
     until("a worker that loads", || {
-        status_of(&front, MODEL)["load_progress"].as_f64()
+        let progress = status_of(&front, MODEL)["load_progress"].as_f64();
+        progress.filter(|&done| done > 0.0)
     });
     let home = front.kill();
     until_nothing_lives(home.path());

@@ -169,7 +169,9 @@ impl Worker {
     pub async fn stop(&self) {
         self.tell(Event::Stop).await;
         let mut view = self.view.clone();
-        let _ = view.wait_for(|view| !view.is_alive()).await;
+        let _ = view
+            .wait_for(|view| !view.is_alive() && view.state != WorkerState::Stopping)
+            .await;
     }
 
     /// Stops it and starts it, and waits until it runs.
