@@ -222,24 +222,22 @@ impl Dispatch {
             message: format!("the model {} was not opened", job.model),
             retry: false,
         })?;
-        let open = slot.stats.open();
-        if open >= slot.open_max {
-            return Err(Failure {
-                code: "overloaded",
-                message: format!(
-                    "{open} sequences are open for {}, and the limit is {}; try again in a moment, or raise running_max or queued_max",
-                    job.model, slot.open_max
-                ),
-                retry: true,
-            });
-        }
         self.check_room(&slot)?;
+        slot.stats.try_open(slot.open_max).map_err(|open| Failure {
+            code: "overloaded",
+            message: format!(
+                "{open} sequences are open for {}, which is the limit; try again in a moment, or raise running_max or queued_max",
+                job.model
+            ),
+            retry: true,
+        })?;
         slot.stats.count_request();
         let request = RequestId(self.0.next_request.fetch_add(1, Ordering::Relaxed));
         let journal = Journal::open(request, job);
         if slot.inbox.submit(journal.clone()) {
             Ok(Generation::new(journal, slot.inbox.clone()))
         } else {
+            slot.stats.closed();
             Err(Failure {
                 code: "shutting_down",
                 message: "the model's task has ended; mlxd is shutting down".into(),

@@ -264,7 +264,6 @@ impl State {
 
     fn submit(&mut self, journal: Arc<Journal>) {
         self.open.insert(journal.request.0, journal.clone());
-        self.pump.stats.set_open(self.open.len());
         self.waiting.push_back(journal.request);
         if self.link.is_some() {
             self.submit_waiting();
@@ -305,13 +304,13 @@ impl State {
         if self.open.remove(&request.0).is_none() {
             return;
         }
+        self.pump.stats.closed();
         self.pump.metrics.ended(&self.pump.model, "cancelled");
         if let Some(at) = self.waiting.iter().position(|waiting| *waiting == request) {
             self.waiting.remove(at);
         } else if let Some(link) = self.link.as_mut() {
             link.queue(&Command::Cancel(request));
         }
-        self.pump.stats.set_open(self.open.len());
     }
 
     /// Ends what has waited or run for too long.
@@ -545,10 +544,10 @@ impl State {
 
     fn forget(&mut self, request: u64, end: &End) {
         if let Some(journal) = self.open.remove(&request) {
+            self.pump.stats.closed();
             self.pump
                 .metrics
                 .finished(&self.pump.model, &journal, end, Instant::now());
         }
-        self.pump.stats.set_open(self.open.len());
     }
 }

@@ -48,8 +48,14 @@ impl ModelStats {
         self.tokens.fetch_add(1, Ordering::Relaxed);
     }
 
-    pub(crate) fn set_open(&self, open: usize) {
-        self.open.store(open, Ordering::Relaxed);
+    /// Counts one more open sequence, unless `max` are open: then says how many.
+    pub(crate) fn try_open(&self, max: usize) -> Result<(), usize> {
+        let more = |open| (open < max).then_some(open + 1);
+        self.open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).map(|_| ())
+    }
+
+    pub(crate) fn closed(&self) {
+        self.open.fetch_sub(1, Ordering::Relaxed);
     }
 
     pub(crate) fn requests(&self) -> u64 {

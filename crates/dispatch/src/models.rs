@@ -2,7 +2,7 @@
 
 use mlxd_protocol::ModelId;
 use mlxd_supervisor::WorkerSpec;
-use mlxd_text::{ChatTemplate, TextError, Tokenizer};
+use mlxd_text::{ChatTemplate, TemplateLimits, TextError, Tokenizer};
 use serde::Deserialize;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -57,6 +57,8 @@ pub struct FoundModel {
     pub open_max: usize,
     /// Tokens of context that configuration allows.
     pub context_tokens_max: Option<u32>,
+    /// What its chat template may do.
+    pub template_limits: TemplateLimits,
 }
 
 /// A line of `/v1/models`.
@@ -148,7 +150,7 @@ impl OpenModel {
     pub(crate) fn read(found: &FoundModel) -> Result<Self, ModelFault> {
         let text_fault = |error: TextError| ModelFault::broken(format!("{}: {error}", found.id));
         let tokenizer = Tokenizer::load(&found.folder).map_err(text_fault)?;
-        let template = ChatTemplate::load(&found.folder).map_err(text_fault)?;
+        let template = ChatTemplate::load_within(&found.folder, found.template_limits).map_err(text_fault)?;
         let mut defaults = read_defaults(&found.folder)?;
         defaults.stop_tokens = tokenizer.eos_ids().into();
         let said = read_context_tokens(&found.folder)?;

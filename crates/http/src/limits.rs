@@ -58,6 +58,8 @@ impl Default for HttpLimits {
 /// How much one request may ask for. What goes beyond is refused with 400 and both numbers.
 #[derive(Debug, Clone)]
 pub struct RequestLimits {
+    /// The model of a request that names none; without it such a request gets 400.
+    pub model_default: Option<String>,
     /// Tokens generated when a chat request names no `max_tokens`; the context bounds it.
     pub max_tokens_default: u32,
     /// Choices of one request: `n` times the number of prompts.
@@ -85,6 +87,7 @@ pub struct RequestLimits {
 impl Default for RequestLimits {
     fn default() -> Self {
         Self {
+            model_default: None,
             max_tokens_default: 4096,
             n_max: 8,
             messages_max: 4096,

@@ -206,7 +206,9 @@ fn limits(config: &Config) -> HttpLimits {
         keep_alive: Duration::from_secs(http.keep_alive_s),
         stream_ping: ms(http.stream_ping_ms),
         shutdown_grace: ms(http.shutdown_grace_ms),
+        retry_after_s: http.retry_after_s,
         request: RequestLimits {
+            model_default: config.models.all.default.clone(),
             max_tokens_default: requests.max_tokens_default,
             n_max: requests.n_max,
             messages_max: requests.messages_max,

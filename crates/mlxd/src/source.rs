@@ -5,6 +5,7 @@ use mlxd_config::{Config, Device, Folders};
 use mlxd_dispatch::{FoundModel, ListedModel, ModelFault, ModelSource};
 use mlxd_protocol::{DeviceChoice, LoadSpec, ModelId};
 use mlxd_store::{ModelEntry, NamedFolder, Store, StoreError, StorePaths};
+use mlxd_text::TemplateLimits;
 use mlxd_supervisor::{LifeLimits, SegmentSpec, WorkerSpec};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -121,6 +122,11 @@ impl ModelSource for Models {
             folder,
             open_max: (settings.running_max + settings.queued_max) as usize,
             context_tokens_max: settings.context_tokens_max,
+            template_limits: TemplateLimits {
+                output_bytes_max: self.config.requests.template_output_bytes_max,
+                instructions_max: self.config.requests.template_instructions_max,
+                ..TemplateLimits::default()
+            },
             id,
         })
     }
@@ -154,12 +160,13 @@ impl Models {
             StoreError::Unknown {
                 name: asked,
                 mut known,
-                nearest,
+                ..
             } => {
                 if self.is_built_in(mlxd_demo::NAME) {
                     known.push(mlxd_demo::NAME.into());
                     known.sort();
                 }
+                let nearest = mlxd_store::nearest_name(&asked, &known);
                 ModelFault::Unknown {
                     name: asked,
                     known,

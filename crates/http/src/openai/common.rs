@@ -63,6 +63,7 @@ impl Common {
         let model = fields
             .text("model")?
             .filter(|model| !model.is_empty())
+            .or_else(|| limits.model_default.clone())
             .ok_or_else(|| {
                 ApiError::field("model", "'model' is missing; name one of GET /v1/models")
             })?;
