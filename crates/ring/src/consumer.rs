@@ -179,8 +179,7 @@ impl<M: RingMemory> Consumer<M> {
     fn release(&mut self, bytes: u64) {
         self.head = self.head.wrapping_add(bytes);
         // SYNC POINT: space released (pairs with Producer::refresh_head)
-        self.memory
-            .store(Control::Head, self.head, Ordering::Release);
+        self.memory.store(Control::Head, self.head, Ordering::Release);
         // SYNC POINT: writer waits (pairs with Producer::prepare_wait). Either this fence comes
         // first and the writer, looking once more, sees the room; or the writer's comes first
         // and we see that it waits.
@@ -203,8 +202,7 @@ impl<M: RingMemory> Consumer<M> {
     /// Tells the writer that the reader is about to sleep. False: something is there now, do not
     /// sleep.
     pub(crate) fn prepare_sleep(&mut self) -> Result<bool, Corrupt> {
-        self.memory
-            .store(Control::ReaderAsleep, 1, Ordering::Relaxed);
+        self.memory.store(Control::ReaderAsleep, 1, Ordering::Relaxed);
         // SYNC POINT: reader asleep (pairs with Producer::publish)
         self.memory.fence();
         if !self.is_empty()? {
@@ -216,7 +214,6 @@ impl<M: RingMemory> Consumer<M> {
 
     /// Takes back what [`Self::prepare_sleep`] said.
     pub(crate) fn end_sleep(&mut self) {
-        self.memory
-            .store(Control::ReaderAsleep, 0, Ordering::Relaxed);
+        self.memory.store(Control::ReaderAsleep, 0, Ordering::Relaxed);
     }
 }

@@ -22,10 +22,7 @@ impl Doorbell {
         let (ours, theirs) = UnixStream::pair()?;
         ours.set_nonblocking(true)?;
         theirs.set_nonblocking(true)?;
-        let ours = Self {
-            socket: ours,
-            peer_gone: false,
-        };
+        let ours = Self { socket: ours, peer_gone: false };
         Ok((ours, OwnedFd::from(theirs)))
     }
 
@@ -36,10 +33,7 @@ impl Doorbell {
         fcntl(&fd, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
         let socket = UnixStream::from(fd);
         socket.set_nonblocking(true)?;
-        Ok(Self {
-            socket,
-            peer_gone: false,
-        })
+        Ok(Self { socket, peer_gone: false })
     }
 
     /// True when end of file has been seen.
@@ -119,5 +113,63 @@ impl Doorbell {
 impl AsFd for Doorbell {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pair() -> (Doorbell, Doorbell) {
+        let (ours, theirs) = Doorbell::pair().expect("a pair");
+        (ours, Doorbell::adopt(theirs).expect("adopted"))
+    }
+
+    fn now() -> Option<Instant> {
+        Some(Instant::now())
+    }
+
+    #[test]
+    fn rings_are_kept_until_drained() {
+        let (mut ours, mut theirs) = pair();
+        assert!(!theirs.wait(now()).expect("waited"));
+        ours.ring().expect("rung");
+        ours.ring().expect("rung");
+        assert!(theirs.wait(None).expect("waited"));
+        assert!(theirs.wait(now()).expect("waited"), "not yet drained");
+        theirs.drain().expect("drained");
+        assert!(!theirs.wait(now()).expect("waited"));
+        assert!(!theirs.peer_gone());
+    }
+
+    #[test]
+    fn a_bell_that_nobody_hears_does_not_block() {
+        let (mut ours, mut theirs) = pair();
+        // More than any socket holds.
+        for _ in 0..2_000_000 {
+            ours.ring().expect("rung");
+        }
+        assert!(!ours.peer_gone());
+        let mut drains = 0;
+        while theirs.wait(now()).expect("waited") {
+            theirs.drain().expect("drained");
+            drains += 1;
+            assert!(drains < 10_000, "never empty");
+        }
+    }
+
+    #[test]
+    fn the_peers_end_is_noticed_by_listening_and_by_ringing() {
+        let (mut ours, mut theirs) = pair();
+        theirs.ring().expect("rung");
+        drop(theirs);
+        assert!(ours.wait(None).expect("waited"));
+        ours.drain().expect("drained");
+        assert!(ours.peer_gone());
+
+        let (mut ours, theirs) = pair();
+        drop(theirs);
+        ours.ring().expect("no error: the end is told apart");
+        assert!(ours.peer_gone());
     }
 }

@@ -33,11 +33,7 @@ impl Header {
     }
 
     pub(crate) fn from_word(word: u64) -> Self {
-        Self {
-            len: word as u32,
-            kind: (word >> 32) as u16,
-            flags: (word >> 48) as u16,
-        }
+        Self { len: word as u32, kind: (word >> 32) as u16, flags: (word >> 48) as u16 }
     }
 }
 
@@ -58,31 +54,11 @@ mod tests {
     #[test]
     fn a_header_survives_its_word() {
         for header in [
-            Header {
-                len: 0,
-                kind: 0,
-                flags: 0,
-            },
-            Header {
-                len: u32::MAX,
-                kind: 0,
-                flags: 0,
-            },
-            Header {
-                len: 0,
-                kind: u16::MAX,
-                flags: 0,
-            },
-            Header {
-                len: 0,
-                kind: 0,
-                flags: u16::MAX,
-            },
-            Header {
-                len: 24,
-                kind: 7,
-                flags: FIRST | LAST,
-            },
+            Header { len: 0, kind: 0, flags: 0 },
+            Header { len: u32::MAX, kind: 0, flags: 0 },
+            Header { len: 0, kind: u16::MAX, flags: 0 },
+            Header { len: 0, kind: 0, flags: u16::MAX },
+            Header { len: 24, kind: 7, flags: FIRST | LAST },
         ] {
             assert_eq!(Header::from_word(header.to_word()), header);
         }

@@ -23,18 +23,14 @@ static TAKING: Mutex<()> = Mutex::new(());
 /// the caller of an earlier call perhaps. `EBADF` when it is not open.
 pub fn take_inherited_fd(number: RawFd) -> io::Result<OwnedFd> {
     if number < FIRST_FREE_FD {
-        return Err(invalid(
-            "standard input, output and error are not taken over",
-        ));
+        return Err(invalid("standard input, output and error are not taken over"));
     }
     let _taking = TAKING.lock().map_err(|_| io::Error::other("poisoned"))?;
     // SAFETY: used for one call that fails cleanly on a number that is not open, and dropped.
     let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
     let flags = fcntl(borrowed, FcntlArg::F_GETFD)?;
     if FdFlag::from_bits_truncate(flags).contains(FdFlag::FD_CLOEXEC) {
-        return Err(invalid(
-            "the descriptor was opened by this process, not inherited",
-        ));
+        return Err(invalid("the descriptor was opened by this process, not inherited"));
     }
     fcntl(borrowed, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC))?;
     // SAFETY: open, and inherited: whatever Rust's library opens itself is closed on exec. No

@@ -39,18 +39,11 @@ pub struct Record {
 /// has.
 pub fn record(dir: &Path, name: &str) -> io::Result<Record> {
     if !is_segment_name(name) {
-        return Err(io::Error::new(
-            io::ErrorKind::InvalidInput,
-            "not the name of a segment",
-        ));
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not the name of a segment"));
     }
     let path = dir.join(format!("{}{SUFFIX}", &name[1..]));
     for _ in 0..ATTEMPTS_MAX {
-        let file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&path)?;
+        let file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&path)?;
         // Between the two calls another front's sweep may find a file that nobody has locked,
         // and take it away.
         file.lock()?;
@@ -58,9 +51,7 @@ pub fn record(dir: &Path, name: &str) -> io::Result<Record> {
             return write_record(file, path, name);
         }
     }
-    Err(io::Error::other(
-        "another front keeps sweeping the record away",
-    ))
+    Err(io::Error::other("another front keeps sweeping the record away"))
 }
 
 fn is_still_at(file: &File, path: &Path) -> bool {
@@ -76,10 +67,7 @@ fn write_record(mut file: File, path: PathBuf, name: &str) -> io::Result<Record>
         fs::remove_file(&path)?;
         return Err(error);
     }
-    Ok(Record {
-        path,
-        _locked: file,
-    })
+    Ok(Record { path, _locked: file })
 }
 
 /// Takes a record away; to be called when its segment has been unlinked.
@@ -115,9 +103,7 @@ fn sweep_record(path: &Path) -> io::Result<Option<String>> {
         Err(TryLockError::Error(error)) => return Err(error),
     }
     let mut bytes = Vec::new();
-    (&file)
-        .take(RECORD_FILE_BYTES_MAX)
-        .read_to_end(&mut bytes)?;
+    (&file).take(RECORD_FILE_BYTES_MAX).read_to_end(&mut bytes)?;
     // A record cut short names nothing: its front died before it made the segment.
     let text = String::from_utf8_lossy(&bytes);
     let name = text.lines().next().filter(|name| is_segment_name(name));
@@ -168,10 +154,7 @@ mod tests {
         let segment = Segment::create(&SegmentSpec::default()).expect("made");
         // The lock goes with the record's file, as it goes with the process.
         drop(record(dir.path(), segment.name()).expect("recorded"));
-        assert_eq!(
-            sweep(dir.path()).expect("swept"),
-            vec![segment.name().to_owned()]
-        );
+        assert_eq!(sweep(dir.path()).expect("swept"), vec![segment.name().to_owned()]);
         assert_eq!(files(dir.path()), 0);
         assert!(!can_attach(segment.name()));
         assert!(can_attach(bystander.name()));

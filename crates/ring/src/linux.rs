@@ -15,5 +15,11 @@ pub(crate) const MONOTONIC: ClockId = ClockId::CLOCK_MONOTONIC;
 pub(crate) fn reserve(name: &str, bytes: usize) -> Result<(), Errno> {
     let fd = shm_open(name, OFlag::O_RDWR, Mode::empty())?;
     let bytes = i64::try_from(bytes).map_err(|_| Errno::EFBIG)?;
-    posix_fallocate(&fd, 0, bytes)
+    loop {
+        match posix_fallocate(&fd, 0, bytes) {
+            // The front hears of its children by signal.
+            Err(Errno::EINTR) => {}
+            done => return done,
+        }
+    }
 }

@@ -125,11 +125,7 @@ impl Words {
     pub(crate) fn on_heap(len: usize) -> Self {
         let memory: Arc<Vec<AtomicU64>> = Arc::new((0..len).map(|_| AtomicU64::new(0)).collect());
         let base = NonNull::from(memory.as_slice()).cast();
-        Self {
-            base,
-            len,
-            keep: memory,
-        }
+        Self { base, len, keep: memory }
     }
 
     /// The words.
@@ -144,11 +140,7 @@ impl Words {
     /// sizes, never from what a peer wrote.
     pub(crate) fn part(&self, range: Range<usize>) -> Self {
         let slice = &self.as_slice()[range];
-        Self {
-            base: NonNull::from(slice).cast(),
-            len: slice.len(),
-            keep: Arc::clone(&self.keep),
-        }
+        Self { base: NonNull::from(slice).cast(), len: slice.len(), keep: Arc::clone(&self.keep) }
     }
 }
 
@@ -165,15 +157,8 @@ impl RingWords {
         let control_words = CONTROL_BYTES / WORD_BYTES as usize;
         let data = words.part(control_words..words.as_slice().len());
         let data_words = data.as_slice().len();
-        assert!(
-            data_words.is_power_of_two(),
-            "ring data: {data_words} words"
-        );
-        Self {
-            control: words.part(0..control_words),
-            data,
-            mask: data_words as u64 - 1,
-        }
+        assert!(data_words.is_power_of_two(), "ring data: {data_words} words");
+        Self { control: words.part(0..control_words), data, mask: data_words as u64 - 1 }
     }
 
     /// An empty ring of `capacity` bytes on the heap, and a second handle on it.
@@ -233,8 +218,6 @@ impl RingMemory for RingWords {
 
 impl std::fmt::Debug for Words {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Words")
-            .field("len", &self.len)
-            .finish_non_exhaustive()
+        f.debug_struct("Words").field("len", &self.len).finish_non_exhaustive()
     }
 }

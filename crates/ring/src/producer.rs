@@ -122,23 +122,14 @@ impl<M: RingMemory> Producer<M> {
         }
         let mut cursor = self.tail;
         if self.abandon_owed {
-            let header = Header {
-                len: 0,
-                kind: 0,
-                flags: ABANDON,
-            };
+            let header = Header { len: 0, kind: 0, flags: ABANDON };
             self.memory.put(cursor, header.to_word());
             cursor = cursor.wrapping_add(abandon);
             self.abandon_owed = false;
         }
-        let header = Header {
-            len: piece.len() as u32,
-            kind,
-            flags,
-        };
+        let header = Header { len: piece.len() as u32, kind, flags };
         self.memory.put(cursor, header.to_word());
-        self.memory
-            .put_bytes(cursor.wrapping_add(WORD_BYTES), piece);
+        self.memory.put_bytes(cursor.wrapping_add(WORD_BYTES), piece);
         self.publish(self.tail.wrapping_add(bytes));
         Ok(true)
     }
@@ -152,10 +143,7 @@ impl<M: RingMemory> Producer<M> {
         // and we see that it sleeps.
         self.memory.fence();
         if self.memory.load(Control::ReaderAsleep, Ordering::Relaxed) != 0
-            && self
-                .memory
-                .swap(Control::ReaderAsleep, 0, Ordering::Relaxed)
-                != 0
+            && self.memory.swap(Control::ReaderAsleep, 0, Ordering::Relaxed) != 0
         {
             self.bell_due = true;
         }
@@ -198,13 +186,9 @@ impl<M: RingMemory> Producer<M> {
         if let Some(corrupt) = self.condemned {
             return Err(corrupt);
         }
-        let head_wanted = self
-            .tail
-            .wrapping_add(self.wanted)
-            .wrapping_sub(self.memory.capacity());
+        let head_wanted = self.tail.wrapping_add(self.wanted).wrapping_sub(self.memory.capacity());
         // Cursors are whole words, so the lowest bit is free to say "somebody waits".
-        self.memory
-            .store(Control::WriterWaits, head_wanted | 1, Ordering::Relaxed);
+        self.memory.store(Control::WriterWaits, head_wanted | 1, Ordering::Relaxed);
         // SYNC POINT: writer waits (pairs with Consumer::release)
         self.memory.fence();
         if self.has_room(self.wanted)? {
@@ -216,7 +200,6 @@ impl<M: RingMemory> Producer<M> {
 
     /// Takes back what [`Self::prepare_wait`] said.
     pub(crate) fn end_wait(&mut self) {
-        self.memory
-            .store(Control::WriterWaits, 0, Ordering::Relaxed);
+        self.memory.store(Control::WriterWaits, 0, Ordering::Relaxed);
     }
 }

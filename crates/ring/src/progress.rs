@@ -95,8 +95,7 @@ impl ProgressWriter {
     pub fn set_phase(&self, phase: u32) {
         self.set(Figure::PhaseSinceNs, monotonic_ns());
         // SYNC POINT: phase entered (pairs with ProgressReader::snapshot)
-        self.figure(Figure::Phase)
-            .store(u64::from(phase), Ordering::Release);
+        self.figure(Figure::Phase).store(u64::from(phase), Ordering::Release);
     }
 
     /// What the engine holds, in bytes.
@@ -121,14 +120,12 @@ impl ProgressWriter {
 
     /// More tokens were generated.
     pub fn add_tokens_generated(&self, tokens: u64) {
-        self.figure(Figure::TokensGenerated)
-            .fetch_add(tokens, Ordering::Relaxed);
+        self.figure(Figure::TokensGenerated).fetch_add(tokens, Ordering::Relaxed);
     }
 
     /// More prompt tokens were processed.
     pub fn add_prompt_tokens(&self, tokens: u64) {
-        self.figure(Figure::PromptTokens)
-            .fetch_add(tokens, Ordering::Relaxed);
+        self.figure(Figure::PromptTokens).fetch_add(tokens, Ordering::Relaxed);
     }
 
     /// Tokens per second at present, times 1000.
@@ -182,9 +179,7 @@ impl ProgressReader {
 
 impl std::fmt::Debug for ProgressReader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("ProgressReader")
-            .field(&self.snapshot())
-            .finish()
+        f.debug_tuple("ProgressReader").field(&self.snapshot()).finish()
     }
 }
 

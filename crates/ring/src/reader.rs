@@ -31,11 +31,7 @@ pub struct Reader {
 
 impl Reader {
     pub(crate) fn new(ring: RingWords, doorbell: Doorbell) -> Self {
-        Self {
-            core: Consumer::new(ring, 0, RECORD_BYTES_MAX),
-            doorbell,
-            spin: Duration::ZERO,
-        }
+        Self { core: Consumer::new(ring, 0, RECORD_BYTES_MAX), doorbell, spin: Duration::ZERO }
     }
 
     /// Sets how long [`Self::recv`] looks at the ring before it sleeps. Off (zero) by default:
@@ -168,8 +164,6 @@ impl AsFd for Reader {
 
 impl std::fmt::Debug for Reader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Reader")
-            .field("doorbell", &self.doorbell)
-            .finish_non_exhaustive()
+        f.debug_struct("Reader").field("doorbell", &self.doorbell).finish_non_exhaustive()
     }
 }

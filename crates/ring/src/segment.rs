@@ -60,10 +60,7 @@ pub struct SegmentSpec {
 impl Default for SegmentSpec {
     /// 1 MiB for commands, 256 KiB for tokens.
     fn default() -> Self {
-        Self {
-            commands_bytes: 1 << 20,
-            tokens_bytes: 256 << 10,
-        }
+        Self { commands_bytes: 1 << 20, tokens_bytes: 256 << 10 }
     }
 }
 
@@ -99,12 +96,7 @@ fn check_ring_bytes(name: &'static str, bytes: usize) -> Result<(), SegmentError
     if bytes.is_power_of_two() && (RING_BYTES_MIN..=RING_BYTES_MAX).contains(&bytes) {
         return Ok(());
     }
-    Err(SegmentError::BadSize {
-        name,
-        bytes,
-        bytes_min: RING_BYTES_MIN,
-        bytes_max: RING_BYTES_MAX,
-    })
+    Err(SegmentError::BadSize { name, bytes, bytes_min: RING_BYTES_MIN, bytes_max: RING_BYTES_MAX })
 }
 
 /// A mapping, kept alive by the words made over it. Never unlinks: [`SegmentName`] does.
@@ -140,11 +132,7 @@ pub struct SegmentName {
 
 impl SegmentName {
     fn random() -> Self {
-        Self {
-            name: random_name(),
-            linked: false,
-            record: None,
-        }
+        Self { name: random_name(), linked: false, record: None }
     }
 
     /// The name, with its slash.
@@ -255,11 +243,8 @@ impl Segment {
     /// As [`Self::create`], and [`SegmentError::Record`].
     pub fn create_recorded(spec: &SegmentSpec, dir: &Path) -> Result<Self, SegmentError> {
         let mut name = SegmentName::random();
-        let record =
-            leftovers::record(dir, name.as_str()).map_err(|source| SegmentError::Record {
-                dir: dir.to_owned(),
-                source,
-            })?;
+        let record = leftovers::record(dir, name.as_str())
+            .map_err(|source| SegmentError::Record { dir: dir.to_owned(), source })?;
         name.record = Some(record);
         Self::create_named(spec, name)
     }
@@ -268,11 +253,7 @@ impl Segment {
         let layout = Layout::new(spec)?;
         let bytes = layout.total_bytes();
         let text = name.name.clone();
-        let failed = |reason: String| SegmentError::Create {
-            name: text.clone(),
-            bytes,
-            reason,
-        };
+        let failed = |reason: String| SegmentError::Create { name: text.clone(), bytes, reason };
         let shmem = ShmemConf::new()
             .os_id(&text)
             .size(bytes)
@@ -330,10 +311,7 @@ impl Segment {
                 RingWords::new(&part(&self.layout.commands)),
                 self.commands_doorbell,
             ),
-            tokens: Reader::new(
-                RingWords::new(&part(&self.layout.tokens)),
-                self.tokens_doorbell,
-            ),
+            tokens: Reader::new(RingWords::new(&part(&self.layout.tokens)), self.tokens_doorbell),
             progress: ProgressReader::new(part(&self.layout.progress)),
             name: self.name,
         }
@@ -354,20 +332,15 @@ impl WorkerLink {
         if !is_segment_name(name) {
             return Err(SegmentError::BadName(name.to_owned()));
         }
-        let shmem = ShmemConf::new()
-            .os_id(name)
-            .open()
-            .map_err(|error| SegmentError::Open {
-                name: name.to_owned(),
-                reason: error.to_string(),
-            })?;
+        let shmem = ShmemConf::new().os_id(name).open().map_err(|error| SegmentError::Open {
+            name: name.to_owned(),
+            reason: error.to_string(),
+        })?;
         // The system may have rounded the size up to whole pages.
         let mapped_bytes = shmem.len() & !(WORD_BYTES as usize - 1);
         let words = map_words(shmem, mapped_bytes);
-        let layout = check_header(&words).map_err(|what| SegmentError::BadHeader {
-            name: name.to_owned(),
-            what,
-        })?;
+        let layout = check_header(&words)
+            .map_err(|what| SegmentError::BadHeader { name: name.to_owned(), what })?;
         if words.as_slice()[HEADER_ATTACHED].swap(1, Ordering::AcqRel) != 0 {
             return Err(SegmentError::AlreadyAttached(name.to_owned()));
         }

@@ -26,11 +26,7 @@ pub struct PendingSend {
 impl PendingSend {
     /// A record to be sent.
     pub fn new(kind: u16, payload: Vec<u8>) -> Self {
-        Self {
-            kind,
-            payload,
-            cut: Cut::default(),
-        }
+        Self { kind, payload, cut: Cut::default() }
     }
 
     /// The record's kind.
@@ -50,10 +46,7 @@ pub struct Writer {
 
 impl Writer {
     pub(crate) fn new(ring: RingWords, doorbell: Doorbell) -> Self {
-        Self {
-            core: Producer::new(ring, 0),
-            doorbell,
-        }
+        Self { core: Producer::new(ring, 0), doorbell }
     }
 
     /// Largest payload that [`Self::try_send`] takes: a quarter of the ring, less 8 bytes.
@@ -70,11 +63,7 @@ impl Writer {
     pub fn try_send(&mut self, kind: u16, payload: &[u8]) -> Result<(), SendError> {
         let bytes_max = self.payload_bytes_max();
         check_size(payload, bytes_max)?;
-        if self.push(kind, payload, &mut Cut::default())? {
-            Ok(())
-        } else {
-            Err(SendError::Full)
-        }
+        if self.push(kind, payload, &mut Cut::default())? { Ok(()) } else { Err(SendError::Full) }
     }
 
     /// Sends a record, in pieces where it is longer than a quarter of the ring, and waits while
@@ -186,18 +175,13 @@ impl AsFd for Writer {
 
 impl std::fmt::Debug for Writer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Writer")
-            .field("doorbell", &self.doorbell)
-            .finish_non_exhaustive()
+        f.debug_struct("Writer").field("doorbell", &self.doorbell).finish_non_exhaustive()
     }
 }
 
 fn check_size(payload: &[u8], bytes_max: usize) -> Result<(), SendError> {
     if payload.len() > bytes_max {
-        return Err(SendError::TooLarge {
-            bytes: payload.len(),
-            bytes_max,
-        });
+        return Err(SendError::TooLarge { bytes: payload.len(), bytes_max });
     }
     Ok(())
 }

@@ -84,9 +84,7 @@ async fn a_long_record_goes_and_comes_back_without_blocking() {
         for kind in 0..20_u16 {
             let pending = PendingSend::new(kind, payload.clone());
             send(&mut commands, pending).await.expect("sent");
-            send(&mut commands, PendingSend::new(100, Vec::new()))
-                .await
-                .expect("sent");
+            send(&mut commands, PendingSend::new(100, Vec::new())).await.expect("sent");
         }
     };
     let receiving = async {
@@ -109,57 +107,6 @@ async fn a_long_record_goes_and_comes_back_without_blocking() {
     child.wait().expect("waited");
     let long = PendingSend::new(1, vec![0; 100_000]);
     let closed = tokio::time::timeout(PATIENCE, send(&mut commands, long));
-    let closed = closed
-        .await
-        .expect("in time")
-        .expect_err("a dead reader takes no long record");
+    let closed = closed.await.expect("in time").expect_err("a dead reader takes no long record");
     assert!(matches!(closed, SendError::Closed), "{closed:?}");
-}
-
-#[test]
-fn a_part_sent_record_holds_the_ring_until_it_is_finished_or_given_up() {
-    let mut segment = mlxd_ring::Segment::create(&SMALL).expect("a segment");
-    let fds = segment.worker_fds().expect("doorbells");
-    let name = segment.name().to_owned();
-    let mut worker =
-        mlxd_ring::WorkerLink::attach(&name, fds.commands, fds.tokens).expect("attached");
-    let mut front = segment.into_front();
-    let mut record = Vec::new();
-
-    let mut long = PendingSend::new(1, vec![1; 5_000]);
-    assert!(!front.commands.try_send_piece(&mut long).expect("begun"));
-    assert!(matches!(
-        front.commands.try_send(2, b"x"),
-        Err(SendError::Busy)
-    ));
-    assert_eq!(worker.commands.try_recv(&mut record).expect("sound"), None);
-    assert!(front.commands.try_send_piece(&mut long).expect("finished"));
-    assert_eq!(
-        worker.commands.try_recv(&mut record).expect("sound"),
-        Some(1)
-    );
-    assert_eq!(record, vec![1; 5_000]);
-
-    let mut given_up = PendingSend::new(3, vec![3; 5_000]);
-    assert!(!front.commands.try_send_piece(&mut given_up).expect("begun"));
-    front.commands.abandon(given_up);
-    assert!(matches!(
-        front.commands.try_send(4, b"four"),
-        Err(SendError::Full)
-    ));
-    assert_eq!(worker.commands.try_recv(&mut record).expect("sound"), None);
-    front.commands.try_send(4, b"four").expect("room");
-    assert_eq!(
-        worker.commands.try_recv(&mut record).expect("sound"),
-        Some(4)
-    );
-    assert_eq!(record, b"four");
-
-    let too_large = vec![0; front.commands.payload_bytes_max() + 1];
-    assert!(matches!(
-        front.commands.try_send(5, &too_large),
-        Err(SendError::TooLarge { .. })
-    ));
-    drop(worker);
-    assert!(matches!(front.tokens.woken(), Err(RingError::PeerGone)));
 }

@@ -31,10 +31,7 @@ fn echo(link: &mut WorkerLink) {
     let mut record = Vec::new();
     loop {
         match link.commands.recv(&mut record, Some(PATIENCE)) {
-            Ok(Some(kind)) => link
-                .tokens
-                .send(kind, &record, Some(PATIENCE))
-                .expect("sent"),
+            Ok(Some(kind)) => link.tokens.send(kind, &record, Some(PATIENCE)).expect("sent"),
             Ok(None) => panic!("the front is alive and silent"),
             Err(RingError::PeerGone) => return,
             Err(error) => panic!("{error}"),
@@ -64,9 +61,7 @@ fn swallow(link: &mut WorkerLink) {
 
 fn three_and_park(link: &mut WorkerLink) {
     for number in 0..3_u16 {
-        link.tokens
-            .send(number, b"x", Some(PATIENCE))
-            .expect("sent");
+        link.tokens.send(number, b"x", Some(PATIENCE)).expect("sent");
     }
     link.progress.step();
     let mut record = Vec::new();
@@ -86,9 +81,8 @@ fn progress(link: &mut WorkerLink) {
 fn front_that_waits_to_be_killed() {
     let dir = std::env::var_os("MLXD_RING_TEST_DIR").expect("a folder");
     let dir = std::path::PathBuf::from(dir);
-    let segments: Vec<_> = (0..3)
-        .map(|_| mlxd_ring::Segment::create_recorded(&SMALL, &dir).expect("made"))
-        .collect();
+    let segments: Vec<_> =
+        (0..3).map(|_| mlxd_ring::Segment::create_recorded(&SMALL, &dir).expect("made")).collect();
     let names: Vec<_> = segments.iter().map(|segment| segment.name()).collect();
     std::fs::write(dir.join("names.tmp"), names.join("\n")).expect("written");
     std::fs::rename(dir.join("names.tmp"), dir.join("names")).expect("renamed");
@@ -104,15 +98,8 @@ fn records_of_all_sizes_come_back_as_they_went() {
     let mut record = Vec::new();
     for number in 0..2_000 {
         let (kind, payload) = numbered(number);
-        peer.link
-            .commands
-            .send(kind, &payload, Some(PATIENCE))
-            .expect("sent");
-        let back = peer
-            .link
-            .tokens
-            .recv(&mut record, Some(PATIENCE))
-            .expect("sound");
+        peer.link.commands.send(kind, &payload, Some(PATIENCE)).expect("sent");
+        let back = peer.link.tokens.recv(&mut record, Some(PATIENCE)).expect("sound");
         assert_eq!(back, Some(kind));
         assert_eq!(record, payload);
     }
@@ -126,20 +113,9 @@ fn neither_side_oversleeps() {
     let mut record = Vec::new();
     for round in 0..10_000_u64 {
         let sent = round.to_ne_bytes();
-        peer.link
-            .commands
-            .send(1, &sent, Some(PATIENCE))
-            .expect("sent");
-        let back = peer
-            .link
-            .tokens
-            .recv(&mut record, Some(PATIENCE))
-            .expect("sound");
-        assert_eq!(
-            (back, record.as_slice()),
-            (Some(1), sent.as_slice()),
-            "round {round}"
-        );
+        peer.link.commands.send(1, &sent, Some(PATIENCE)).expect("sent");
+        let back = peer.link.tokens.recv(&mut record, Some(PATIENCE)).expect("sound");
+        assert_eq!((back, record.as_slice()), (Some(1), sent.as_slice()), "round {round}");
     }
     assert!(peer.finish());
 }
@@ -149,10 +125,7 @@ fn a_full_ring_holds_the_writer_back_and_loses_nothing() {
     let mut peer = Peer::start("swallow", &SMALL);
     for number in 0..5_000 {
         let (kind, payload) = numbered(number);
-        peer.link
-            .commands
-            .send(kind, &payload, Some(PATIENCE))
-            .expect("sent");
+        peer.link.commands.send(kind, &payload, Some(PATIENCE)).expect("sent");
     }
     assert!(peer.finish());
 }
@@ -180,20 +153,14 @@ fn a_writer_killed_at_any_point_leaves_whole_records_and_an_end() {
             }
             after_death += u64::from(number > kill_at);
         };
-        assert!(
-            matches!(error, RingError::PeerGone),
-            "round {round}: {error}"
-        );
+        assert!(matches!(error, RingError::PeerGone), "round {round}: {error}");
         assert!(number >= kill_at);
         // And it stays so.
         let again = peer.link.tokens.try_recv(&mut record);
         assert!(matches!(again, Err(RingError::PeerGone)));
         peer.finish();
     }
-    assert!(
-        after_death > 0,
-        "no record outlived its writer; the test looked too late"
-    );
+    assert!(after_death > 0, "no record outlived its writer; the test looked too late");
 }
 
 #[test]
@@ -238,17 +205,10 @@ fn death_wakes_a_sleeping_reader_after_the_last_record() {
             peer.link.tokens.woken().expect("two are left");
         }
     }
-    let error = peer
-        .link
-        .tokens
-        .recv(&mut record, None)
-        .expect_err("the end");
+    let error = peer.link.tokens.recv(&mut record, None).expect_err("the end");
     assert!(matches!(error, RingError::PeerGone), "{error}");
     assert!(Instant::now() < deadline);
-    assert!(matches!(
-        peer.link.tokens.prepare_sleep(),
-        Err(RingError::PeerGone)
-    ));
+    assert!(matches!(peer.link.tokens.prepare_sleep(), Err(RingError::PeerGone)));
     assert!(matches!(peer.link.tokens.woken(), Err(RingError::PeerGone)));
     assert!(matches!(peer.link.commands.woken(), Err(SendError::Closed)));
 }
@@ -258,21 +218,11 @@ fn the_progress_page_is_seen_across_processes_on_one_clock() {
     let before = monotonic_ns();
     let mut peer = Peer::start("progress", &SMALL);
     let mut record = Vec::new();
-    let told = peer
-        .link
-        .tokens
-        .recv(&mut record, Some(PATIENCE))
-        .expect("sound");
+    let told = peer.link.tokens.recv(&mut record, Some(PATIENCE)).expect("sound");
     assert_eq!(told, Some(0));
     let seen = peer.link.progress.snapshot();
-    assert_eq!(
-        (seen.phase, seen.load_done, seen.load_total, seen.step),
-        (9, 3, 4, 1)
-    );
-    assert!(
-        (before..=monotonic_ns()).contains(&seen.last_step_ns),
-        "{seen:?}"
-    );
+    assert_eq!((seen.phase, seen.load_done, seen.load_total, seen.step), (9, 3, 4, 1));
+    assert!((before..=monotonic_ns()).contains(&seen.last_step_ns), "{seen:?}");
     assert!(peer.finish());
 }
 
@@ -282,10 +232,7 @@ fn a_time_out_half_way_leaves_the_ring_usable() {
     let mut record = Vec::new();
     for number in 0..3_u16 {
         assert_eq!(
-            peer.link
-                .tokens
-                .recv(&mut record, Some(PATIENCE))
-                .expect("sound"),
+            peer.link.tokens.recv(&mut record, Some(PATIENCE)).expect("sound"),
             Some(number)
         );
     }
@@ -307,24 +254,16 @@ fn a_time_out_half_way_leaves_the_ring_usable() {
 #[test]
 fn what_a_killed_front_leaves_is_swept_by_the_next() {
     let dir = tempfile::tempdir().expect("a folder");
-    let mut front = peer::command("front")
-        .env("MLXD_RING_TEST_DIR", dir.path())
-        .spawn()
-        .expect("a front");
+    let mut front =
+        peer::command("front").env("MLXD_RING_TEST_DIR", dir.path()).spawn().expect("a front");
     let names = dir.path().join("names");
     let deadline = Instant::now() + PATIENCE;
     while !names.exists() {
         assert!(Instant::now() < deadline, "the front never came up");
-        assert!(
-            front.try_wait().expect("looked").is_none(),
-            "the front ended"
-        );
+        assert!(front.try_wait().expect("looked").is_none(), "the front ended");
         std::thread::yield_now();
     }
-    assert_eq!(
-        leftovers::sweep(dir.path()).expect("swept"),
-        Vec::<String>::new()
-    );
+    assert_eq!(leftovers::sweep(dir.path()).expect("swept"), Vec::<String>::new());
     front.kill().expect("killed");
     front.wait().expect("waited");
     let mut left = leftovers::sweep(dir.path()).expect("swept");
@@ -333,8 +272,5 @@ fn what_a_killed_front_leaves_is_swept_by_the_next() {
     let mut expected: Vec<_> = text.lines().map(str::to_owned).collect();
     expected.sort();
     assert_eq!(left, expected);
-    assert_eq!(
-        leftovers::sweep(dir.path()).expect("swept"),
-        Vec::<String>::new()
-    );
+    assert_eq!(leftovers::sweep(dir.path()).expect("swept"), Vec::<String>::new());
 }

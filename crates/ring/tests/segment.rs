@@ -8,8 +8,6 @@ use mlxd_ring::{
 };
 use nix::fcntl::{FcntlArg, FdFlag, OFlag, fcntl};
 use nix::sys::mman::shm_open;
-#[cfg(target_os = "linux")]
-use nix::sys::mman::shm_unlink;
 use nix::sys::stat::{Mode, fstat};
 
 fn attach(name: &str) -> Result<WorkerLink, SegmentError> {
@@ -24,37 +22,13 @@ fn is_closed_on_exec(fd: BorrowedFd<'_>) -> bool {
 
 #[test]
 fn sizes_outside_the_limits_are_refused_by_name() {
-    for bytes in [
-        0,
-        1,
-        4095,
-        4097,
-        6000,
-        RING_BYTES_MIN / 2,
-        RING_BYTES_MAX * 2,
-        usize::MAX,
-    ] {
+    for bytes in [0, 1, 4095, 4097, 6000, RING_BYTES_MIN / 2, RING_BYTES_MAX * 2, usize::MAX] {
         for (name, spec) in [
-            (
-                "commands_bytes",
-                SegmentSpec {
-                    commands_bytes: bytes,
-                    ..Default::default()
-                },
-            ),
-            (
-                "tokens_bytes",
-                SegmentSpec {
-                    tokens_bytes: bytes,
-                    ..Default::default()
-                },
-            ),
+            ("commands_bytes", SegmentSpec { commands_bytes: bytes, ..Default::default() }),
+            ("tokens_bytes", SegmentSpec { tokens_bytes: bytes, ..Default::default() }),
         ] {
             let error = Segment::create(&spec).expect_err("refused").to_string();
-            assert!(
-                error.contains(name) && error.contains(&bytes.to_string()),
-                "{error}"
-            );
+            assert!(error.contains(name) && error.contains(&bytes.to_string()), "{error}");
         }
     }
 }
@@ -64,10 +38,7 @@ fn names_are_short_and_never_the_same() {
     let first = Segment::create(&SegmentSpec::default()).expect("made");
     let second = Segment::create(&SegmentSpec::default()).expect("made");
     for name in [first.name(), second.name()] {
-        assert!(
-            name.len() <= NAME_BYTES_MAX && name.starts_with(NAME_PREFIX),
-            "{name}"
-        );
+        assert!(name.len() <= NAME_BYTES_MAX && name.starts_with(NAME_PREFIX), "{name}");
         assert_eq!(name.matches('/').count(), 1);
     }
     assert_ne!(first.name(), second.name());
@@ -141,10 +112,7 @@ fn the_link_works_after_the_name_is_gone() {
     front.name.unlink();
     let mut record = Vec::new();
     front.commands.try_send(5, b"down").expect("sent");
-    assert_eq!(
-        worker.commands.try_recv(&mut record).expect("sound"),
-        Some(5)
-    );
+    assert_eq!(worker.commands.try_recv(&mut record).expect("sound"), Some(5));
     assert_eq!(record, b"down");
     worker.tokens.try_send(6, b"up").expect("sent");
     assert_eq!(front.tokens.try_recv(&mut record).expect("sound"), Some(6));
@@ -153,15 +121,7 @@ fn the_link_works_after_the_name_is_gone() {
 
 #[test]
 fn what_is_no_segment_is_refused() {
-    for name in [
-        "",
-        "/",
-        "mlxd-00",
-        "/mlxd-",
-        "/mlxd-xyz",
-        "/mlxd-00/..",
-        "/other-00",
-    ] {
+    for name in ["", "/", "mlxd-00", "/mlxd-", "/mlxd-xyz", "/mlxd-00/..", "/other-00"] {
         let error = attach(name).expect_err("refused");
         assert!(matches!(error, SegmentError::BadName(_)), "{name}: {error}");
     }
@@ -170,65 +130,65 @@ fn what_is_no_segment_is_refused() {
     assert!(matches!(error, SegmentError::Open { .. }), "{error}");
 }
 
-/// Shared memory of a given size, filled by `fill`, under a segment's name. Elsewhere than on Linux
-/// shared memory cannot be written like a file.
+/// Headers that lie. Only Linux lets shared memory be written like a file.
 #[cfg(target_os = "linux")]
-struct Forgery(&'static str);
+mod forged {
+    use nix::sys::mman::shm_unlink;
 
-#[cfg(target_os = "linux")]
-impl Forgery {
-    fn new(name: &'static str, words: &[u64], bytes: i64) -> Self {
-        use std::os::unix::fs::FileExt;
-        let _absent = shm_unlink(name);
-        let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_RDWR;
-        let fd = shm_open(name, flags, Mode::S_IRUSR | Mode::S_IWUSR).expect("made");
-        nix::unistd::ftruncate(&fd, bytes).expect("sized");
-        let file = std::fs::File::from(fd);
-        let raw: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
-        file.write_all_at(&raw, 0).expect("written");
-        Self(name)
-    }
-}
+    use super::*;
 
-#[cfg(target_os = "linux")]
-impl Drop for Forgery {
-    fn drop(&mut self) {
-        let _absent = shm_unlink(self.0);
-    }
-}
+    /// Shared memory of a given size that begins with given words, under a segment's name.
+    struct Forgery(&'static str);
 
-#[test]
-#[cfg(target_os = "linux")]
-fn a_header_that_lies_is_refused() {
-    let magic = u64::from_be_bytes(*b"mlxdring");
-    let total = 8192 + 2 * (512 + 4096);
-    let sound = [magic, 1, total, 4096, 4096];
-    let with = |index: usize, value: u64| {
-        let mut words = sound;
-        words[index] = value;
-        words
-    };
-    let name = "/mlxd-00000000000000000000f00d";
-    let cases: [(&str, Vec<u64>, u64); 10] = [
-        ("too short for a header", vec![], 100),
-        ("all zero", vec![0; 5], total),
-        ("wrong magic", with(0, magic + 1).into(), total),
-        ("wrong version", with(1, 2).into(), total),
-        ("total too small", with(2, total - 8).into(), total),
-        ("ring size 0", with(3, 0).into(), total),
-        ("ring size no power of two", with(3, 5000).into(), total),
-        ("ring size absurd", with(4, u64::MAX).into(), total),
-        ("sizes beyond the mapping", with(4, 1 << 20).into(), total),
-        ("cut off", sound.into(), total - 4096),
-    ];
-    for (case, words, bytes) in cases {
-        let _forged = Forgery::new(name, &words, bytes as i64);
-        let error = attach(name).expect_err(case);
-        assert!(
-            matches!(error, SegmentError::BadHeader { .. }),
-            "{case}: {error}"
-        );
+    impl Forgery {
+        fn new(name: &'static str, words: &[u64], bytes: i64) -> Self {
+            use std::os::unix::fs::FileExt;
+            let _absent = shm_unlink(name);
+            let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_RDWR;
+            let fd = shm_open(name, flags, Mode::S_IRUSR | Mode::S_IWUSR).expect("made");
+            nix::unistd::ftruncate(&fd, bytes).expect("sized");
+            let file = std::fs::File::from(fd);
+            let raw: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+            file.write_all_at(&raw, 0).expect("written");
+            Self(name)
+        }
     }
-    let _forged = Forgery::new(name, &sound, total as i64);
-    attach(name).expect("the sound one");
+
+    impl Drop for Forgery {
+        fn drop(&mut self) {
+            let _absent = shm_unlink(self.0);
+        }
+    }
+
+    #[test]
+    fn a_header_that_lies_is_refused() {
+        let magic = u64::from_be_bytes(*b"mlxdring");
+        let total = 8192 + 2 * (512 + 4096);
+        let sound = [magic, 1, total, 4096, 4096];
+        let with = |index: usize, value: u64| {
+            let mut words = sound;
+            words[index] = value;
+            words
+        };
+        let name = "/mlxd-00000000000000000000f00d";
+        let cases: [(&str, Vec<u64>, u64); 10] = [
+            ("too short for a header", vec![], 100),
+            ("all zero", vec![0; 5], total),
+            ("wrong magic", with(0, magic + 1).into(), total),
+            ("wrong version", with(1, 2).into(), total),
+            ("total too small", with(2, total - 8).into(), total),
+            ("ring size 0", with(3, 0).into(), total),
+            ("ring size no power of two", with(3, 5000).into(), total),
+            ("ring size absurd", with(4, u64::MAX).into(), total),
+            ("sizes beyond the mapping", with(4, 1 << 20).into(), total),
+            ("cut off", sound.into(), total - 4096),
+        ];
+        for (case, words, bytes) in cases {
+            let _forged = Forgery::new(name, &words, bytes as i64);
+            let error = attach(name).expect_err(case);
+            assert!(matches!(error, SegmentError::BadHeader { .. }), "{case}: {error}");
+        }
+        let _forged = Forgery::new(name, &sound, total as i64);
+        attach(name).expect("the sound one");
+    }
 }

@@ -77,14 +77,9 @@ impl Pair {
     /// Goes on with the record begun, or begins this one.
     fn push(&mut self, kind: u16, payload: Vec<u8>) -> Result<(), TestCaseError> {
         let was_empty = self.consumer.is_empty() == Ok(true);
-        let mut pending = self.pending.take().unwrap_or(Pending {
-            kind,
-            payload,
-            cut: Cut::default(),
-        });
-        let pushed = self
-            .producer
-            .push(pending.kind, &pending.payload, &mut pending.cut);
+        let mut pending =
+            self.pending.take().unwrap_or(Pending { kind, payload, cut: Cut::default() });
+        let pushed = self.producer.push(pending.kind, &pending.payload, &mut pending.cut);
         match pushed {
             Ok(Pushed::Done) => self.queue.push_back((pending.kind, pending.payload)),
             Ok(Pushed::Full) => {
@@ -96,10 +91,7 @@ impl Pair {
         let published = was_empty && self.consumer.is_empty() == Ok(false);
         let rung = self.producer.take_bell_due();
         prop_assert!(self.asleep || !rung, "rung for a reader that did not sleep");
-        prop_assert!(
-            !(self.asleep && published) || rung,
-            "a sleeper was not rung"
-        );
+        prop_assert!(!(self.asleep && published) || rung, "a sleeper was not rung");
         self.asleep &= !rung;
         Ok(())
     }

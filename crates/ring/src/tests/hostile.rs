@@ -82,16 +82,7 @@ fn spite(random: &mut fastrand::Rng, old: u64) -> u64 {
         3 => old.wrapping_sub(8 * random.u64(..64)),
         4 => [0, 1, 8, u64::MAX, i64::MAX as u64, 1 << 32][random.usize(..6)],
         _ => {
-            let flags = [
-                0,
-                FIRST,
-                LAST,
-                FIRST | LAST,
-                ABANDON,
-                ABANDON | FIRST,
-                8,
-                u16::MAX,
-            ];
+            let flags = [0, FIRST, LAST, FIRST | LAST, ABANDON, ABANDON | FIRST, 8, u16::MAX];
             Header {
                 len: [0, 1, 8, 56, 64, 4096, u32::MAX][random.usize(..7)],
                 kind: random.u16(..3),
@@ -123,11 +114,7 @@ fn a_million_mutations_are_survived() {
             let _condemned = victim.write(&mut random);
         }
         mutate(victim.words.as_slice(), &mut random);
-        let corrupt = if random.bool() {
-            victim.write(&mut random)
-        } else {
-            None
-        };
+        let corrupt = if random.bool() { victim.write(&mut random) } else { None };
         if let Some(corrupt) = corrupt.or_else(|| victim.read()) {
             *verdicts.entry(corrupt.what).or_default() += 1;
             victim = Victim::new(64 << random.u32(..6));
@@ -146,10 +133,7 @@ fn a_million_mutations_are_survived() {
         "the reader's cursor is not on a word",
         "the reader's cursor is outside the published bytes",
     ] {
-        assert!(
-            verdicts.contains_key(what),
-            "never seen: {what}; {verdicts:?}"
-        );
+        assert!(verdicts.contains_key(what), "never seen: {what}; {verdicts:?}");
     }
 }
 
@@ -164,11 +148,8 @@ fn forged_frames_are_joined_or_condemned() {
         while cursor < words.len() {
             let flags = [0, FIRST, LAST, FIRST | LAST, ABANDON];
             let len = random.u32(..40);
-            let header = Header {
-                len,
-                kind: random.u16(..2),
-                flags: flags[random.usize(..flags.len())],
-            };
+            let header =
+                Header { len, kind: random.u16(..2), flags: flags[random.usize(..flags.len())] };
             words[cursor].store(header.to_word(), Ordering::Relaxed);
             cursor += 1 + len.div_ceil(8) as usize;
         }
@@ -181,10 +162,7 @@ fn forged_frames_are_joined_or_condemned() {
                 Ok(None) | Err(_) => break,
             }
         }
-        assert!(
-            victim.consumer.is_empty() != Ok(false),
-            "the reader went astray"
-        );
+        assert!(victim.consumer.is_empty() != Ok(false), "the reader went astray");
     }
     assert!(records > 10_000, "the forgery was too clumsy: {records}");
 }

@@ -44,26 +44,14 @@ impl LoomRing {
     fn pair(flaw: Flaw) -> (Self, Self) {
         let shared = Arc::new(Shared {
             control: std::array::from_fn(|_| AtomicU64::new(0)),
-            data: (0..CAPACITY / WORD_BYTES)
-                .map(|_| UnsafeCell::new(0))
-                .collect(),
+            data: (0..CAPACITY / WORD_BYTES).map(|_| UnsafeCell::new(0)).collect(),
         });
         let other = Arc::clone(&shared);
-        (
-            Self { shared, flaw },
-            Self {
-                shared: other,
-                flaw,
-            },
-        )
+        (Self { shared, flaw }, Self { shared: other, flaw })
     }
 
     fn order(&self, order: Ordering) -> Ordering {
-        if self.flaw == Flaw::NoRelease {
-            Ordering::Relaxed
-        } else {
-            order
-        }
+        if self.flaw == Flaw::NoRelease { Ordering::Relaxed } else { order }
     }
 
     fn cell(&self, cursor: u64) -> &UnsafeCell<u64> {
@@ -185,11 +173,7 @@ fn link(flaw: Flaw) -> (Sender, Receiver) {
         space: Arc::clone(&space),
         records: Arc::clone(&records),
     };
-    let receiver = Receiver {
-        core: Consumer::new(theirs, 0, RECORD_BYTES_MAX),
-        space,
-        records,
-    };
+    let receiver = Receiver { core: Consumer::new(theirs, 0, RECORD_BYTES_MAX), space, records };
     (sender, receiver)
 }
 

@@ -15,16 +15,11 @@ fn ring(start: u64) -> (Producer<RingWords>, Consumer<RingWords>) {
     use std::sync::atomic::Ordering;
     ours.store(Control::Tail, start, Ordering::Release);
     ours.store(Control::Head, start, Ordering::Release);
-    (
-        Producer::new(ours, start),
-        Consumer::new(theirs, start, RECORD_BYTES_MAX),
-    )
+    (Producer::new(ours, start), Consumer::new(theirs, start, RECORD_BYTES_MAX))
 }
 
 fn bytes(len: usize, seed: u64) -> Vec<u8> {
-    (0..len as u64)
-        .map(|i| (i * 31 + seed * 17 + 5) as u8)
-        .collect()
+    (0..len as u64).map(|i| (i * 31 + seed * 17 + 5) as u8).collect()
 }
 
 #[test]
@@ -52,10 +47,7 @@ fn the_ring_fills_to_its_last_byte_at_every_offset() {
         let (mut producer, mut consumer) = ring(start);
         let quarter = bytes(CAPACITY / 4 - 8, start);
         for _ in 0..4 {
-            assert_eq!(
-                producer.push(3, &quarter, &mut Cut::default()),
-                Ok(Pushed::Done)
-            );
+            assert_eq!(producer.push(3, &quarter, &mut Cut::default()), Ok(Pushed::Done));
         }
         assert_eq!(producer.push(3, &[], &mut Cut::default()), Ok(Pushed::Full));
         for _ in 0..4 {
@@ -87,10 +79,7 @@ fn cursors_overflow_without_harm() {
             assert_eq!(out, sent);
             passed += frame_bytes(sent.len() as u64);
             if left == 0 {
-                assert!(
-                    producer.prepare_wait() == Ok(false),
-                    "an empty ring has room"
-                );
+                assert!(producer.prepare_wait() == Ok(false), "an empty ring has room");
             }
         }
     }
@@ -106,10 +95,7 @@ fn a_waiting_writer_is_rung_once_there_is_the_room_it_wants() {
             in_ring += 1;
         }
         let quarter = [2; CAPACITY / 4 - 8];
-        assert_eq!(
-            producer.push(0, &quarter, &mut Cut::default()),
-            Ok(Pushed::Full)
-        );
+        assert_eq!(producer.push(0, &quarter, &mut Cut::default()), Ok(Pushed::Full));
         assert_eq!(producer.prepare_wait(), Ok(true));
         // Frames of 16 bytes: room for a quarter of 64 is there with the fourth.
         let mut rung_at = None;
@@ -120,10 +106,7 @@ fn a_waiting_writer_is_rung_once_there_is_the_room_it_wants() {
             }
         }
         assert_eq!(rung_at, Some(CAPACITY / 4 / 16));
-        assert_eq!(
-            producer.push(0, &quarter, &mut Cut::default()),
-            Ok(Pushed::Done)
-        );
+        assert_eq!(producer.push(0, &quarter, &mut Cut::default()), Ok(Pushed::Done));
     }
 }
 
@@ -173,10 +156,7 @@ fn abandoning_what_never_began_or_is_in_does_nothing() {
     let mut cut = Cut::default();
     assert_eq!(producer.push(1, b"whole", &mut cut), Ok(Pushed::Done));
     producer.abandon(cut);
-    assert_eq!(
-        producer.push(2, b"next", &mut Cut::default()),
-        Ok(Pushed::Done)
-    );
+    assert_eq!(producer.push(2, b"next", &mut Cut::default()), Ok(Pushed::Done));
     assert_eq!(consumer.try_recv(&mut out), Ok(Some(1)));
     assert_eq!(out, b"whole");
     assert_eq!(consumer.try_recv(&mut out), Ok(Some(2)));

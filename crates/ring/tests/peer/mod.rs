@@ -19,10 +19,7 @@ const COMMANDS_FD: RawFd = 3;
 const TOKENS_FD: RawFd = 4;
 
 /// The smallest rings, to be full and to wrap as often as can be.
-pub const SMALL: SegmentSpec = SegmentSpec {
-    commands_bytes: 4096,
-    tokens_bytes: 4096,
-};
+pub const SMALL: SegmentSpec = SegmentSpec { commands_bytes: 4096, tokens_bytes: 4096 };
 
 /// This binary as a child in a role. Its test named `as_child`, ignored otherwise, plays it.
 pub fn command(role: &str) -> Command {
@@ -53,22 +50,13 @@ impl Peer {
         let mut command = command(role);
         command.env(SEGMENT, segment.name());
         let mappings = vec![
-            FdMapping {
-                parent_fd: fds.commands,
-                child_fd: COMMANDS_FD,
-            },
-            FdMapping {
-                parent_fd: fds.tokens,
-                child_fd: TOKENS_FD,
-            },
+            FdMapping { parent_fd: fds.commands, child_fd: COMMANDS_FD },
+            FdMapping { parent_fd: fds.tokens, child_fd: TOKENS_FD },
         ];
         command.fd_mappings(mappings).expect("no clash");
         let child = command.spawn().expect("a child");
         // The doorbell ends in `command` are closed here, at the end of the function.
-        Self {
-            child,
-            link: segment.into_front(),
-        }
+        Self { child, link: segment.into_front() }
     }
 
     /// SIGKILL.
