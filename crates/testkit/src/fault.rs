@@ -27,9 +27,7 @@ impl Faults {
             fault: fault.clone(),
             counter: folder.join(format!("scripted.fault-{index}")),
         };
-        Self {
-            faults: faults.iter().enumerate().map(armed).collect(),
-        }
+        Self { faults: faults.iter().enumerate().map(armed).collect() }
     }
 
     /// Fails now, if a fault is planned for now. Comes back only with an engine's fault.
@@ -65,9 +63,7 @@ impl Armed {
             .append(true)
             .open(&self.counter)
             .expect("a counted fault needs a model folder that can be written");
-        counter
-            .write_all(b"x")
-            .expect("one byte fits in the model folder");
+        counter.write_all(b"x").expect("one byte fits in the model folder");
         true
     }
 }

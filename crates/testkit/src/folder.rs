@@ -72,9 +72,8 @@ fn config(script: &Script) -> Value {
 
 /// A byte-level BPE without merges: token `b` is byte `b`, then the two turn marks.
 fn tokenizer() -> Value {
-    let vocab: serde_json::Map<String, Value> = (0..=255u8)
-        .map(|byte| (byte_char(byte).to_string(), json!(byte)))
-        .collect();
+    let vocab: serde_json::Map<String, Value> =
+        (0..=255u8).map(|byte| (byte_char(byte).to_string(), json!(byte))).collect();
     let special = |id: u32, content: &str| {
         json!({
             "id": id, "content": content, "single_word": false, "lstrip": false,

@@ -59,14 +59,8 @@ impl FrontHalf {
             .args([arguments::TOKENS_FD, &TOKENS_FD.to_string()])
             .args([arguments::INCARNATION, "1"])
             .fd_mappings(vec![
-                FdMapping {
-                    parent_fd: fds.commands,
-                    child_fd: COMMANDS_FD,
-                },
-                FdMapping {
-                    parent_fd: fds.tokens,
-                    child_fd: TOKENS_FD,
-                },
+                FdMapping { parent_fd: fds.commands, child_fd: COMMANDS_FD },
+                FdMapping { parent_fd: fds.tokens, child_fd: TOKENS_FD },
             ])
             .expect("two descriptors with two numbers");
         let child = command.spawn().expect("the worker program starts");
@@ -74,10 +68,7 @@ impl FrontHalf {
         drop(command);
         let (sender, accepted) = mpsc::channel();
         std::thread::spawn(move || sender.send(server.accept().map(|(_, bootstrap)| bootstrap)));
-        let Bootstrap {
-            to_worker,
-            from_worker,
-        } = accepted
+        let Bootstrap { to_worker, from_worker } = accepted
             .recv_timeout(DEADLINE)
             .expect("the worker connects in time")
             .expect("the worker sends its channels");
@@ -165,9 +156,7 @@ impl FrontHalf {
 
     /// The worker's next control message.
     pub fn message(&self) -> FromWorker {
-        self.from_worker
-            .try_recv_timeout(DEADLINE)
-            .expect("the worker says something in time")
+        self.from_worker.try_recv_timeout(DEADLINE).expect("the worker says something in time")
     }
 
     /// Waits until the worker's end of the control channel is closed: the process is gone.
@@ -198,9 +187,7 @@ impl FrontHalf {
 
     /// Puts any record into the commands ring.
     pub fn send(&mut self, kind: u16, bytes: &[u8]) {
-        self.commands
-            .send(kind, bytes, Some(DEADLINE))
-            .expect("the worker reads its commands");
+        self.commands.send(kind, bytes, Some(DEADLINE)).expect("the worker reads its commands");
     }
 
     /// The next record of the tokens ring; an error once the worker is gone and all is read.
@@ -241,11 +228,7 @@ impl FrontHalf {
         loop {
             match self.hear() {
                 Ok(Said::Tokens(records)) => {
-                    answer.extend(
-                        records
-                            .into_iter()
-                            .filter(|record| record.request == request),
-                    );
+                    answer.extend(records.into_iter().filter(|record| record.request == request));
                 }
                 Ok(Said::Report(_)) => {}
                 Err(RingError::PeerGone) => return answer,
@@ -256,9 +239,7 @@ impl FrontHalf {
 
     /// Waits for the process that was started to end.
     pub fn wait_exit(&mut self) -> ExitStatus {
-        until("the worker's end", || {
-            self.child.try_wait().expect("our child")
-        })
+        until("the worker's end", || self.child.try_wait().expect("our child"))
     }
 }
 

@@ -23,12 +23,9 @@ pub struct FrontConfig {
 impl Default for FrontConfig {
     fn default() -> Self {
         let worker = program("mlxd-scripted-worker");
-        Self {
-            sections: toml::Table::new(),
-            variables: Vec::new(),
-        }
-        .with("http.port", 0)
-        .with("workers.program", worker.to_string_lossy().as_ref())
+        Self { sections: toml::Table::new(), variables: Vec::new() }
+            .with("http.port", 0)
+            .with("workers.program", worker.to_string_lossy().as_ref())
     }
 }
 
@@ -47,10 +44,7 @@ impl FrontConfig {
 
     /// With a key of a model's own table set.
     pub fn with_model_key(mut self, name: &str, key: &str, value: impl Into<toml::Value>) -> Self {
-        let model = self
-            .section("models")
-            .entry(name)
-            .or_insert_with(|| toml::Table::new().into());
+        let model = self.section("models").entry(name).or_insert_with(|| toml::Table::new().into());
         let model = model.as_table_mut().expect("a model's table");
         model.insert(key.into(), value.into());
         self
@@ -69,10 +63,7 @@ impl FrontConfig {
     }
 
     fn section(&mut self, name: &str) -> &mut toml::Table {
-        let section = self
-            .sections
-            .entry(name)
-            .or_insert_with(|| toml::Table::new().into());
+        let section = self.sections.entry(name).or_insert_with(|| toml::Table::new().into());
         section.as_table_mut().expect("a section")
     }
 }
@@ -153,10 +144,7 @@ impl FrontProcess {
         std::fs::write(&file, text).expect("a configuration file");
         // A killed front's card must not be taken for the new one's.
         let _ = std::fs::remove_file(home.card());
-        let log = std::fs::File::options()
-            .create(true)
-            .append(true)
-            .open(home.log());
+        let log = std::fs::File::options().create(true).append(true).open(home.log());
         let log = log.expect("a log file");
         let child = home
             .command("mlxd")
@@ -168,14 +156,8 @@ impl FrontProcess {
             .stderr(log)
             .spawn()
             .expect("mlxd starts");
-        let mut this = Self {
-            process: Guarded {
-                child,
-                log: home.log(),
-            },
-            home,
-            card: Value::Null,
-        };
+        let mut this =
+            Self { process: Guarded { child, log: home.log() }, home, card: Value::Null };
         this.card = until("the front to accept connections", || this.look_for_card());
         this
     }
@@ -196,9 +178,7 @@ impl FrontProcess {
 
     /// What an OpenAI client takes as its base URL.
     pub fn base_url(&self) -> &str {
-        self.card["base_url"]
-            .as_str()
-            .expect("a base URL on the card")
+        self.card["base_url"].as_str().expect("a base URL on the card")
     }
 
     /// A client of its HTTP port.
@@ -211,9 +191,7 @@ impl FrontProcess {
 
     /// A client of its admin socket.
     pub fn admin(&self) -> Client {
-        let path = self.card["admin_socket"]
-            .as_str()
-            .expect("an admin socket on the card");
+        let path = self.card["admin_socket"].as_str().expect("an admin socket on the card");
         Client::Unix(path.into())
     }
 
@@ -235,10 +213,7 @@ impl FrontProcess {
     /// The instance's other processes.
     pub fn workers(&self) -> Vec<u32> {
         let processes = self.leftovers().processes.into_iter();
-        processes
-            .map(|(id, _)| id)
-            .filter(|&id| id != self.id())
-            .collect()
+        processes.map(|(id, _)| id).filter(|&id| id != self.id()).collect()
     }
 
     /// Sends it a signal.
@@ -248,9 +223,7 @@ impl FrontProcess {
 
     /// Waits for its end.
     pub fn wait_exit(&mut self) -> ExitStatus {
-        until("the front's end", || {
-            self.process.child.try_wait().expect("our child")
-        })
+        until("the front's end", || self.process.child.try_wait().expect("our child"))
     }
 
     /// Kills it and gives its folders, for looking around in and for another front.

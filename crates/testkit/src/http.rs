@@ -115,17 +115,12 @@ impl Connection {
             if header.is_empty() {
                 break;
             }
-            let (name, value) = header
-                .split_once(':')
-                .ok_or_else(|| broken(format!("{header:?} is no header")))?;
+            let (name, value) =
+                header.split_once(':').ok_or_else(|| broken(format!("{header:?} is no header")))?;
             headers.push((name.to_ascii_lowercase(), value.trim().to_owned()));
         }
         let framing = Framing::of(&headers)?;
-        Ok(Response {
-            status: code,
-            headers,
-            body: Body { reader, framing },
-        })
+        Ok(Response { status: code, headers, body: Body { reader, framing } })
     }
 }
 

@@ -27,10 +27,7 @@ pub struct Leftovers {
 impl Leftovers {
     /// Looks for what is there of the instance that lives in `home`.
     pub fn of(home: &Path) -> Self {
-        let mut leftovers = Self {
-            processes: processes(home),
-            ..Self::default()
-        };
+        let mut leftovers = Self { processes: processes(home), ..Self::default() };
         leftovers.walk(home);
         leftovers
     }
@@ -54,11 +51,8 @@ impl Leftovers {
                 self.sockets.push(path);
             } else if path.extension().is_some_and(|kind| kind == "segment") {
                 let record = std::fs::read_to_string(&path).unwrap_or_default();
-                let names = record
-                    .split_whitespace()
-                    .filter(|word| word.starts_with('/'));
-                self.segments
-                    .extend(names.filter(|name| is_linked(name)).map(str::to_owned));
+                let names = record.split_whitespace().filter(|word| word.starts_with('/'));
+                self.segments.extend(names.filter(|name| is_linked(name)).map(str::to_owned));
             }
         }
     }
@@ -70,18 +64,15 @@ fn is_linked(segment: &str) -> bool {
 
 fn processes(home: &Path) -> Vec<(u32, String)> {
     let mut system = System::new().expect("the system tells of its processes");
-    let with_environment = ProcessRefreshKind::nothing()
-        .with_environ(UpdateKind::Always)
-        .without_tasks();
+    let with_environment =
+        ProcessRefreshKind::nothing().with_environ(UpdateKind::Always).without_tasks();
     system.refresh_processes_specifics(ProcessesToUpdate::All, true, with_environment);
     let mut variable = OsString::from("XDG_RUNTIME_DIR=");
     variable.push(home);
     let own = std::process::id();
     let of_instance = system.processes().iter().filter(|(id, process)| {
-        let begins = |text: &OsString| {
-            text.as_encoded_bytes()
-                .starts_with(variable.as_encoded_bytes())
-        };
+        let begins =
+            |text: &OsString| text.as_encoded_bytes().starts_with(variable.as_encoded_bytes());
         let is_thread = process.thread_kind().is_some();
         id.as_u32() != own && !is_thread && process.environ().iter().any(begins)
     });

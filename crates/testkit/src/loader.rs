@@ -34,10 +34,7 @@ impl Loader for ScriptedLoader {
         progress(0, steps);
         for step in 1..=steps {
             // Written to, so that it is resident.
-            ballast.resize(
-                (script.allocate_mib << 20) * step as usize / steps as usize,
-                1,
-            );
+            ballast.resize((script.allocate_mib << 20) * step as usize / steps as usize, 1);
             std::thread::sleep(Duration::from_millis(script.load_ms / steps));
             progress(step, steps);
             if step == steps.div_ceil(2) {

@@ -27,6 +27,9 @@ pub struct Script {
     /// The answer's bytes, one token each, then [`Script::END`]. Without it every (prompt, seed)
     /// has an endless answer of its own made of lower-case letters and spaces.
     pub answer: Option<String>,
+    /// Every token is a letter that tells when it was made: [`Script::clock_token`]. Goes before
+    /// `answer`.
+    pub clock: bool,
     /// Say [`Script::END`] after so many tokens.
     pub end_after_tokens: Option<u32>,
     /// Loading fails like this.
@@ -115,6 +118,7 @@ impl Default for Script {
             load_steps: 4,
             allocate_mib: 0,
             answer: None,
+            clock: false,
             end_after_tokens: None,
             load_failure: None,
             faults: Vec::new(),
@@ -132,6 +136,29 @@ impl Script {
     pub const TURN_START: TokenId = 256;
     /// Closes a turn: the answer's stop token.
     pub const END: TokenId = 257;
+    /// Nanoseconds that one letter of the clock lasts.
+    pub const CLOCK_LETTER_NS: u64 = 200_000;
+    /// The clock's letters, none of which JSON has to escape. After the last comes the first.
+    pub const CLOCK_LETTERS: &'static [u8; 64] =
+        b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+
+    /// The letter of a moment on [`mlxd_ring::monotonic_ns`], which every process reads alike.
+    pub fn clock_token(now_ns: u64) -> TokenId {
+        let letter = (now_ns / Self::CLOCK_LETTER_NS) as usize % Self::CLOCK_LETTERS.len();
+        Self::CLOCK_LETTERS[letter].into()
+    }
+
+    /// How long before `now_ns` a letter was made, to within one letter; wrong by whole rounds of
+    /// the clock for one that is older than a round.
+    pub fn clock_age_ns(letter: u8, now_ns: u64) -> Option<u64> {
+        let round = Self::CLOCK_LETTERS.len() as u64;
+        let made = Self::CLOCK_LETTERS.iter().position(|&known| known == letter)? as u64;
+        let now = now_ns / Self::CLOCK_LETTER_NS % round;
+        // In the middle of its letter, on average.
+        let within = now_ns % Self::CLOCK_LETTER_NS;
+        let age = (now + round - made) % round * Self::CLOCK_LETTER_NS + within;
+        Some(age.saturating_sub(Self::CLOCK_LETTER_NS / 2))
+    }
 
     /// The plan for a model folder: the variable's, else the folder's, else the default.
     pub fn find(folder: &Path) -> Result<Self, ScriptError> {
@@ -150,10 +177,8 @@ impl Script {
     }
 
     fn parse(place: &str, plan: &str) -> Result<Self, ScriptError> {
-        serde_json::from_str(plan).map_err(|error| ScriptError {
-            place: place.to_owned(),
-            reason: error.to_string(),
-        })
+        serde_json::from_str(plan)
+            .map_err(|error| ScriptError { place: place.to_owned(), reason: error.to_string() })
     }
 
     /// As JSON, for the file or the variable.
@@ -163,21 +188,13 @@ impl Script {
 
     /// With one more fault, every time.
     pub fn with_fault(mut self, when: When, how: How) -> Self {
-        self.faults.push(Fault {
-            when,
-            how,
-            times_max: None,
-        });
+        self.faults.push(Fault { when, how, times_max: None });
         self
     }
 
     /// With one more fault, once over all incarnations.
     pub fn with_fault_once(mut self, when: When, how: How) -> Self {
-        self.faults.push(Fault {
-            when,
-            how,
-            times_max: Some(1),
-        });
+        self.faults.push(Fault { when, how, times_max: Some(1) });
         self
     }
 
@@ -190,9 +207,7 @@ impl Script {
     /// The first `count` tokens of the answer.
     pub fn tokens(&self, prompt: &[TokenId], seed: u64, count: u32) -> Vec<TokenId> {
         let digest = digest(prompt, seed);
-        (0..count)
-            .map(|index| self.token_of(digest, index))
-            .collect()
+        (0..count).map(|index| self.token_of(digest, index)).collect()
     }
 
     /// The token at `index` of the answer that `digest` stands for.
@@ -229,9 +244,7 @@ impl Script {
 /// Stands for a prompt and a seed.
 pub(crate) fn digest(prompt: &[TokenId], seed: u64) -> u64 {
     let start = mix(seed ^ 0x6d6c_7864);
-    prompt
-        .iter()
-        .fold(start, |hash, &token| mix(hash ^ u64::from(token)))
+    prompt.iter().fold(start, |hash, &token| mix(hash ^ u64::from(token)))
 }
 
 /// The finaliser of splitmix64 (Steele, Lea, Flood: Fast splittable pseudorandom number
@@ -280,11 +293,18 @@ mod tests {
     }
 
     #[test]
+    fn a_letter_tells_its_age() {
+        let made = 77 * Script::CLOCK_LETTER_NS + Script::CLOCK_LETTER_NS / 2;
+        let letter = Script::clock_token(made) as u8;
+        for age in [0, 1, 150_000, 3_000_000, 12_000_000] {
+            assert_eq!(Script::clock_age_ns(letter, made + age), Some(age));
+        }
+        assert_eq!(Script::clock_age_ns(b'!', made), None);
+    }
+
+    #[test]
     fn a_written_answer_is_said_and_ended() {
-        let script = Script {
-            answer: Some("hé".into()),
-            ..Script::default()
-        };
+        let script = Script { answer: Some("hé".into()), ..Script::default() };
         let expected = [u32::from(b'h'), 0xc3, 0xa9, Script::END, Script::END];
         assert_eq!(script.tokens(&[1], 5, 5), expected);
     }

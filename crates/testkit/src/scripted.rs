@@ -73,9 +73,12 @@ impl ScriptedEngine {
         self.in_flight.len()
     }
 
-    fn step_token(&self, seq: SeqId, index: u32) -> Option<StepToken> {
+    fn step_token(&self, seq: SeqId, index: u32, now_ns: u64) -> Option<StepToken> {
         let sequence = self.sequences.get(&seq)?;
-        let token = self.script.token_of(sequence.digest, index);
+        let token = match self.script.clock {
+            true => Script::clock_token(now_ns),
+            false => self.script.token_of(sequence.digest, index),
+        };
         let count = u32::from(sequence.logprobs.unwrap_or(0));
         Some(StepToken {
             seq,
@@ -119,10 +122,7 @@ impl Engine for ScriptedEngine {
     }
 
     fn prefill(&mut self, seq: SeqId, tokens_max: usize) -> Result<usize, EngineFault> {
-        let sequence = self
-            .sequences
-            .get_mut(&seq)
-            .expect("prefill of an open sequence");
+        let sequence = self.sequences.get_mut(&seq).expect("prefill of an open sequence");
         assert!(tokens_max > 0);
         self.faults.strike(When::Prefill)?;
         for &token in &sequence.prompt {
@@ -142,18 +142,9 @@ impl Engine for ScriptedEngine {
         let mut step = self.spare.pop().unwrap_or_default();
         step.clear();
         for &seq in rows {
-            let sequence = self
-                .sequences
-                .get_mut(&seq)
-                .expect("submit of an open sequence");
-            assert_eq!(
-                sequence.prefill_left, 0,
-                "{seq:?} submitted before its prompt was done"
-            );
-            assert!(
-                sequence.capacity_left > 0,
-                "{seq:?} submitted past its capacity"
-            );
+            let sequence = self.sequences.get_mut(&seq).expect("submit of an open sequence");
+            assert_eq!(sequence.prefill_left, 0, "{seq:?} submitted before its prompt was done");
+            assert!(sequence.capacity_left > 0, "{seq:?} submitted past its capacity");
             sequence.capacity_left -= 1;
             step.push((seq, sequence.next));
             sequence.next += 1;
@@ -170,16 +161,14 @@ impl Engine for ScriptedEngine {
 
     fn collect(&mut self, out: &mut Vec<StepToken>) -> Result<(), EngineFault> {
         self.faults.strike(When::Tokens(self.tokens_given))?;
-        let step = self
-            .in_flight
-            .pop_front()
-            .expect("collect with a step in flight");
+        let step = self.in_flight.pop_front().expect("collect with a step in flight");
         if self.script.step_us > 0 {
             std::thread::sleep(step.ready_at.saturating_duration_since(Instant::now()));
         }
         let before = out.len();
+        let now_ns = mlxd_ring::monotonic_ns();
         for &(seq, index) in &step.rows {
-            out.extend(self.step_token(seq, index));
+            out.extend(self.step_token(seq, index, now_ns));
         }
         self.tokens_given += (out.len() - before) as u64;
         self.spare.push(step.rows);
@@ -193,11 +182,7 @@ impl Engine for ScriptedEngine {
 
     fn memory(&self) -> MemoryFigures {
         let active = self.ballast.len() as u64;
-        MemoryFigures {
-            active,
-            peak: active,
-            cache: 0,
-        }
+        MemoryFigures { active, peak: active, cache: 0 }
     }
 
     fn trim(&mut self) {}

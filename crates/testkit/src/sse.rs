@@ -37,10 +37,7 @@ impl<R: Read> Events<R> {
     pub fn new(body: R) -> Self {
         // Small, so that a slow reader is slow on the wire too.
         let reader = BufReader::with_capacity(512, body);
-        Self {
-            reader,
-            comments: 0,
-        }
+        Self { reader, comments: 0 }
     }
 
     /// Comment lines seen so far.
@@ -86,9 +83,7 @@ impl<R: Read> Events<R> {
 
     /// The next event of a stream that must go on. Panics at its end.
     pub fn expect_event(&mut self) -> Event {
-        self.next_event()
-            .expect("the stream goes on")
-            .expect("another event")
+        self.next_event().expect("the stream goes on").expect("another event")
     }
 
     /// Every event up to a clean end.
@@ -106,10 +101,7 @@ mod tests {
 
     fn texts(body: &str) -> io::Result<Vec<(Option<String>, String)>> {
         let events = Events::new(body.as_bytes()).all()?;
-        Ok(events
-            .into_iter()
-            .map(|event| (event.name, event.data))
-            .collect())
+        Ok(events.into_iter().map(|event| (event.name, event.data)).collect())
     }
 
     #[test]

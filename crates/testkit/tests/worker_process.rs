@@ -47,18 +47,12 @@ fn signal(front: &FrontHalf, signal: Signal) {
 
 /// A script slow enough for a test to act in the middle of an answer.
 fn slow() -> Script {
-    Script {
-        step_us: 2_000,
-        ..Script::default()
-    }
+    Script { step_us: 2_000, ..Script::default() }
 }
 
 #[test]
 fn it_greets_loads_and_answers() {
-    let script = Script {
-        answer: Some("Hello, world".into()),
-        ..Script::default()
-    };
+    let script = Script { answer: Some("Hello, world".into()), ..Script::default() };
     let folder = ModelFolder::new(&script);
     let mut front = FrontHalf::start(Path::new(WORKER));
     let hello = front.hello().clone();
@@ -68,40 +62,27 @@ fn it_greets_loads_and_answers() {
     assert_eq!(front.phase(), Some(Phase::Starting));
 
     let info = front.load(folder.path());
-    assert_eq!(
-        (info.vocab_size, info.context_tokens),
-        (script.vocab_size, 4096)
-    );
+    assert_eq!((info.vocab_size, info.context_tokens), (script.vocab_size, 4096));
     front.submit(submit(1, &[1, 2, 3], 50));
     let Said::Report(Report::Started(started)) = front.hear().unwrap() else {
         panic!("started comes first");
     };
     assert_eq!(started.request, RequestId(1));
     let answer = front.answer(1);
-    let text: Vec<u8> = tokens(&answer)[..12]
-        .iter()
-        .map(|&token| token as u8)
-        .collect();
+    let text: Vec<u8> = tokens(&answer)[..12].iter().map(|&token| token as u8).collect();
     assert_eq!(text, b"Hello, world");
     assert_eq!(answer.last().unwrap().flags, TokenFlags::STOP);
 
     front.wait_phase(Phase::Idle);
     let progress = front.progress();
     assert_eq!((progress.tokens_generated, progress.prompt_tokens), (13, 2));
-    assert_eq!(
-        (progress.sequences_running, progress.sequences_queued),
-        (0, 0)
-    );
+    assert_eq!((progress.sequences_running, progress.sequences_queued), (0, 0));
     assert!(progress.step >= 14);
 }
 
 #[test]
 fn progress_of_a_load_is_on_the_page() {
-    let script = Script {
-        load_steps: 1000,
-        load_ms: 1000,
-        ..Script::default()
-    };
+    let script = Script { load_steps: 1000, load_ms: 1000, ..Script::default() };
     let folder = ModelFolder::new(&script);
     let front = FrontHalf::start(Path::new(WORKER));
     front.say(ToWorker::Load(FrontHalf::load_spec(folder.path())));
@@ -230,11 +211,7 @@ fn sigterm_drains_and_ends_and_sigint_does_nothing() {
 
 #[test]
 fn sigterm_ends_a_load_at_once() {
-    let script = Script {
-        load_steps: 1,
-        ..Script::default()
-    }
-    .with_fault(When::Load, How::Hang);
+    let script = Script { load_steps: 1, ..Script::default() }.with_fault(When::Load, How::Hang);
     let folder = ModelFolder::new(&script);
     let mut front = FrontHalf::start(Path::new(WORKER));
     front.say(ToWorker::Load(FrontHalf::load_spec(folder.path())));
@@ -324,12 +301,7 @@ fn a_corrupt_command_ends_it() {
 #[test]
 fn a_direct_run_is_timed() {
     let (front, _folder) = start(&Script::default());
-    let spec = BenchSpec {
-        prompt: vec![1, 2, 3],
-        new_tokens: 20,
-        warmup_runs: 1,
-        runs: 3,
-    };
+    let spec = BenchSpec { prompt: vec![1, 2, 3], new_tokens: 20, warmup_runs: 1, runs: 3 };
     front.say(ToWorker::Bench(spec));
     let FromWorker::BenchDone(leg) = front.message() else {
         panic!("the run is done");
@@ -398,10 +370,7 @@ fn a_killed_front_takes_its_worker_along() {
     let killed = Instant::now();
     errors.read_to_end(&mut seen).unwrap();
     let lived_on = killed.elapsed();
-    assert!(
-        lived_on < Duration::from_secs(1),
-        "the worker lived on for {lived_on:?}"
-    );
+    assert!(lived_on < Duration::from_secs(1), "the worker lived on for {lived_on:?}");
     front.wait().unwrap();
 }
 
@@ -410,17 +379,11 @@ fn started_by_hand_it_explains_itself() {
     let output = Command::new(WORKER).output().unwrap();
     assert_eq!(output.status.code(), Some(exit_code::USAGE));
     let text = String::from_utf8(output.stderr).unwrap();
-    assert!(
-        text.contains("started by mlxd") && text.contains("mlxd serve"),
-        "{text}"
-    );
+    assert!(text.contains("started by mlxd") && text.contains("mlxd serve"), "{text}");
     let output = Command::new(WORKER).arg("--version").output().unwrap();
     assert!(output.status.success());
     let text = String::from_utf8(output.stdout).unwrap();
-    assert_eq!(
-        text,
-        format!("mlxd-scripted-worker {}\n", env!("CARGO_PKG_VERSION"))
-    );
+    assert_eq!(text, format!("mlxd-scripted-worker {}\n", env!("CARGO_PKG_VERSION")));
 }
 
 #[test]

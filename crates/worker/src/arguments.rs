@@ -60,9 +60,7 @@ fn from_given(given: [(&str, Option<String>); 5]) -> Result<Arguments, String> {
 }
 
 fn number<N: std::str::FromStr>(name: &str, value: &str) -> Result<N, String> {
-    value
-        .parse()
-        .map_err(|_| format!("{name} is {value:?}, which is not a number"))
+    value.parse().map_err(|_| format!("{name} is {value:?}, which is not a number"))
 }
 
 #[cfg(test)]

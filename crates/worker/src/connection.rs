@@ -43,16 +43,10 @@ impl Connection {
             pid: std::process::id(),
             incarnation: arguments.incarnation,
         };
-        let (to_front, from_front) =
-            join(&arguments.bootstrap, hello).map_err(|reason| ConnectError::Control {
-                name: arguments.bootstrap.clone(),
-                reason,
-            })?;
-        Ok(Self {
-            link,
-            to_front,
-            from_front,
-        })
+        let (to_front, from_front) = join(&arguments.bootstrap, hello).map_err(|reason| {
+            ConnectError::Control { name: arguments.bootstrap.clone(), reason }
+        })?;
+        Ok(Self { link, to_front, from_front })
     }
 }
 
@@ -65,13 +59,8 @@ fn join(
     let (to_front, from_worker) = ipc::channel().map_err(|error| text(&error))?;
     IpcSender::connect(server.to_owned())
         .map_err(|error| text(&error))?
-        .send(Bootstrap {
-            to_worker,
-            from_worker,
-        })
+        .send(Bootstrap { to_worker, from_worker })
         .map_err(|error| text(&error))?;
-    to_front
-        .send(FromWorker::Hello(hello))
-        .map_err(|error| text(&error))?;
+    to_front.send(FromWorker::Hello(hello)).map_err(|error| text(&error))?;
     Ok((to_front, from_front))
 }

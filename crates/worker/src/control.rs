@@ -18,20 +18,18 @@ pub(crate) fn spawn(
     outbox: Outbox,
     finished: Finished,
 ) -> io::Result<()> {
-    std::thread::Builder::new()
-        .name("control".into())
-        .spawn(move || {
-            loop {
-                match from_front.recv() {
-                    Ok(ToWorker::Shutdown) => os::leave(exit_code::DONE),
-                    Ok(message) => outbox.put(Event::Control(message)),
-                    Err(_) if finished.load(Ordering::Acquire) => os::leave(exit_code::DONE),
-                    Err(error) => {
-                        tracing::warn!("the front is gone ({error}), leaving");
-                        os::leave(exit_code::FRONT_GONE);
-                    }
+    std::thread::Builder::new().name("control".into()).spawn(move || {
+        loop {
+            match from_front.recv() {
+                Ok(ToWorker::Shutdown) => os::leave(exit_code::DONE),
+                Ok(message) => outbox.put(Event::Control(message)),
+                Err(_) if finished.load(Ordering::Acquire) => os::leave(exit_code::DONE),
+                Err(error) => {
+                    tracing::warn!("the front is gone ({error}), leaving");
+                    os::leave(exit_code::FRONT_GONE);
                 }
             }
-        })?;
+        }
+    })?;
     Ok(())
 }

@@ -36,17 +36,8 @@ pub(crate) fn pair() -> io::Result<(Outbox, Inbox)> {
     ours.set_nonblocking(true)?;
     theirs.set_nonblocking(true)?;
     let (sender, receiver) = mpsc::channel();
-    let outbox = Outbox {
-        events: sender,
-        wake: Arc::new(theirs),
-    };
-    Ok((
-        outbox,
-        Inbox {
-            events: receiver,
-            wake: ours,
-        },
-    ))
+    let outbox = Outbox { events: sender, wake: Arc::new(theirs) };
+    Ok((outbox, Inbox { events: receiver, wake: ours }))
 }
 
 impl Outbox {

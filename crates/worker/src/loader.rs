@@ -59,11 +59,8 @@ pub fn bench_direct(
     spec: &BenchSpec,
     alive: &mut dyn FnMut(),
 ) -> Result<BenchLeg, BenchError> {
-    let mut leg = BenchLeg {
-        seconds: Vec::new(),
-        first_token_seconds: Vec::new(),
-        tokens: Vec::new(),
-    };
+    let mut leg =
+        BenchLeg { seconds: Vec::new(), first_token_seconds: Vec::new(), tokens: Vec::new() };
     for run in 0..spec.warmup_runs + spec.runs {
         let seq = SeqId(BENCH_SEQ + u64::from(run));
         let begun = Instant::now();

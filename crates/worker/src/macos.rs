@@ -24,14 +24,12 @@ pub(crate) fn watch_parent() -> io::Result<()> {
     );
     // Fails when the parent is gone already, which ends this process too.
     queue.kevent(&[parent_exits], &mut [], None)?;
-    std::thread::Builder::new()
-        .name("parent".into())
-        .spawn(move || {
-            let mut events = [parent_exits];
-            while !matches!(queue.kevent(&[], &mut events, None), Ok(1..)) {}
-            tracing::warn!("the front died, leaving");
-            leave(exit_code::FRONT_GONE);
-        })?;
+    std::thread::Builder::new().name("parent".into()).spawn(move || {
+        let mut events = [parent_exits];
+        while !matches!(queue.kevent(&[], &mut events, None), Ok(1..)) {}
+        tracing::warn!("the front died, leaving");
+        leave(exit_code::FRONT_GONE);
+    })?;
     Ok(())
 }
 

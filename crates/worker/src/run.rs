@@ -7,6 +7,7 @@ use crate::inbox::{self, Event, Inbox};
 use crate::loader::Loader;
 use crate::page::Page;
 use crate::serve::{End, Server};
+use crate::signals::Noted;
 use crate::sink::RingSink;
 use crate::{log, os, signals};
 use ipc_channel::ipc::IpcSender;
@@ -46,20 +47,22 @@ pub fn run(program: Program, loader: impl Loader) -> ! {
             os::leave(exit_code::USAGE);
         }
     };
-    // Before any other thread: all of them inherit the mask.
-    let prepared = signals::block();
     log::start();
     log::end_on_panic();
-    if let Err(error) = prepared.and_then(|()| os::watch_parent()) {
-        tracing::error!("cannot watch signals or the front's process: {error}");
-        os::leave(exit_code::ATTACH_FAILED);
+    // The handlers first: the parent's death must not find the signal's default action.
+    let signals = signals::note().and_then(|noted| os::watch_parent().map(|()| noted));
+    match signals {
+        Ok(signals) => os::leave(live(&program, &arguments, signals, loader)),
+        Err(error) => {
+            tracing::error!("cannot watch signals or the front's process: {error}");
+            os::leave(exit_code::ATTACH_FAILED)
+        }
     }
-    os::leave(live(&program, &arguments, loader))
 }
 
 /// Everything between the command line and the exit code. What it owns is dropped before the
 /// process leaves.
-fn live(program: &Program, arguments: &Arguments, mut loader: impl Loader) -> i32 {
+fn live(program: &Program, arguments: &Arguments, signals: Noted, mut loader: impl Loader) -> i32 {
     let connection = match Connection::open(arguments, program) {
         Ok(connection) => connection,
         Err(error) => {
@@ -67,15 +70,11 @@ fn live(program: &Program, arguments: &Arguments, mut loader: impl Loader) -> i3
             return exit_code::ATTACH_FAILED;
         }
     };
-    let Connection {
-        link,
-        to_front,
-        from_front,
-    } = connection;
+    let Connection { link, to_front, from_front } = connection;
     let serving = Arc::new(AtomicBool::new(false));
     let finished = Finished::default();
     let inbox = inbox::pair().and_then(|(outbox, inbox)| {
-        signals::spawn(outbox.clone(), Arc::clone(&serving))?;
+        signals.watch(outbox.clone(), Arc::clone(&serving))?;
         control::spawn(from_front, outbox, Arc::clone(&finished))?;
         Ok(inbox)
     });
@@ -146,11 +145,7 @@ fn load<L: Loader>(
         spec.folder.display()
     );
     let scheduler = Scheduler::new(engine, Limits::from(spec));
-    page.idle(
-        scheduler.counts(),
-        scheduler.engine().memory(),
-        Instant::now(),
-    );
+    page.idle(scheduler.counts(), scheduler.engine().memory(), Instant::now());
     tell(to_front, FromWorker::Ready(info));
     Ok(scheduler)
 }

@@ -153,14 +153,11 @@ impl<L: Loader> Server<L> {
                 break;
             };
             if kind != kind::COMMAND {
-                return Err(End::Corrupt(format!(
-                    "a record of kind {kind} among the commands"
-                )));
+                return Err(End::Corrupt(format!("a record of kind {kind} among the commands")));
             }
             let command =
                 Command::decode(record).map_err(|error| End::Corrupt(error.to_string()))?;
-            self.scheduler
-                .command(command, Instant::now(), &mut self.sink);
+            self.scheduler.command(command, Instant::now(), &mut self.sink);
         }
         Ok(self.sink.check()?)
     }
@@ -173,8 +170,7 @@ impl<L: Loader> Server<L> {
         }
         self.sink.check()?;
         let counts = self.scheduler.counts();
-        self.page
-            .step(counts, self.scheduler.engine().memory(), Instant::now());
+        self.page.step(counts, self.scheduler.engine().memory(), Instant::now());
         if counts.steps.is_multiple_of(TICKS_PER_DOORBELL) {
             self.commands.woken()?;
         }
@@ -182,11 +178,7 @@ impl<L: Loader> Server<L> {
     }
 
     fn rest(&mut self) {
-        self.page.idle(
-            self.scheduler.counts(),
-            self.scheduler.engine().memory(),
-            Instant::now(),
-        );
+        self.page.idle(self.scheduler.counts(), self.scheduler.engine().memory(), Instant::now());
     }
 
     /// Waits for a command or an event, without ever waking for nothing.
@@ -229,9 +221,6 @@ impl<L: Loader> Server<L> {
 
     fn fault(&self, fault: EngineFault) -> End {
         let traces: Vec<_> = self.scheduler.running_traces().collect();
-        End::Fault {
-            fault,
-            traces: traces.join(" "),
-        }
+        End::Fault { fault, traces: traces.join(" ") }
     }
 }

@@ -19,11 +19,7 @@ pub(crate) struct RingSink {
 
 impl RingSink {
     pub(crate) fn new(writer: Writer) -> Self {
-        Self {
-            writer,
-            bytes: Vec::new(),
-            failed: None,
-        }
+        Self { writer, bytes: Vec::new(), failed: None }
     }
 
     /// Fails if anything could not be sent.
@@ -36,9 +32,7 @@ impl Sink for RingSink {
     fn report(&mut self, report: Report) {
         if self.failed.is_none() {
             report.encode_into(&mut self.bytes);
-            let sent = self
-                .writer
-                .send(kind::REPORT, &self.bytes, Some(ROOM_WAIT_MAX));
+            let sent = self.writer.send(kind::REPORT, &self.bytes, Some(ROOM_WAIT_MAX));
             self.failed = sent.err();
         }
     }
@@ -46,10 +40,7 @@ impl Sink for RingSink {
     fn tokens(&mut self, records: &[TokenRecord]) {
         if self.failed.is_none() {
             let bytes = TokenRecord::as_bytes(records);
-            self.failed = self
-                .writer
-                .send(kind::TOKENS, bytes, Some(ROOM_WAIT_MAX))
-                .err();
+            self.failed = self.writer.send(kind::TOKENS, bytes, Some(ROOM_WAIT_MAX)).err();
         }
     }
 }

@@ -10,9 +10,7 @@ fn main() {
     let program = Program {
         name: env!("CARGO_BIN_NAME"),
         version: env!("CARGO_PKG_VERSION"),
-        protocol: claimed
-            .and_then(|version| version.parse().ok())
-            .unwrap_or(PROTOCOL_VERSION),
+        protocol: claimed.and_then(|version| version.parse().ok()).unwrap_or(PROTOCOL_VERSION),
     };
     run(program, ScriptedLoader)
 }
