@@ -5,12 +5,30 @@
 //! | `GET /admin/v1/status` | | [`Status`] |
 //! | `GET /admin/v1/version` | | [`Version`] |
 //! | `POST /admin/v1/start`, `/stop`, `/restart` | [`ModelCall`] | [`ModelStatus`] once it is so |
-//! | `GET /admin/v1/log?model=M&bytes=N&follow=true` | | the worker's log, plain text; with `follow` it never ends |
+//! | `POST /admin/v1/signal` | [`SignalCall`] | [`ModelStatus`] once it is sent |
+//! | `GET /admin/v1/log?model=M&bytes=N&follow=true` | | the worker's log, plain text; with `follow` it never ends; without `model` mlxd's own |
+//! | `GET /admin/v1/events?last=N&follow=true` | | one [`Event`] a line; with `follow` it never ends |
+//! | `GET /admin/v1/why?model=M` | | [`Why`]: a model's last death |
+//! | `POST /admin/v1/reread` | | [`Reread`]: what the configuration would change |
+//! | `POST /admin/v1/update` | | [`Reread`]: what it changed |
 //! | `POST /admin/v1/bench` | [`BenchCall`] | [`BenchAnswer`]: the engine alone, inside its worker |
 //! | `POST /admin/v1/shutdown` | | [`Version`], then the front drains and exits |
 //!
 //! Errors have an HTTP status of 400 and above and an [`AdminError`] as body. The OpenAI routes
 //! are served on the same socket, so `mlxctl ask` is a chat request.
+
+mod crash;
+mod event;
+mod reload;
+mod signal;
+
+pub use crash::{
+    CRASH_REPORT_FORMAT, CrashReport, DeathCause, DeathEnd, Deed, RequestShape, Sample, Versions,
+    Why,
+};
+pub use event::{Event, Happening};
+pub use reload::{ModelChange, ModelChangeKind, Reread, SettingChange};
+pub use signal::{SignalCall, SignalName, SignalNameError};
 
 use serde::{Deserialize, Serialize};
 
@@ -140,7 +158,8 @@ pub struct AdminError {
 /// The inside of an [`AdminError`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AdminErrorBody {
-    /// Stable: `unknown_model`, `already_started`, `not_running`, `load_failed`, `spawn_failed`, `bad_request`, `shutting_down`, `internal`.
+    /// Stable: `unknown_model`, `already_started`, `not_running`, `load_failed`, `spawn_failed`,
+    /// `bad_request`, `bad_config`, `no_log`, `shutting_down`, `internal`.
     pub code: String,
     /// For people.
     pub message: String,
