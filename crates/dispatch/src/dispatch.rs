@@ -5,9 +5,9 @@ use crate::journal::{Failure, Journal};
 use crate::link::{Inbox, Pump};
 use crate::metrics::{Metrics, ModelStats};
 use crate::models::{DispatchLimits, FoundModel, ListedModel, ModelFault, ModelSource, OpenModel};
-use mlxd_protocol::admin::{AdminErrorBody, ModelStatus, Status, Version, WorkerState};
+use mlxd_protocol::admin::{AdminErrorBody, ModelStatus, SignalName, Status, Version, WorkerState};
 use mlxd_protocol::{BenchLeg, BenchSpec, ModelId, PROTOCOL_VERSION, RequestId};
-use mlxd_supervisor::{Worker, WorkerView};
+use mlxd_supervisor::{EventLog, Worker, WorkerView};
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -15,6 +15,9 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 use sysinfo::{Pid, ProcessRefreshKind, ProcessesToUpdate, System};
 use tokio::sync::mpsc;
+
+/// Events kept for `mlxctl events` and for a listener that lags.
+const EVENTS_KEPT_MAX: usize = 1000;
 
 /// Notices on their way from a worker's task to its pump.
 const NOTICES_MAX: usize = 16;
@@ -39,6 +42,7 @@ struct Shared {
     /// Names and aliases asked for, so that the source is not asked again.
     names: Mutex<HashMap<String, ModelId>>,
     metrics: Arc<Metrics>,
+    events: EventLog,
     next_request: AtomicU64,
     shutting_down: AtomicBool,
     started_at: Instant,
@@ -74,16 +78,11 @@ pub struct CatalogEntry {
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex
-        .lock()
-        .unwrap_or_else(|poisoned| poisoned.into_inner())
+    mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
 
 fn admin_error(code: &str, message: impl Into<String>) -> AdminErrorBody {
-    AdminErrorBody {
-        code: code.into(),
-        message: message.into(),
-    }
+    AdminErrorBody { code: code.into(), message: message.into() }
 }
 
 impl From<ModelFault> for AdminErrorBody {
@@ -106,6 +105,7 @@ impl Dispatch {
             slots: Mutex::default(),
             names: Mutex::default(),
             metrics: Arc::new(Metrics::new()),
+            events: EventLog::new(EVENTS_KEPT_MAX),
             next_request: AtomicU64::new(1),
             shutting_down: AtomicBool::new(false),
             started_at: Instant::now(),
@@ -125,10 +125,7 @@ impl Dispatch {
     }
 
     async fn slot(&self, name: &str) -> Result<Arc<Slot>, ModelFault> {
-        if let Some(slot) = self
-            .known_slot(name)
-            .filter(|s| s.fresh.load(Ordering::Relaxed))
-        {
+        if let Some(slot) = self.known_slot(name).filter(|s| s.fresh.load(Ordering::Relaxed)) {
             return Ok(slot);
         }
         let source = self.0.source.clone();
@@ -179,7 +176,7 @@ impl Dispatch {
         let _on_runtime = self.0.runtime.enter();
         let (notify, notices) = mpsc::channel(NOTICES_MAX);
         let log_file = found.worker.log_file.clone();
-        let worker = Worker::new(found.worker, notify);
+        let worker = Worker::new(found.worker, notify, self.0.events.clone());
         let (inbox, inputs) = Inbox::new();
         let stats = Arc::new(ModelStats::default());
         let pump = Pump {
@@ -274,15 +271,10 @@ impl Dispatch {
     /// Every model that a request could name.
     pub async fn catalog(&self) -> Vec<CatalogEntry> {
         let source = self.0.source.clone();
-        let listed = tokio::task::spawn_blocking(move || source.list())
-            .await
-            .unwrap_or_default();
+        let listed = tokio::task::spawn_blocking(move || source.list()).await.unwrap_or_default();
         let slots = locked(&self.0.slots);
         let entry = |listed: ListedModel| {
-            let slot = slots
-                .iter()
-                .find(|(id, _)| id.as_str() == listed.id)
-                .map(|(_, slot)| slot);
+            let slot = slots.iter().find(|(id, _)| id.as_str() == listed.id).map(|(_, slot)| slot);
             CatalogEntry {
                 loaded: slot.is_some_and(|s| s.worker.view().state == WorkerState::Running),
                 context_tokens: slot.map(|slot| slot.open.context_tokens),
@@ -294,21 +286,13 @@ impl Dispatch {
 
     /// The front and every model that was asked for.
     pub async fn status(&self) -> Status {
-        let slots: Vec<_> = locked(&self.0.slots)
-            .iter()
-            .map(|(id, slot)| (id.clone(), slot.clone()))
-            .collect();
-        let pids = slots
-            .iter()
-            .filter_map(|(_, slot)| slot.worker.view().pid)
-            .collect();
-        let memory = tokio::task::spawn_blocking(move || resident_bytes(pids))
-            .await
-            .unwrap_or_default();
-        let mut models: Vec<_> = slots
-            .iter()
-            .map(|(id, slot)| model_status(id, slot, &memory))
-            .collect();
+        let slots: Vec<_> =
+            locked(&self.0.slots).iter().map(|(id, slot)| (id.clone(), slot.clone())).collect();
+        let pids = slots.iter().filter_map(|(_, slot)| slot.worker.view().pid).collect();
+        let memory =
+            tokio::task::spawn_blocking(move || resident_bytes(pids)).await.unwrap_or_default();
+        let mut models: Vec<_> =
+            slots.iter().map(|(id, slot)| model_status(id, slot, &memory)).collect();
         for name in self.0.source.configured() {
             if !models.iter().any(|model| model.name == name) {
                 models.push(never_asked_for(name));
@@ -340,10 +324,7 @@ impl Dispatch {
     pub async fn start(&self, name: &str) -> Result<ModelStatus, AdminErrorBody> {
         let slot = self.slot(name).await?;
         if slot.worker.view().state == WorkerState::Running {
-            return Err(admin_error(
-                "already_started",
-                format!("{} is running", slot.open.id),
-            ));
+            return Err(admin_error("already_started", format!("{} is running", slot.open.id)));
         }
         let started = slot.worker.start().await;
         self.settled(&slot, started).await
@@ -356,10 +337,7 @@ impl Dispatch {
     pub async fn stop(&self, name: &str) -> Result<ModelStatus, AdminErrorBody> {
         let slot = self.slot(name).await?;
         if slot.worker.view().state == WorkerState::Stopped {
-            return Err(admin_error(
-                "not_running",
-                format!("{} is not running", slot.open.id),
-            ));
+            return Err(admin_error("not_running", format!("{} is not running", slot.open.id)));
         }
         slot.worker.stop().await;
         slot.fresh.store(false, Ordering::Relaxed);
@@ -379,6 +357,30 @@ impl Dispatch {
         self.settled(&slot, started).await
     }
 
+    /// Sends the model's worker a signal.
+    ///
+    /// # Errors
+    /// `unknown_model`, `not_running`.
+    pub async fn signal(
+        &self,
+        name: &str,
+        signal: SignalName,
+    ) -> Result<ModelStatus, AdminErrorBody> {
+        let slot = self.slot(name).await?;
+        if !slot.worker.signal(signal).await {
+            return Err(admin_error(
+                "not_running",
+                format!("{} has no process to send a signal to", slot.open.id),
+            ));
+        }
+        self.settled(&slot, Ok(())).await
+    }
+
+    /// What happened lately, and what happens.
+    pub fn events(&self) -> &EventLog {
+        &self.0.events
+    }
+
     async fn settled(
         &self,
         slot: &Slot,
@@ -387,9 +389,8 @@ impl Dispatch {
         let id = &slot.open.id;
         outcome.map_err(|why| admin_error("load_failed", format!("{id} did not start: {why}")))?;
         let pids = slot.worker.view().pid.into_iter().collect();
-        let memory = tokio::task::spawn_blocking(move || resident_bytes(pids))
-            .await
-            .unwrap_or_default();
+        let memory =
+            tokio::task::spawn_blocking(move || resident_bytes(pids)).await.unwrap_or_default();
         Ok(model_status(id, slot, &memory))
     }
 
@@ -400,15 +401,9 @@ impl Dispatch {
     pub async fn bench(&self, name: &str, spec: BenchSpec) -> Result<BenchLeg, AdminErrorBody> {
         let slot = self.slot(name).await?;
         if slot.worker.view().state != WorkerState::Running {
-            slot.worker
-                .start()
-                .await
-                .map_err(|why| admin_error("load_failed", why))?;
+            slot.worker.start().await.map_err(|why| admin_error("load_failed", why))?;
         }
-        slot.worker
-            .bench(spec)
-            .await
-            .map_err(|why| admin_error("internal", why))
+        slot.worker.bench(spec).await.map_err(|why| admin_error("internal", why))
     }
 
     /// Where a model's worker writes its log.
@@ -430,10 +425,7 @@ impl Dispatch {
     /// Whether a request sent now would be taken.
     pub fn readiness(&self) -> Readiness {
         if self.0.shutting_down.load(Ordering::Relaxed) {
-            return Readiness {
-                ready: false,
-                reason: "shutting down".into(),
-            };
+            return Readiness { ready: false, reason: "shutting down".into() };
         }
         let fatal: Vec<_> = locked(&self.0.slots)
             .iter()
@@ -442,15 +434,9 @@ impl Dispatch {
             .collect();
         let reason = match fatal.is_empty() {
             true => "requests are taken".into(),
-            false => format!(
-                "requests are taken, but not for {} (FATAL)",
-                fatal.join(", ")
-            ),
+            false => format!("requests are taken, but not for {} (FATAL)", fatal.join(", ")),
         };
-        Readiness {
-            ready: true,
-            reason,
-        }
+        Readiness { ready: true, reason }
     }
 
     /// Dispatch's families.
@@ -473,17 +459,12 @@ impl Dispatch {
     /// Ends every open sequence with this failure.
     pub fn fail_all(&self, failure: &Failure) {
         let slots: Vec<_> = locked(&self.0.slots).values().cloned().collect();
-        slots
-            .iter()
-            .for_each(|slot| slot.inbox.fail_all(failure.clone()));
+        slots.iter().for_each(|slot| slot.inbox.fail_all(failure.clone()));
     }
 
     /// Sequences open over all models.
     pub fn open_sequences(&self) -> usize {
-        locked(&self.0.slots)
-            .values()
-            .map(|slot| slot.stats.open())
-            .sum()
+        locked(&self.0.slots).values().map(|slot| slot.stats.open()).sum()
     }
 
     /// Stops every worker in order: each finishes what runs, within its own limits.
@@ -527,11 +508,7 @@ fn resident_bytes(mut pids: Vec<u32>) -> HashMap<u32, u64> {
     };
     let kind = ProcessRefreshKind::nothing().with_memory();
     system.refresh_processes_specifics(ProcessesToUpdate::Some(&wanted), false, kind);
-    let bytes = |pid: &Pid| {
-        system
-            .process(*pid)
-            .map(|process| (pid.as_u32(), process.memory()))
-    };
+    let bytes = |pid: &Pid| system.process(*pid).map(|process| (pid.as_u32(), process.memory()));
     wanted.iter().filter_map(bytes).collect()
 }
 
@@ -554,11 +531,7 @@ fn model_status(id: &ModelId, slot: &Slot, memory: &HashMap<u32, u64>) -> ModelS
         tokens_total: slot.stats.tokens(),
         running,
         queued: (slot.stats.open() as u32).saturating_sub(running),
-        tokens_per_s: if idle {
-            0.0
-        } else {
-            page(|p| p.milli_tokens_per_second) as f32 / 1000.0
-        },
+        tokens_per_s: if idle { 0.0 } else { page(|p| p.milli_tokens_per_second) as f32 / 1000.0 },
         deaths: view.deaths,
         architecture: view.info.as_ref().map(|info| info.architecture.clone()),
         quantization: view.info.as_ref().map(|info| info.quantization.clone()),

@@ -37,11 +37,7 @@ pub struct Generation {
 
 impl Generation {
     pub(crate) fn new(journal: Arc<Journal>, inbox: Inbox) -> Self {
-        Self {
-            journal,
-            inbox,
-            cursor: 0,
-        }
+        Self { journal, inbox, cursor: 0 }
     }
 
     /// Waits for more and appends it to `out`: every token since the last call, so that a slow

@@ -92,9 +92,7 @@ impl Journal {
 
     fn history(&self) -> MutexGuard<'_, History> {
         // A panic while the lock is held cannot leave a half-written entry behind.
-        self.history
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner())
+        self.history.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
     /// Appends the token with position `index`, wakes the reader. Returns the moment of the first
@@ -109,19 +107,11 @@ impl Journal {
         let mut history = self.history();
         let expected = history.entries.len();
         if history.end.is_some() || index as usize != expected {
-            return Err(OutOfOrder {
-                request: self.request,
-                expected,
-                got: index,
-            });
+            return Err(OutOfOrder { request: self.request, expected, got: index });
         }
         let top = std::mem::take(&mut history.pending_top);
         if end != Some(End::Stop) {
-            history.entries.push(Entry {
-                token,
-                logprob,
-                top,
-            });
+            history.entries.push(Entry { token, logprob, top });
         }
         let first = history.first_token_at.is_none().then(Instant::now);
         history.first_token_at = history.first_token_at.or(first);
@@ -136,11 +126,7 @@ impl Journal {
         let mut history = self.history();
         if index as usize != history.entries.len() {
             let expected = history.entries.len();
-            return Err(OutOfOrder {
-                request: self.request,
-                expected,
-                got: index,
-            });
+            return Err(OutOfOrder { request: self.request, expected, got: index });
         }
         history.pending_top = top;
         Ok(())
@@ -181,12 +167,7 @@ impl Journal {
     /// The prompt and everything generated: what another worker needs to go on.
     pub fn tokens_so_far(&self) -> Vec<TokenId> {
         let history = self.history();
-        self.job
-            .prompt
-            .iter()
-            .copied()
-            .chain(history.entries.iter().map(|e| e.token))
-            .collect()
+        self.job.prompt.iter().copied().chain(history.entries.iter().map(|e| e.token)).collect()
     }
 
     /// How the prompt went, once it is done.
@@ -246,7 +227,10 @@ mod tests {
         let journal = Journal::open(RequestId(1), job());
         let mut cursor = 0;
         assert_eq!(read(&journal, &mut cursor), (vec![], Poll::Pending));
-        assert!(journal.append(0, 10, f32::NAN, None).unwrap().is_some(), "the first token's moment");
+        assert!(
+            journal.append(0, 10, f32::NAN, None).unwrap().is_some(),
+            "the first token's moment"
+        );
         assert!(journal.append(1, 11, f32::NAN, None).unwrap().is_none());
         assert_eq!(read(&journal, &mut cursor), (vec![10, 11], Poll::Ready(None)));
         assert_eq!(read(&journal, &mut cursor), (vec![], Poll::Pending));

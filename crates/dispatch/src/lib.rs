@@ -15,6 +15,7 @@ pub use dispatch::{CatalogEntry, Dispatch, Readiness};
 pub use job::{Generation, Job};
 pub use journal::{End, Entry, Failure};
 pub use metrics::Metrics;
+pub use mlxd_supervisor::EventLog;
 pub use models::{
     DispatchLimits, FoundModel, GenerationDefaults, ListedModel, ModelFault, ModelSource,
     ModelText, OpenModel,

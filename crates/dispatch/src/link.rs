@@ -69,10 +69,7 @@ struct Belled<T> {
 impl<T: AsFd> Belled<T> {
     fn new(end: T) -> std::io::Result<Self> {
         let socket = std::os::unix::net::UnixStream::from(end.as_fd().try_clone_to_owned()?);
-        Ok(Self {
-            end,
-            bell: UnixStream::from_std(socket)?,
-        })
+        Ok(Self { end, bell: UnixStream::from_std(socket)? })
     }
 
     /// Waits for the bell, then lets `woken` empty it.
@@ -112,8 +109,7 @@ impl Link {
     fn queue(&mut self, command: &Command) {
         let mut bytes = Vec::new();
         command.encode_into(&mut bytes);
-        self.outbox
-            .push_back(PendingSend::new(kind::COMMAND, bytes));
+        self.outbox.push_back(PendingSend::new(kind::COMMAND, bytes));
     }
 
     /// Sends what there is room for. True when something is left.
@@ -250,10 +246,8 @@ impl State {
             Input::Submit(journal) => self.submit(journal),
             Input::Cancel(request) => self.cancel(request),
             Input::FailAll(failure) => {
-                let submitted = self
-                    .open
-                    .keys()
-                    .filter(|id| !self.waiting.contains(&RequestId(**id)));
+                let submitted =
+                    self.open.keys().filter(|id| !self.waiting.contains(&RequestId(**id)));
                 if let Some(link) = self.link.as_mut() {
                     submitted.for_each(|id| link.queue(&Command::Cancel(RequestId(*id))));
                 }
@@ -342,11 +336,7 @@ impl State {
         let overdue: Vec<_> = self.open.values().filter_map(overdue).collect();
         for (request, code, message) in overdue {
             if let Some(journal) = self.open.get(&request.0) {
-                journal.finish(End::Failed(Failure {
-                    code,
-                    message,
-                    retry: true,
-                }));
+                journal.finish(End::Failed(Failure { code, message, retry: true }));
             }
             self.cancel(request);
         }
@@ -354,33 +344,24 @@ impl State {
 
     fn heed(&mut self, notice: Notice) {
         match notice {
-            Notice::Up {
-                incarnation,
-                commands,
-                tokens,
-                ..
-            } => match Link::new(incarnation, commands, tokens) {
-                Ok(link) => {
-                    self.link = Some(link);
-                    self.submit_waiting();
+            Notice::Up { incarnation, commands, tokens, .. } => {
+                match Link::new(incarnation, commands, tokens) {
+                    Ok(link) => {
+                        self.link = Some(link);
+                        self.submit_waiting();
+                    }
+                    Err(error) => self.pump.worker.condemn(incarnation, error.to_string()),
                 }
-                Err(error) => self.pump.worker.condemn(incarnation, error.to_string()),
-            },
-            Notice::Down {
-                incarnation,
-                how,
-                stopped,
-            } => self.went_down(incarnation, &how, stopped),
+            }
+            Notice::Down { incarnation, how, stopped } => {
+                self.went_down(incarnation, &how, stopped)
+            }
             Notice::GivenUp { reason } => self.give_up(&reason),
         }
     }
 
     fn went_down(&mut self, incarnation: Incarnation, how: &str, stopped: bool) {
-        if self
-            .link
-            .as_ref()
-            .is_some_and(|link| link.incarnation == incarnation)
-        {
+        if self.link.as_ref().is_some_and(|link| link.incarnation == incarnation) {
             // What it published before it died is good.
             self.take_records(usize::MAX);
             self.link = None;
@@ -396,27 +377,14 @@ impl State {
                 self.pump.model
             )
         };
-        let code = if stopped {
-            "model_stopped"
-        } else {
-            "worker_died"
-        };
-        let failure = Failure {
-            code,
-            message,
-            retry: true,
-        };
+        let code = if stopped { "model_stopped" } else { "worker_died" };
+        let failure = Failure { code, message, retry: true };
         if stopped {
             self.fail_all(&failure);
             return;
         }
         let waiting: Vec<_> = self.waiting.iter().map(|request| request.0).collect();
-        let lost: Vec<_> = self
-            .open
-            .keys()
-            .copied()
-            .filter(|id| !waiting.contains(id))
-            .collect();
+        let lost: Vec<_> = self.open.keys().copied().filter(|id| !waiting.contains(id)).collect();
         for request in lost {
             self.end(request, End::Failed(failure.clone()));
         }
@@ -487,17 +455,15 @@ impl State {
             kind::REPORT => match Report::decode(bytes).map_err(|error| error.to_string())? {
                 Report::Started(started) => {
                     if let Some(journal) = self.open.get(&started.request.0) {
-                        self.pump
-                            .metrics
-                            .started(&self.pump.model, &journal.job, &started);
+                        self.pump.metrics.started(&self.pump.model, &journal.job, &started);
                         journal.note_started(started);
                     }
                     Ok(())
                 }
                 Report::TopLogprobs(top) => match self.open.get(&top.request.0) {
-                    Some(journal) => journal
-                        .expect_top(top.index, top.top)
-                        .map_err(|error| error.to_string()),
+                    Some(journal) => {
+                        journal.expect_top(top.index, top.top).map_err(|error| error.to_string())
+                    }
                     None => Ok(()),
                 },
                 Report::Ended(ended) => {
@@ -525,9 +491,7 @@ impl State {
             .map_err(|error| error.to_string())?;
         self.pump.stats.count_token();
         if let Some(at) = first {
-            self.pump
-                .metrics
-                .first_token(&self.pump.model, at - journal.opened_at);
+            self.pump.metrics.first_token(&self.pump.model, at - journal.opened_at);
         }
         if let Some(end) = end {
             self.forget(record.request, &end);
@@ -545,9 +509,7 @@ impl State {
     fn forget(&mut self, request: u64, end: &End) {
         if let Some(journal) = self.open.remove(&request) {
             self.pump.stats.closed();
-            self.pump
-                .metrics
-                .finished(&self.pump.model, &journal, end, Instant::now());
+            self.pump.metrics.finished(&self.pump.model, &journal, end, Instant::now());
         }
     }
 }

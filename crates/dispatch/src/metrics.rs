@@ -125,31 +125,12 @@ impl Metrics {
     }
 
     fn register(&self) {
-        let mut registry = self
-            .registry
-            .lock()
-            .expect("nobody panics while registering");
+        let mut registry = self.registry.lock().expect("nobody panics while registering");
         let r = &mut *registry;
-        r.register(
-            "prompt_tokens",
-            "Prompt tokens taken in",
-            self.prompt_tokens.clone(),
-        );
-        r.register(
-            "cached_tokens",
-            "Prompt tokens whose KV was there",
-            self.cached_tokens.clone(),
-        );
-        r.register(
-            "generated_tokens",
-            "Tokens generated",
-            self.generated_tokens.clone(),
-        );
-        r.register(
-            "sequences",
-            "Sequences ended, by how they ended",
-            self.sequences.clone(),
-        );
+        r.register("prompt_tokens", "Prompt tokens taken in", self.prompt_tokens.clone());
+        r.register("cached_tokens", "Prompt tokens whose KV was there", self.cached_tokens.clone());
+        r.register("generated_tokens", "Tokens generated", self.generated_tokens.clone());
+        r.register("sequences", "Sequences ended, by how they ended", self.sequences.clone());
         let seconds = Unit::Seconds;
         r.register_with_unit(
             "queue",
@@ -188,39 +169,23 @@ impl Metrics {
         );
         r.register("running", "Sequences in the worker", self.running.clone());
         r.register("queued", "Sequences waiting", self.queued.clone());
-        r.register(
-            "worker_deaths",
-            "Deaths since the front started",
-            self.deaths.clone(),
-        );
+        r.register("worker_deaths", "Deaths since the front started", self.deaths.clone());
     }
 
     fn model(model: &ModelId) -> ByModel {
-        ByModel {
-            model: model.to_string(),
-        }
+        ByModel { model: model.to_string() }
     }
 
     pub(crate) fn started(&self, model: &ModelId, job: &Job, started: &Started) {
         let label = Self::model(model);
-        self.prompt_tokens
-            .get_or_create(&label)
-            .inc_by(job.prompt.len() as u64);
-        self.cached_tokens
-            .get_or_create(&label)
-            .inc_by(started.cached_tokens.into());
-        self.queue
-            .get_or_create(&label)
-            .observe(started.queued_us as f64 / 1e6);
-        self.prefill
-            .get_or_create(&label)
-            .observe(started.prefill_us as f64 / 1e6);
+        self.prompt_tokens.get_or_create(&label).inc_by(job.prompt.len() as u64);
+        self.cached_tokens.get_or_create(&label).inc_by(started.cached_tokens.into());
+        self.queue.get_or_create(&label).observe(started.queued_us as f64 / 1e6);
+        self.prefill.get_or_create(&label).observe(started.prefill_us as f64 / 1e6);
     }
 
     pub(crate) fn first_token(&self, model: &ModelId, after: Duration) {
-        self.first_token
-            .get_or_create(&Self::model(model))
-            .observe(after.as_secs_f64());
+        self.first_token.get_or_create(&Self::model(model)).observe(after.as_secs_f64());
     }
 
     pub(crate) fn finished(&self, model: &ModelId, journal: &Journal, end: &End, now: Instant) {
@@ -232,24 +197,15 @@ impl Metrics {
         };
         self.ended(model, reason);
         let tokens = journal.generated();
-        self.generated_tokens
-            .get_or_create(&Self::model(model))
-            .inc_by(tokens as u64);
+        self.generated_tokens.get_or_create(&Self::model(model)).inc_by(tokens as u64);
         if let Some(first) = journal.first_token_at().filter(|_| tokens > 1) {
             let each = (now - first).as_secs_f64() / (tokens - 1) as f64;
-            self.per_token
-                .get_or_create(&Self::model(model))
-                .observe(each);
+            self.per_token.get_or_create(&Self::model(model)).observe(each);
         }
     }
 
     pub(crate) fn ended(&self, model: &ModelId, reason: &'static str) {
-        self.sequences
-            .get_or_create(&ByReason {
-                model: model.to_string(),
-                reason,
-            })
-            .inc();
+        self.sequences.get_or_create(&ByReason { model: model.to_string(), reason }).inc();
     }
 
     /// Sets the gauges from `models`.
@@ -257,23 +213,12 @@ impl Metrics {
         use WorkerState::{Backoff, Exited, Fatal, Running, Starting, Stopped, Stopping};
         for status in models {
             for state in [Stopped, Starting, Running, Backoff, Stopping, Exited, Fatal] {
-                let label = ByState {
-                    model: status.name.clone(),
-                    state: state.name(),
-                };
-                self.state
-                    .get_or_create(&label)
-                    .set((state == status.state).into());
+                let label = ByState { model: status.name.clone(), state: state.name() };
+                self.state.get_or_create(&label).set((state == status.state).into());
             }
-            let label = ByModel {
-                model: status.name.clone(),
-            };
-            self.memory
-                .get_or_create(&label)
-                .set(status.memory_bytes.unwrap_or(0) as i64);
-            self.running
-                .get_or_create(&label)
-                .set(status.running.into());
+            let label = ByModel { model: status.name.clone() };
+            self.memory.get_or_create(&label).set(status.memory_bytes.unwrap_or(0) as i64);
+            self.running.get_or_create(&label).set(status.running.into());
             self.queued.get_or_create(&label).set(status.queued.into());
             self.deaths.get_or_create(&label).set(status.deaths.into());
         }
@@ -282,10 +227,7 @@ impl Metrics {
     /// All families in the text format, without the closing `# EOF`, so that others can follow.
     pub fn encode(&self) -> String {
         let mut text = String::new();
-        let registry = self
-            .registry
-            .lock()
-            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        let registry = self.registry.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         prometheus_client::encoding::text::encode_registry(&mut text, &registry)
             .expect("writing to a String cannot fail");
         text

@@ -95,9 +95,7 @@ pub enum ModelFault {
 
 impl ModelFault {
     pub(crate) fn broken(message: impl Into<String>) -> Self {
-        Self::Broken {
-            message: message.into(),
-        }
+        Self::Broken { message: message.into() }
     }
 }
 
@@ -150,21 +148,14 @@ impl OpenModel {
     pub(crate) fn read(found: &FoundModel) -> Result<Self, ModelFault> {
         let text_fault = |error: TextError| ModelFault::broken(format!("{}: {error}", found.id));
         let tokenizer = Tokenizer::load(&found.folder).map_err(text_fault)?;
-        let template = ChatTemplate::load_within(&found.folder, found.template_limits).map_err(text_fault)?;
+        let template =
+            ChatTemplate::load_within(&found.folder, found.template_limits).map_err(text_fault)?;
         let mut defaults = read_defaults(&found.folder)?;
         defaults.stop_tokens = tokenizer.eos_ids().into();
         let said = read_context_tokens(&found.folder)?;
         let context_tokens = found.context_tokens_max.map_or(said, |max| max.min(said));
-        let text = Arc::new(ModelText {
-            tokenizer,
-            template,
-            defaults,
-        });
-        Ok(Self {
-            id: found.id.clone(),
-            text,
-            context_tokens,
-        })
+        let text = Arc::new(ModelText { tokenizer, template, defaults });
+        Ok(Self { id: found.id.clone(), text, context_tokens })
     }
 }
 
@@ -198,11 +189,7 @@ fn read_context_tokens(folder: &Path) -> Result<u32, ModelFault> {
     let config = read_json::<Config>(&folder.join("config.json"))?
         .ok_or_else(|| ModelFault::broken(format!("{}: no config.json", folder.display())))?;
     let said = config.max_position_embeddings;
-    let said = said.or_else(|| {
-        config
-            .text_config
-            .and_then(|text| text.max_position_embeddings)
-    });
+    let said = said.or_else(|| config.text_config.and_then(|text| text.max_position_embeddings));
     Ok(said.unwrap_or(CONTEXT_TOKENS_UNSAID))
 }
 
@@ -215,42 +202,22 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let write =
             |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
-        assert_eq!(
-            read_defaults(folder.path()).unwrap(),
-            GenerationDefaults::default()
-        );
+        assert_eq!(read_defaults(folder.path()).unwrap(), GenerationDefaults::default());
         write(
             "generation_config.json",
             r#"{"temperature": 0.6, "top_k": 20, "eos_token_id": [1, 2]}"#,
         );
         let defaults = read_defaults(folder.path()).unwrap();
-        assert_eq!(
-            (defaults.temperature, defaults.top_k),
-            (Some(0.6), Some(20))
-        );
-        write(
-            "generation_config.json",
-            r#"{"temperature": 0.6, "do_sample": false}"#,
-        );
+        assert_eq!((defaults.temperature, defaults.top_k), (Some(0.6), Some(20)));
+        write("generation_config.json", r#"{"temperature": 0.6, "do_sample": false}"#);
         assert_eq!(read_defaults(folder.path()).unwrap().temperature, Some(0.0));
 
         assert!(
-            read_context_tokens(folder.path())
-                .unwrap_err()
-                .to_string()
-                .contains("config.json")
+            read_context_tokens(folder.path()).unwrap_err().to_string().contains("config.json")
         );
-        write(
-            "config.json",
-            r#"{"text_config": {"max_position_embeddings": 77}}"#,
-        );
+        write("config.json", r#"{"text_config": {"max_position_embeddings": 77}}"#);
         assert_eq!(read_context_tokens(folder.path()).unwrap(), 77);
         write("config.json", "{");
-        assert!(
-            read_context_tokens(folder.path())
-                .unwrap_err()
-                .to_string()
-                .contains("EOF")
-        );
+        assert!(read_context_tokens(folder.path()).unwrap_err().to_string().contains("EOF"));
     }
 }

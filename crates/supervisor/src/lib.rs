@@ -6,11 +6,13 @@
 //!
 //! A [`Worker`]'s task must run on a runtime whose threads live as long as the front.
 
+mod events;
 pub mod life;
 mod log;
 mod spawn;
 mod task;
 
+pub use events::EventLog;
 pub use life::LifeLimits;
 pub use mlxd_ring::{Reader, SegmentSpec, Writer, leftovers};
 pub use task::{Notice, Worker, WorkerView};

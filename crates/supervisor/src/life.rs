@@ -344,13 +344,8 @@ impl Life {
     /// Doubles with every recent death, at most `backoff_max`, less up to a quarter at random so
     /// that several workers felled by one cause do not come back in step.
     fn backoff(&mut self, recent: u32) -> Duration {
-        let doubled = self
-            .limits
-            .backoff_initial
-            .saturating_mul(1 << (recent - 1).min(16));
-        doubled
-            .min(self.limits.backoff_max)
-            .mul_f64(1.0 - 0.25 * self.jitter.f64())
+        let doubled = self.limits.backoff_initial.saturating_mul(1 << (recent - 1).min(16));
+        doubled.min(self.limits.backoff_max).mul_f64(1.0 - 0.25 * self.jitter.f64())
     }
 
     fn arm(&mut self, timer: Timer, now: Instant, after: Duration) {
@@ -369,10 +364,7 @@ mod tests {
     use super::*;
 
     fn exited(clean: bool) -> Event {
-        Event::Exited {
-            clean,
-            how: "killed by SIGKILL".into(),
-        }
+        Event::Exited { clean, how: "killed by SIGKILL".into() }
     }
 
     fn running(now: Instant) -> Life {
@@ -410,20 +402,14 @@ mod tests {
             assert_eq!(life.state(), WorkerState::Backoff);
             let at = life.deadline().unwrap();
             delays.push(at - now);
-            assert!(
-                life.step(Event::Demand, now).is_empty(),
-                "a request waits the delay out"
-            );
+            assert!(life.step(Event::Demand, now).is_empty(), "a request waits the delay out");
             now = at;
             assert_eq!(life.step(Event::TimerFired, now), [Action::Spawn]);
             life.step(Event::Spawned, now);
             life.step(Event::Greeted, now);
             life.step(Event::Ready, now);
         }
-        assert!(
-            delays.windows(2).all(|pair| pair[1] > pair[0].mul_f64(1.4)),
-            "{delays:?}"
-        );
+        assert!(delays.windows(2).all(|pair| pair[1] > pair[0].mul_f64(1.4)), "{delays:?}");
         let last = life.step(exited(false), now);
         assert_eq!(last, [Action::AnnounceDown, Action::AnnounceGivenUp]);
         assert_eq!(life.state(), WorkerState::Fatal);

@@ -26,12 +26,7 @@ impl BoundedFile {
         }
         let file = OpenOptions::new().create(true).append(true).open(path)?;
         let bytes = file.metadata()?.len();
-        Ok(Self {
-            path: path.to_owned(),
-            file,
-            bytes,
-            bytes_max,
-        })
+        Ok(Self { path: path.to_owned(), file, bytes, bytes_max })
     }
 
     fn write(&mut self, piece: &[u8]) -> io::Result<()> {

@@ -46,10 +46,7 @@ pub(crate) enum SpawnError {
     #[error(
         "cannot start {program}: {source}; is mlxd-worker beside mlxd, or workers.program set?"
     )]
-    Program {
-        program: String,
-        source: std::io::Error,
-    },
+    Program { program: String, source: std::io::Error },
 }
 
 /// Makes the process. Must be called on a thread that lives as long as the front: on Linux a
@@ -59,9 +56,7 @@ pub(crate) fn spawn(spec: &WorkerSpec, incarnation: Incarnation) -> Result<Spawn
     let leftover = leftovers::record(&spec.leftovers_folder, segment.name())
         .inspect_err(|error| tracing::warn!(%error, "the segment is not recorded"))
         .ok();
-    let fds = segment
-        .worker_fds()
-        .expect("a new segment has its descriptors");
+    let fds = segment.worker_fds().expect("a new segment has its descriptors");
     let (server, server_name) = IpcOneShotServer::<Bootstrap>::new()
         .map_err(|error| SpawnError::Channel(std::io::Error::other(error.to_string())))?;
     let (log_reader, log_writer) = std::io::pipe().map_err(SpawnError::Pipe)?;
@@ -82,18 +77,10 @@ pub(crate) fn spawn(spec: &WorkerSpec, incarnation: Incarnation) -> Result<Spawn
         .process_group(0) // The terminal's Ctrl-C is the front's to handle.
         .kill_on_drop(true);
     let mappings = vec![
-        FdMapping {
-            parent_fd: fds.commands,
-            child_fd: COMMANDS_FD,
-        },
-        FdMapping {
-            parent_fd: fds.tokens,
-            child_fd: TOKENS_FD,
-        },
+        FdMapping { parent_fd: fds.commands, child_fd: COMMANDS_FD },
+        FdMapping { parent_fd: fds.tokens, child_fd: TOKENS_FD },
     ];
-    command
-        .fd_mappings(mappings)
-        .expect("two descriptors with two numbers");
+    command.fd_mappings(mappings).expect("two descriptors with two numbers");
     let child = command.spawn().map_err(|source| SpawnError::Program {
         program: spec.program.display().to_string(),
         source,
@@ -105,23 +92,12 @@ pub(crate) fn spawn(spec: &WorkerSpec, incarnation: Incarnation) -> Result<Spawn
     let (path, bytes_max) = (spec.log_file.clone(), spec.log_bytes_max);
     thread(name, move || log::keep(log_reader, path, bytes_max));
     let (to_task, control) = mpsc::channel(CONTROL_QUEUE);
-    thread(format!("control-{incarnation}"), move || {
-        listen(server, &to_task)
-    });
-    Ok(Spawned {
-        child,
-        link: segment.into_front(),
-        leftover,
-        control,
-        server_name,
-    })
+    thread(format!("control-{incarnation}"), move || listen(server, &to_task));
+    Ok(Spawned { child, link: segment.into_front(), leftover, control, server_name })
 }
 
 fn thread(name: String, body: impl FnOnce() + Send + 'static) {
-    let spawned = std::thread::Builder::new()
-        .name(name)
-        .stack_size(128 << 10)
-        .spawn(body);
+    let spawned = std::thread::Builder::new().name(name).stack_size(128 << 10).spawn(body);
     spawned.expect("the system has threads left");
 }
 
@@ -131,10 +107,7 @@ fn listen(server: IpcOneShotServer<Bootstrap>, to_task: &mpsc::Sender<Control>) 
         return;
     };
     drop(from_worker);
-    if to_task
-        .blocking_send(Control::Connected(bootstrap.to_worker))
-        .is_err()
-    {
+    if to_task.blocking_send(Control::Connected(bootstrap.to_worker)).is_err() {
         return;
     }
     while let Ok(message) = bootstrap.from_worker.recv() {
@@ -155,10 +128,7 @@ pub(crate) fn release_listener(server_name: String) {
             return;
         };
         // Refused when the worker did connect after all.
-        let _ = sender.send(Bootstrap {
-            to_worker,
-            from_worker,
-        });
+        let _ = sender.send(Bootstrap { to_worker, from_worker });
     };
     thread("control-release".into(), connect);
 }

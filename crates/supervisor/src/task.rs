@@ -1,10 +1,10 @@
 //! The shell around [`Life`]: one task per model owns its process and performs the actions.
 
-use crate::WorkerSpec;
 use crate::life::{Action, Event, Life};
 use crate::spawn::{self, Control, Spawned};
+use crate::{EventLog, WorkerSpec};
 use ipc_channel::ipc::IpcSender;
-use mlxd_protocol::admin::WorkerState;
+use mlxd_protocol::admin::{Happening, SignalName, WorkerState};
 
 use mlxd_protocol::{
     BenchLeg, BenchSpec, FromWorker, Hello, Incarnation, LoadFaultKind, ModelInfo,
@@ -85,15 +85,12 @@ impl WorkerView {
 
     /// The phase on that page.
     pub fn phase(&self) -> Option<Phase> {
-        self.progress()
-            .and_then(|progress| Phase::from_word(progress.phase))
+        self.progress().and_then(|progress| Phase::from_word(progress.phase))
     }
 
     /// 0 to 1 while loading.
     pub fn load_fraction(&self) -> Option<f32> {
-        let progress = self
-            .progress()
-            .filter(|_| self.state == WorkerState::Starting)?;
+        let progress = self.progress().filter(|_| self.state == WorkerState::Starting)?;
         let total = progress.load_total.max(1) as f32;
         Some((progress.load_done as f32 / total).min(1.0))
     }
@@ -108,6 +105,7 @@ enum Ask {
     Event(Event, Option<oneshot::Sender<()>>),
     Condemn(Incarnation, String),
     Bench(BenchSpec, oneshot::Sender<Result<BenchLeg, String>>),
+    Signal(SignalName, oneshot::Sender<bool>),
 }
 
 /// A handle on one model's task. Clones share it.
@@ -119,7 +117,7 @@ pub struct Worker {
 
 impl Worker {
     /// Starts the task; no process yet.
-    pub fn new(spec: WorkerSpec, notices: mpsc::Sender<Notice>) -> Self {
+    pub fn new(spec: WorkerSpec, notices: mpsc::Sender<Notice>, events: EventLog) -> Self {
         let (asks, asked) = mpsc::channel(ASKS_MAX);
         let life = Life::new(spec.limits.clone(), fastrand::u64(..));
         let (publish, view) = watch::channel(WorkerView {
@@ -132,15 +130,7 @@ impl Worker {
             deaths: 0,
             progress: None,
         });
-        let task = Task {
-            spec,
-            life,
-            asked,
-            notices,
-            publish,
-            alive: None,
-            bench: None,
-        };
+        let task = Task { spec, life, asked, notices, events, publish, alive: None, bench: None };
         tokio::spawn(task.run());
         Self { asks, view }
     }
@@ -169,9 +159,7 @@ impl Worker {
     pub async fn stop(&self) {
         self.tell(Event::Stop).await;
         let mut view = self.view.clone();
-        let _ = view
-            .wait_for(|view| !view.is_alive() && view.state != WorkerState::Stopping)
-            .await;
+        let _ = view.wait_for(|view| !view.is_alive() && view.state != WorkerState::Stopping).await;
     }
 
     /// Stops it and starts it, and waits until it runs.
@@ -195,13 +183,15 @@ impl Worker {
     pub async fn bench(&self, spec: BenchSpec) -> Result<BenchLeg, String> {
         let (reply, answer) = oneshot::channel();
         let gone = || "the worker's task has ended".to_owned();
-        self.asks
-            .send(Ask::Bench(spec, reply))
-            .await
-            .map_err(|_| gone())?;
-        answer
-            .await
-            .map_err(|_| "the worker ended during the run".to_owned())?
+        self.asks.send(Ask::Bench(spec, reply)).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| "the worker ended during the run".to_owned())?
+    }
+
+    /// Sends the process a signal. `false` when there is none.
+    pub async fn signal(&self, signal: SignalName) -> bool {
+        let (reply, sent) = oneshot::channel();
+        let asked = self.asks.send(Ask::Signal(signal, reply)).await;
+        asked.is_ok() && sent.await.unwrap_or(false)
     }
 
     async fn tell(&self, event: Event) {
@@ -246,6 +236,7 @@ struct Task {
     life: Life,
     asked: mpsc::Receiver<Ask>,
     notices: mpsc::Sender<Notice>,
+    events: EventLog,
     publish: watch::Sender<WorkerView>,
     alive: Option<Alive>,
     bench: Option<oneshot::Sender<Result<BenchLeg, String>>>,
@@ -272,16 +263,16 @@ impl Task {
                     }
                 }
                 Wake::Ask(Some(Ask::Condemn(incarnation, why))) => {
-                    if self
-                        .alive
-                        .as_ref()
-                        .is_some_and(|alive| alive.incarnation == incarnation)
-                    {
+                    if self.alive.as_ref().is_some_and(|alive| alive.incarnation == incarnation) {
                         tracing::error!(model = %self.spec.model, %incarnation, %why, "worker condemned");
                         self.step(Event::Condemned(why)).await;
                     }
                 }
                 Wake::Ask(Some(Ask::Bench(spec, reply))) => self.start_bench(spec, reply),
+                // Here the process was not waited for yet, so its number is still its own.
+                Wake::Ask(Some(Ask::Signal(signal, reply))) => {
+                    let _ = reply.send(self.signal(system_signal(signal)));
+                }
                 Wake::Control(control) => self.hear(control).await,
                 Wake::Exit(status) => self.bury(status).await,
                 Wake::Timer => self.step(Event::TimerFired).await,
@@ -329,10 +320,7 @@ impl Task {
         let since = progress.last_step_ns.max(progress.phase_since_ns);
         let still = Duration::from_nanos(mlxd_ring::monotonic_ns().saturating_sub(since));
         if still > limit {
-            let why = format!(
-                "it hung: no {doing} was finished for {:.1} s",
-                still.as_secs_f64()
-            );
+            let why = format!("it hung: no {doing} was finished for {:.1} s", still.as_secs_f64());
             self.step(Event::Condemned(why)).await;
         }
     }
@@ -347,6 +335,8 @@ impl Task {
             if state != before {
                 let reason = self.life.reason().unwrap_or_default();
                 tracing::info!(model = %self.spec.model, from = before.name(), to = state.name(), reason, "worker state");
+                let reason = self.life.reason().map(str::to_owned);
+                self.happened(Happening::WorkerState { from: before, to: state, reason });
             }
             for action in actions {
                 if let Some(event) = self.perform(action).await {
@@ -361,20 +351,14 @@ impl Task {
         match action {
             Action::Spawn => return Some(self.spawn()),
             Action::Drain => self.send(ToWorker::Drain),
-            Action::Terminate => self.signal(Signal::SIGTERM),
-            Action::Kill => self.signal(Signal::SIGKILL),
+            Action::Terminate => drop(self.signal(Signal::SIGTERM)),
+            Action::Kill => drop(self.signal(Signal::SIGKILL)),
             Action::AnnounceUp => {
                 if let Some(alive) = self.alive.as_mut()
                     && let (Some((commands, tokens)), Some(info)) = (alive.link.take(), &alive.info)
                 {
                     let (incarnation, info) = (alive.incarnation, info.clone());
-                    self.notify(Notice::Up {
-                        incarnation,
-                        info,
-                        commands,
-                        tokens,
-                    })
-                    .await;
+                    self.notify(Notice::Up { incarnation, info, commands, tokens }).await;
                 }
             }
             Action::AnnounceDown => {} // `bury` does, with the incarnation at hand.
@@ -393,15 +377,10 @@ impl Task {
     fn spawn(&mut self) -> Event {
         let incarnation = Incarnation(NEXT_INCARNATION.fetch_add(1, Ordering::Relaxed));
         match spawn::spawn(&self.spec, incarnation) {
-            Ok(Spawned {
-                child,
-                link,
-                leftover,
-                control,
-                server_name,
-            }) => {
+            Ok(Spawned { child, link, leftover, control, server_name }) => {
                 let pid = child.id().unwrap_or_default();
                 tracing::info!(model = %self.spec.model, %incarnation, pid, "worker spawned");
+                self.happened(Happening::WorkerSpawned { pid });
                 self.publish.send_modify(|view| {
                     view.pid = Some(pid);
                     view.since = Some(Instant::now());
@@ -489,6 +468,7 @@ impl Task {
         let (clean, how) = describe_exit(status);
         let incarnation = alive.incarnation;
         tracing::info!(model = %self.spec.model, %incarnation, pid = alive.pid, %how, "worker gone");
+        self.happened(Happening::WorkerGone { pid: alive.pid, how: how.clone() });
         self.end_bench(Err(format!("the worker ended during the run: {how}")));
         self.publish.send_modify(|view| {
             view.pid = None;
@@ -500,12 +480,7 @@ impl Task {
         // Down is told before anything that the state machine does next, a new life included.
         let told = self.life.ending().unwrap_or(&how).to_owned();
         let stopped = self.life.ends_stopped();
-        self.notify(Notice::Down {
-            incarnation,
-            how: told,
-            stopped,
-        })
-        .await;
+        self.notify(Notice::Down { incarnation, how: told, stopped }).await;
         self.step(Event::Exited { clean, how }).await;
     }
 
@@ -527,21 +502,24 @@ impl Task {
     }
 
     fn send(&self, message: ToWorker) {
-        let sender = self
-            .alive
-            .as_ref()
-            .and_then(|alive| alive.to_worker.as_ref());
+        let sender = self.alive.as_ref().and_then(|alive| alive.to_worker.as_ref());
         if let Some(Err(error)) = sender.map(|sender| sender.send(message)) {
             // The exit that explains it is on its way.
             tracing::warn!(model = %self.spec.model, %error, "control message not sent");
         }
     }
 
-    fn signal(&self, signal: Signal) {
-        if let Some(alive) = &self.alive {
-            tracing::info!(model = %self.spec.model, pid = alive.pid, %signal, "signal");
-            let _ = kill(Pid::from_raw(alive.pid as i32), signal);
-        }
+    /// Whether there was a process to send it to.
+    fn signal(&self, signal: Signal) -> bool {
+        let Some(alive) = &self.alive else {
+            return false;
+        };
+        tracing::info!(model = %self.spec.model, pid = alive.pid, %signal, "signal");
+        kill(Pid::from_raw(alive.pid as i32), signal).is_ok()
+    }
+
+    fn happened(&self, happening: Happening) {
+        self.events.push(Some(self.spec.model.as_str()), happening);
     }
 
     fn announce_view(&self) {
@@ -556,6 +534,21 @@ impl Task {
     }
 }
 
+fn system_signal(name: SignalName) -> Signal {
+    match name {
+        SignalName::Term => Signal::SIGTERM,
+        SignalName::Int => Signal::SIGINT,
+        SignalName::Hup => Signal::SIGHUP,
+        SignalName::Quit => Signal::SIGQUIT,
+        SignalName::Abrt => Signal::SIGABRT,
+        SignalName::Kill => Signal::SIGKILL,
+        SignalName::Stop => Signal::SIGSTOP,
+        SignalName::Cont => Signal::SIGCONT,
+        SignalName::Usr1 => Signal::SIGUSR1,
+        SignalName::Usr2 => Signal::SIGUSR2,
+    }
+}
+
 fn check_hello(hello: &Hello, alive: &Alive) -> Result<(), String> {
     if hello.protocol != PROTOCOL_VERSION {
         return Err(format!(
@@ -564,10 +557,7 @@ fn check_hello(hello: &Hello, alive: &Alive) -> Result<(), String> {
         ));
     }
     if hello.incarnation != alive.incarnation {
-        return Err(format!(
-            "{} answered for {}",
-            hello.incarnation, alive.incarnation
-        ));
+        return Err(format!("{} answered for {}", hello.incarnation, alive.incarnation));
     }
     Ok(())
 }
@@ -583,8 +573,5 @@ fn describe_exit(status: std::io::Result<ExitStatus>) -> (bool, String) {
         return (false, format!("killed by {name}"));
     }
     let code = status.code().unwrap_or(-1);
-    (
-        code == 0,
-        format!("exit code {code} ({})", exit_code::describe(code)),
-    )
+    (code == 0, format!("exit code {code} ({})", exit_code::describe(code)))
 }
