@@ -59,12 +59,7 @@ fn main() -> Result<()> {
     }
     pin(0)?;
     let effort = if arguments.iter().any(|argument| argument == "--quick") {
-        Effort {
-            polled_records: 20_000,
-            slept_records: 5_000,
-            rate_records: 2_000_000,
-            repeats: 2,
-        }
+        Effort { polled_records: 20_000, slept_records: 5_000, rate_records: 2_000_000, repeats: 2 }
     } else {
         Effort {
             polled_records: 200_000,
@@ -114,11 +109,7 @@ fn show_latency(
         at(best, 0.5),
         at(worst, 0.5),
         aim_ns,
-        if at(best, 0.5) < aim_ns {
-            "met"
-        } else {
-            "missed"
-        },
+        if at(best, 0.5) < aim_ns { "met" } else { "missed" },
     );
     Ok(())
 }
@@ -186,11 +177,7 @@ fn rate(batch: usize, reading: Reading, records: u64) -> Result<f64> {
     let begun = monotonic_ns();
     for number in 1..frames {
         run.receive(reading, &mut record)?;
-        ensure!(
-            record.len() == RECORD_BYTES * batch,
-            "a frame of {} bytes",
-            record.len()
-        );
+        ensure!(record.len() == RECORD_BYTES * batch, "a frame of {} bytes", record.len());
         ensure!(read_word(&record)? == number, "out of order");
     }
     let seconds = (monotonic_ns() - begun) as f64 / 1e9;
@@ -212,29 +199,15 @@ struct Run {
 impl Run {
     fn start(task: &[&str]) -> Result<Self> {
         let mut segment = Segment::create(&SegmentSpec::default())?;
-        let fds = segment
-            .worker_fds()
-            .context("a new segment has doorbells")?;
+        let fds = segment.worker_fds().context("a new segment has doorbells")?;
         let mut command = Command::new(env::current_exe()?);
-        command
-            .args(["--as-worker", segment.name()])
-            .args(task)
-            .stdin(Stdio::null());
+        command.args(["--as-worker", segment.name()]).args(task).stdin(Stdio::null());
         command.fd_mappings(vec![
-            FdMapping {
-                parent_fd: fds.commands,
-                child_fd: COMMANDS_FD,
-            },
-            FdMapping {
-                parent_fd: fds.tokens,
-                child_fd: TOKENS_FD,
-            },
+            FdMapping { parent_fd: fds.commands, child_fd: COMMANDS_FD },
+            FdMapping { parent_fd: fds.tokens, child_fd: TOKENS_FD },
         ])?;
         let child = command.spawn()?;
-        Ok(Self {
-            child,
-            link: segment.into_front(),
-        })
+        Ok(Self { child, link: segment.into_front() })
     }
 
     fn receive(&mut self, reading: Reading, record: &mut Vec<u8>) -> Result<()> {
