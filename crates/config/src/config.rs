@@ -90,11 +90,7 @@ impl Config {
         }
         config.check_together(&mut problems);
         config.warn(&mut warnings);
-        if problems.is_empty() {
-            Ok(Loaded { config, warnings })
-        } else {
-            Err(Problems(problems))
-        }
+        if problems.is_empty() { Ok(Loaded { config, warnings }) } else { Err(Problems(problems)) }
     }
 
     /// Section names, in the order of the file.
@@ -169,18 +165,14 @@ impl Config {
             None => (rest.to_lowercase(), String::new()),
         };
         if !Self::section_names().contains(&section.as_str()) {
-            let fault = Fault::UnknownVariable {
-                nearest: nearest_variable(name),
-            };
+            let fault = Fault::UnknownVariable { nearest: nearest_variable(name) };
             warnings.push(Problem { origin, fault });
             return;
         }
         match self.set(&section, &key, Given::Text(value)) {
             Ok(()) => {}
             Err(Fault::UnknownKey { .. }) => {
-                let fault = Fault::UnknownVariable {
-                    nearest: nearest_variable(name),
-                };
+                let fault = Fault::UnknownVariable { nearest: nearest_variable(name) };
                 problems.push(Problem { origin, fault });
             }
             Err(fault) => problems.push(Problem { origin, fault }),
@@ -198,10 +190,7 @@ impl Config {
             &mut paths.cache,
             &mut paths.runtime,
         ];
-        let tables = models
-            .tables
-            .values_mut()
-            .filter_map(|table| table.path.as_mut());
+        let tables = models.tables.values_mut().filter_map(|table| table.path.as_mut());
         optional
             .into_iter()
             .filter_map(Option::as_mut)
@@ -213,10 +202,7 @@ impl Config {
     /// Rules that concern more than one key.
     fn check_together(&self, problems: &mut Vec<Problem>) {
         let mut wrong = |message: String| {
-            problems.push(Problem {
-                origin: Origin::Whole,
-                fault: Fault::Together(message),
-            });
+            problems.push(Problem { origin: Origin::Whole, fault: Fault::Together(message) });
         };
         let workers = &self.workers;
         if workers.backoff_initial_ms > workers.backoff_max_ms {
@@ -225,12 +211,8 @@ impl Config {
                 workers.backoff_initial_ms, workers.backoff_max_ms
             ));
         }
-        let mut owners: BTreeMap<&str, &str> = self
-            .models
-            .tables
-            .keys()
-            .map(|name| (name.as_str(), name.as_str()))
-            .collect();
+        let mut owners: BTreeMap<&str, &str> =
+            self.models.tables.keys().map(|name| (name.as_str(), name.as_str())).collect();
         for (name, table) in &self.models.tables {
             for alias in &table.aliases {
                 if let Some(owner) = owners.insert(alias, name).filter(|owner| owner != name) {
@@ -271,11 +253,9 @@ pub(crate) fn key_fault(
             key: format!("{section}.{key}"),
             nearest: nearest_key(section, key, keys),
         },
-        SetError::MustBe(must_be) => Fault::Value {
-            key: format!("{section}.{key}"),
-            given: given.shown(),
-            must_be,
-        },
+        SetError::MustBe(must_be) => {
+            Fault::Value { key: format!("{section}.{key}"), given: given.shown(), must_be }
+        }
     }
 }
 
@@ -285,9 +265,7 @@ pub(crate) fn nearest_section(name: &str) -> Option<String> {
 
 /// The same key in another section, else one of this section that is spelled alike.
 fn nearest_key(section: &str, key: &str, keys: &[&str]) -> Option<String> {
-    let elsewhere = Config::section_names()
-        .iter()
-        .find(|other| Config::keys(other).contains(&key));
+    let elsewhere = Config::section_names().iter().find(|other| Config::keys(other).contains(&key));
     match elsewhere {
         Some(other) => Some(format!("{other}.{key}")),
         None => nearest(key, keys.iter().copied()).map(|found| format!("{section}.{found}")),

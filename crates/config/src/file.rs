@@ -20,12 +20,7 @@ pub(crate) fn read_file(config: &mut Config, path: &Path, text: &str, problems: 
         return;
     }
     for (name, section) in document.get_ref() {
-        let mut wrong = |fault| {
-            problems.push(Problem {
-                origin: places.of(name.span()),
-                fault,
-            })
-        };
+        let mut wrong = |fault| problems.push(Problem { origin: places.of(name.span()), fault });
         let name_text = name.get_ref().as_ref();
         if !Config::section_names().contains(&name_text) {
             wrong(Fault::UnknownSection {
@@ -56,10 +51,7 @@ pub(crate) fn read_file(config: &mut Config, path: &Path, text: &str, problems: 
                     Fault::Value { .. } => value.span(),
                     _ => key.span(),
                 };
-                problems.push(Problem {
-                    origin: places.of(span),
-                    fault,
-                });
+                problems.push(Problem { origin: places.of(span), fault });
             }
         }
     }
@@ -83,10 +75,7 @@ fn read_model(
             given: format!("[models.{name:?}]"),
             must_be: "named without blanks and control characters, 1 to 512 bytes".to_owned(),
         };
-        problems.push(Problem {
-            origin: places.of(span),
-            fault,
-        });
+        problems.push(Problem { origin: places.of(span), fault });
         return;
     }
     let section = format!("models.{name:?}");
@@ -101,10 +90,7 @@ fn read_model(
                 Fault::Value { .. } => value.span(),
                 _ => key.span(),
             };
-            problems.push(Problem {
-                origin: places.of(span),
-                fault,
-            });
+            problems.push(Problem { origin: places.of(span), fault });
         }
     }
 }

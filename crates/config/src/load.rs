@@ -65,11 +65,7 @@ pub fn load(
         overrides,
         home: environment.home.as_deref(),
     })?;
-    Ok(LoadedConfig {
-        config: loaded.config,
-        warnings: loaded.warnings,
-        file: path,
-    })
+    Ok(LoadedConfig { config: loaded.config, warnings: loaded.warnings, file: path })
 }
 
 /// What [`check`] found.
@@ -113,34 +109,19 @@ pub fn check(path: &Path, environment: &Environment) -> Result<CheckReport, Conf
         ..Sources::default()
     };
     Ok(match Config::from_sources(sources) {
-        Ok(loaded) => CheckReport {
-            problems: Vec::new(),
-            warnings: loaded.warnings,
-        },
-        Err(Problems(problems)) => CheckReport {
-            problems,
-            warnings: Vec::new(),
-        },
+        Ok(loaded) => CheckReport { problems: Vec::new(), warnings: loaded.warnings },
+        Err(Problems(problems)) => CheckReport { problems, warnings: Vec::new() },
     })
 }
 
 fn read(path: &Path) -> Result<String, ConfigError> {
-    let wrong = |error| ConfigError::Read {
-        path: path.to_owned(),
-        error,
-    };
+    let wrong = |error| ConfigError::Read { path: path.to_owned(), error };
     let file = std::fs::File::open(path).map_err(wrong)?;
     let mut text = String::new();
-    let got = file
-        .take(FILE_BYTES_MAX + 1)
-        .read_to_string(&mut text)
-        .map_err(wrong)?;
+    let got = file.take(FILE_BYTES_MAX + 1).read_to_string(&mut text).map_err(wrong)?;
     if got as u64 > FILE_BYTES_MAX {
         let message = format!("it is longer than {FILE_BYTES_MAX} bytes");
-        return Err(wrong(std::io::Error::new(
-            std::io::ErrorKind::InvalidData,
-            message,
-        )));
+        return Err(wrong(std::io::Error::new(std::io::ErrorKind::InvalidData, message)));
     }
     Ok(text)
 }

@@ -124,16 +124,11 @@ impl ModelsConfig {
 
     /// Names whose table gives a folder, with that folder.
     pub fn named_folders(&self) -> impl Iterator<Item = (&str, &PathBuf)> {
-        self.tables
-            .iter()
-            .filter_map(|(name, table)| Some((name.as_str(), table.path.as_ref()?)))
+        self.tables.iter().filter_map(|(name, table)| Some((name.as_str(), table.path.as_ref()?)))
     }
 
     /// Models to load when the front starts.
     pub fn preloaded(&self) -> impl Iterator<Item = &str> {
-        self.tables
-            .iter()
-            .filter(|(_, table)| table.preload)
-            .map(|(name, _)| name.as_str())
+        self.tables.iter().filter(|(_, table)| table.preload).map(|(name, _)| name.as_str())
     }
 }

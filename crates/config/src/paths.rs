@@ -65,28 +65,18 @@ impl Environment {
         all: impl Iterator<Item = (OsString, OsString)>,
     ) -> Self {
         // The XDG specification: a path that is not absolute is to be ignored.
-        let absolute = |name| {
-            get(name)
-                .map(PathBuf::from)
-                .filter(|path| path.is_absolute())
-        };
+        let absolute = |name| get(name).map(PathBuf::from).filter(|path| path.is_absolute());
         Self {
             home: absolute("HOME"),
             xdg_config: absolute("XDG_CONFIG_HOME"),
             xdg_state: absolute("XDG_STATE_HOME"),
             xdg_cache: absolute("XDG_CACHE_HOME"),
             xdg_runtime: absolute("XDG_RUNTIME_DIR"),
-            hf_hub_cache: get("HF_HUB_CACHE")
-                .filter(|value| !value.is_empty())
-                .map(PathBuf::from),
-            hf_home: get("HF_HOME")
-                .filter(|value| !value.is_empty())
-                .map(PathBuf::from),
+            hf_hub_cache: get("HF_HUB_CACHE").filter(|value| !value.is_empty()).map(PathBuf::from),
+            hf_home: get("HF_HOME").filter(|value| !value.is_empty()).map(PathBuf::from),
             temporary: std::env::temp_dir(),
             uid: Uid::effective().as_raw(),
-            mlxd_config: get("MLXD_CONFIG")
-                .filter(|value| !value.is_empty())
-                .map(PathBuf::from),
+            mlxd_config: get("MLXD_CONFIG").filter(|value| !value.is_empty()).map(PathBuf::from),
             mlxd: all
                 .filter_map(|(name, value)| {
                     Some((name.into_string().ok()?, value.into_string().ok()?))
@@ -160,11 +150,8 @@ impl Folders {
                     .or_else(|| home.map(standard))
                     .ok_or(PathsError::NoHome)
             };
-        let state = pick(
-            own.state.as_ref(),
-            environment.xdg_state.as_ref(),
-            platform::state_folder,
-        )?;
+        let state =
+            pick(own.state.as_ref(), environment.xdg_state.as_ref(), platform::state_folder)?;
         // On macOS logs have a folder of their own, unless the state was put elsewhere.
         let state_is_moved = own.state.is_some() || environment.xdg_state.is_some();
         let logs = match (&own.logs, home) {
@@ -180,10 +167,7 @@ impl Folders {
                 environment.xdg_cache.as_ref(),
                 platform::cache_folder,
             )?,
-            runtime: own
-                .runtime
-                .clone()
-                .unwrap_or_else(|| runtime_folder(environment)),
+            runtime: own.runtime.clone().unwrap_or_else(|| runtime_folder(environment)),
             hf_cache: match &config.models.all.hf_cache {
                 Some(folder) => folder.clone(),
                 None => hf_cache(environment)?,
@@ -221,9 +205,7 @@ pub(crate) fn config_file(environment: &Environment) -> Result<PathBuf, PathsErr
 fn runtime_folder(environment: &Environment) -> PathBuf {
     match &environment.xdg_runtime {
         Some(folder) => folder.join("mlxd"),
-        None => environment
-            .temporary
-            .join(format!("mlxd-{}", environment.uid)),
+        None => environment.temporary.join(format!("mlxd-{}", environment.uid)),
     }
 }
 
@@ -243,10 +225,7 @@ fn hf_cache(environment: &Environment) -> Result<PathBuf, PathsError> {
 /// nobody else can write to or look into. For sockets and everything else that others must
 /// not reach.
 pub fn own_folder(folder: &Path) -> Result<(), PathsError> {
-    let create = |error| PathsError::Create {
-        path: folder.to_owned(),
-        error,
-    };
+    let create = |error| PathsError::Create { path: folder.to_owned(), error };
     if let Some(parent) = folder.parent() {
         std::fs::create_dir_all(parent).map_err(create)?;
     }
@@ -255,12 +234,7 @@ pub fn own_folder(folder: &Path) -> Result<(), PathsError> {
         Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
         Err(error) => return Err(create(error)),
     }
-    let not_own = |fault| {
-        Err(PathsError::NotOwn {
-            path: folder.to_owned(),
-            fault,
-        })
-    };
+    let not_own = |fault| Err(PathsError::NotOwn { path: folder.to_owned(), fault });
     let found = std::fs::symlink_metadata(folder).map_err(create)?;
     if !found.is_dir() {
         return not_own("is not a folder");

@@ -100,11 +100,7 @@ impl fmt::Display for Fault {
                 f.write_str("mlxd knows no such variable")?;
                 suggest(f, nearest)
             }
-            Self::Value {
-                key,
-                given,
-                must_be,
-            } => {
+            Self::Value { key, given, must_be } => {
                 write!(f, "{key} is {given}, but must be {must_be}")
             }
             Self::Together(message) => f.write_str(message),

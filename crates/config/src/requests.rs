@@ -33,6 +33,10 @@ section! {
         tokenize_queued_max: usize = 256, 1..=65_536;
         /// How long a request may wait for its model to be loaded and for a place in it.
         queue_timeout_ms: u64 = 600_000, 10..=86_400_000;
+        /// How long an answer may stand still after its worker died, before it ends with an error.
+        recovery_timeout_ms: u64 = 120_000, 100..=86_400_000;
+        /// A request that was in a worker at so many of its deaths is not tried again.
+        deaths_max: u32 = 2, 1..=1_000;
         /// How long one answer may take from its request on.
         total_timeout_ms: u64 = 3_600_000, 100..=86_400_000;
     }

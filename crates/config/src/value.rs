@@ -53,9 +53,7 @@ pub(crate) trait Allowed<T> {
 
 /// Reads one value; the error ends the sentence "must be …".
 pub(crate) fn read<T: Value>(given: Given<'_>, allowed: &impl Allowed<T>) -> Result<T, String> {
-    T::read(given)
-        .filter(|value| allowed.admits(value))
-        .ok_or_else(|| allowed.must_be())
+    T::read(given).filter(|value| allowed.admits(value)).ok_or_else(|| allowed.must_be())
 }
 
 macro_rules! whole_numbers {
@@ -150,10 +148,7 @@ impl<T: Value> Value for Vec<T> {
         }
     }
     fn show(&self) -> Option<toml::Value> {
-        self.iter()
-            .map(T::show)
-            .collect::<Option<_>>()
-            .map(toml::Value::Array)
+        self.iter().map(T::show).collect::<Option<_>>().map(toml::Value::Array)
     }
 }
 
@@ -177,11 +172,7 @@ pub(crate) struct ListOf<A> {
 
 impl<T, A: Allowed<T>> Allowed<Vec<T>> for ListOf<A> {
     fn must_be(&self) -> String {
-        format!(
-            "a list of at most {}, each {}",
-            self.max,
-            self.each.must_be()
-        )
+        format!("a list of at most {}, each {}", self.max, self.each.must_be())
     }
     fn admits(&self, value: &Vec<T>) -> bool {
         value.len() <= self.max && value.iter().all(|element| self.each.admits(element))

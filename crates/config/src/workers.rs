@@ -20,7 +20,7 @@ section! {
         /// How long it may take to end after that and after SIGTERM each, before SIGKILL.
         term_ms: u64 = 10_000, 100..=600_000;
         /// Wait before the first restart after a death; doubles with each further death.
-        backoff_initial_ms: u64 = 500, 1..=600_000;
+        backoff_initial_ms: u64 = 100, 1..=600_000;
         /// The longest wait before a restart.
         backoff_max_ms: u64 = 30_000, 1..=3_600_000;
         /// So many deaths within `deaths_window_s` make a worker FATAL.
@@ -30,7 +30,11 @@ section! {
         /// A worker whose step counter stands still so long within a prefill is hung.
         prefill_hang_ms: u64 = 120_000, 1_000..=3_600_000;
         /// The same within a decode step.
-        decode_hang_ms: u64 = 60_000, 1_000..=3_600_000;
+        decode_hang_ms: u64 = 5_000, 1_000..=3_600_000;
+        /// A worker that was sent requests and takes none for so long is hung.
+        idle_hang_ms: u64 = 5_000, 1_000..=3_600_000;
+        /// From SIGTERM to SIGKILL for a worker that hung or broke the protocol.
+        condemned_term_ms: u64 = 2_000, 100..=600_000;
         /// How often the progress pages are looked at.
         watch_interval_ms: u64 = 250, 10..=60_000;
         /// Ring that carries requests to a worker.

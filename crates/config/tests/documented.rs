@@ -24,10 +24,7 @@ fn documented() -> Vec<Documented> {
         if let Some(words) = line.strip_prefix("# ") {
             comment.push(' ');
             comment.push_str(words);
-        } else if let Some(name) = bare
-            .strip_prefix('[')
-            .and_then(|rest| rest.strip_suffix(']'))
-        {
+        } else if let Some(name) = bare.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
             section = name.to_owned();
             comment.clear();
         } else if let Some((key, _)) = bare.split_once(" = ") {
@@ -47,13 +44,8 @@ fn documented() -> Vec<Documented> {
 
 fn parse(text: &str) -> Config {
     let path = Path::new("config/mlxd.toml");
-    let sources = Sources {
-        file: Some((path, text)),
-        ..Sources::default()
-    };
-    Config::from_sources(sources)
-        .unwrap_or_else(|problems| panic!("{problems}"))
-        .config
+    let sources = Sources { file: Some((path, text)), ..Sources::default() };
+    Config::from_sources(sources).unwrap_or_else(|problems| panic!("{problems}")).config
 }
 
 #[test]
@@ -64,22 +56,16 @@ fn as_it_stands_it_changes_nothing() {
 #[test]
 fn every_key_is_there_once_and_no_other() {
     let documented = documented();
-    let names: Vec<(String, String)> = documented
-        .iter()
-        .map(|d| (d.section.clone(), d.key.clone()))
-        .collect();
+    let names: Vec<(String, String)> =
+        documented.iter().map(|d| (d.section.clone(), d.key.clone())).collect();
     let mut known: Vec<(String, String)> = Config::section_names()
         .iter()
         .flat_map(|section| {
-            Config::keys(section)
-                .iter()
-                .map(|key| (section.to_string(), key.to_string()))
+            Config::keys(section).iter().map(|key| (section.to_string(), key.to_string()))
         })
         .collect();
     known.extend(
-        Config::model_keys()
-            .iter()
-            .map(|key| ("models.\"example\"".to_owned(), key.to_string())),
+        Config::model_keys().iter().map(|key| ("models.\"example\"".to_owned(), key.to_string())),
     );
     let unique: BTreeSet<_> = names.iter().cloned().collect();
     assert_eq!(unique.len(), names.len(), "a key is documented twice");
@@ -92,14 +78,10 @@ fn a_key_is_commented_out_just_when_it_has_no_default() {
     let mut section = "";
     let mut unset = BTreeSet::new();
     for line in shown.lines() {
-        if let Some(name) = line
-            .strip_prefix('[')
-            .and_then(|rest| rest.strip_suffix(']'))
-        {
+        if let Some(name) = line.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
             section = name;
-        } else if let Some(key) = line
-            .strip_prefix("# ")
-            .and_then(|rest| rest.strip_suffix(" is not set"))
+        } else if let Some(key) =
+            line.strip_prefix("# ").and_then(|rest| rest.strip_suffix(" is not set"))
         {
             unset.insert((section.to_owned(), key.to_owned()));
         }
@@ -139,10 +121,9 @@ fn ranges_are_written_beside_the_key() {
             value: "\u{1} \u{1}".to_owned(),
         };
         let overrides = [wrong];
-        let Err(problems) = Config::from_sources(Sources {
-            overrides: &overrides,
-            ..Sources::default()
-        }) else {
+        let Err(problems) =
+            Config::from_sources(Sources { overrides: &overrides, ..Sources::default() })
+        else {
             continue;
         };
         let message = problems.to_string();

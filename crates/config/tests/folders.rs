@@ -31,10 +31,7 @@ fn xdg_variables_decide() {
     assert_eq!(folders.cache, Path::new("/x/k/mlxd"));
     assert_eq!(folders.runtime, Path::new("/x/r/mlxd"));
     assert_eq!(folders.hf_cache, Path::new("/x/k/huggingface/hub"));
-    assert_eq!(
-        folders.admin_socket().unwrap(),
-        Path::new("/x/r/mlxd/mlxd.sock")
-    );
+    assert_eq!(folders.admin_socket().unwrap(), Path::new("/x/r/mlxd/mlxd.sock"));
 }
 
 #[test]
@@ -47,19 +44,13 @@ fn without_them_the_system_has_its_places() {
         );
         assert_eq!(folders.logs, Path::new("/home/u/Library/Logs/mlxd"));
     } else {
-        assert_eq!(
-            folders.config_file,
-            Path::new("/home/u/.config/mlxd/mlxd.toml")
-        );
+        assert_eq!(folders.config_file, Path::new("/home/u/.config/mlxd/mlxd.toml"));
         assert_eq!(folders.state, Path::new("/home/u/.local/state/mlxd"));
         assert_eq!(folders.logs, Path::new("/home/u/.local/state/mlxd/logs"));
         assert_eq!(folders.cache, Path::new("/home/u/.cache/mlxd"));
     }
     assert_eq!(folders.runtime, Path::new("/tmp/mlxd-501"));
-    assert_eq!(
-        folders.hf_cache,
-        Path::new("/home/u/.cache/huggingface/hub")
-    );
+    assert_eq!(folders.hf_cache, Path::new("/home/u/.cache/huggingface/hub"));
 }
 
 #[test]
@@ -82,44 +73,23 @@ fn the_file_wins_over_both() {
 
 #[test]
 fn the_hugging_face_variables_count() {
-    let home = Environment {
-        hf_home: Some("/hf".into()),
-        ..environment()
-    };
-    assert_eq!(
-        Folders::new(&Config::default(), &home).unwrap().hf_cache,
-        Path::new("/hf/hub")
-    );
-    let cache = Environment {
-        hf_hub_cache: Some("/hub".into()),
-        ..home
-    };
-    assert_eq!(
-        Folders::new(&Config::default(), &cache).unwrap().hf_cache,
-        Path::new("/hub")
-    );
+    let home = Environment { hf_home: Some("/hf".into()), ..environment() };
+    assert_eq!(Folders::new(&Config::default(), &home).unwrap().hf_cache, Path::new("/hf/hub"));
+    let cache = Environment { hf_hub_cache: Some("/hub".into()), ..home };
+    assert_eq!(Folders::new(&Config::default(), &cache).unwrap().hf_cache, Path::new("/hub"));
 }
 
 #[test]
 fn a_socket_path_beyond_the_system_limit_is_told() {
     let mut config = Config::default();
     config.paths.runtime = Some(PathBuf::from(format!("/{}", "r".repeat(120))));
-    let error = Folders::new(&config, &environment())
-        .unwrap()
-        .admin_socket()
-        .unwrap_err();
-    assert!(
-        matches!(error, PathsError::SocketPathTooLong { got: 131, .. }),
-        "{error}"
-    );
+    let error = Folders::new(&config, &environment()).unwrap().admin_socket().unwrap_err();
+    assert!(matches!(error, PathsError::SocketPathTooLong { got: 131, .. }), "{error}");
 }
 
 #[test]
 fn without_a_home_it_says_what_to_set() {
-    let environment = Environment {
-        home: None,
-        ..environment()
-    };
+    let environment = Environment { home: None, ..environment() };
     let error = Folders::new(&Config::default(), &environment).unwrap_err();
     assert!(error.to_string().contains("HOME"), "{error}");
 }
@@ -152,16 +122,10 @@ fn the_file_is_found_in_order() {
         std::fs::write(&path, format!("[http]\nport = {port}\n")).unwrap();
         path
     };
-    let mut environment = Environment {
-        xdg_config: Some(place.path().to_owned()),
-        ..environment()
-    };
+    let mut environment =
+        Environment { xdg_config: Some(place.path().to_owned()), ..environment() };
     let loaded = load(None, &environment, &[]).unwrap();
-    assert_eq!(
-        (loaded.file, loaded.config.http.port),
-        (None, 11440),
-        "there is none yet"
-    );
+    assert_eq!((loaded.file, loaded.config.http.port), (None, 11440), "there is none yet");
 
     let standard = write("mlxd/mlxd.toml", 1);
     let loaded = load(None, &environment, &[]).unwrap();
@@ -171,33 +135,12 @@ fn the_file_is_found_in_order() {
     assert_eq!(load(None, &environment, &[]).unwrap().config.http.port, 2);
 
     let flagged = write("by-flag.toml", 3);
-    assert_eq!(
-        load(Some(&flagged), &environment, &[])
-            .unwrap()
-            .config
-            .http
-            .port,
-        3
-    );
-    let port = Override {
-        flag: "--port".into(),
-        key: "http.port".into(),
-        value: "4".into(),
-    };
-    assert_eq!(
-        load(Some(&flagged), &environment, &[port])
-            .unwrap()
-            .config
-            .http
-            .port,
-        4
-    );
+    assert_eq!(load(Some(&flagged), &environment, &[]).unwrap().config.http.port, 3);
+    let port = Override { flag: "--port".into(), key: "http.port".into(), value: "4".into() };
+    assert_eq!(load(Some(&flagged), &environment, &[port]).unwrap().config.http.port, 4);
 
     let missing = place.path().join("missing.toml");
-    assert!(matches!(
-        load(Some(&missing), &environment, &[]),
-        Err(ConfigError::Read { .. })
-    ));
+    assert!(matches!(load(Some(&missing), &environment, &[]), Err(ConfigError::Read { .. })));
 }
 
 #[test]
@@ -207,12 +150,7 @@ fn check_reports_errors_and_warnings() {
     std::fs::write(&path, "[http]\nhost = \"0.0.0.0\"\n").unwrap();
     let report = check(&path, &environment()).unwrap();
     assert!(report.is_good());
-    assert!(
-        report
-            .to_string()
-            .starts_with("warning: configuration: http.host"),
-        "{report}"
-    );
+    assert!(report.to_string().starts_with("warning: configuration: http.host"), "{report}");
     assert!(report.to_string().ends_with("\ngood"), "{report}");
 
     std::fs::write(&path, "[http]\nhots = 1\nport = -3\n").unwrap();
@@ -221,22 +159,13 @@ fn check_reports_errors_and_warnings() {
     let text = report.to_string();
     assert_eq!(text.lines().count(), 3, "{text}");
     assert!(
-        text.contains(&format!(
-            "error: {}:2:1: there is no key http.hots",
-            path.display()
-        )),
+        text.contains(&format!("error: {}:2:1: there is no key http.hots", path.display())),
         "{text}"
     );
     assert!(text.ends_with("2 errors"), "{text}");
 
     std::fs::write(&path, "#".repeat(2 << 20)).unwrap();
-    assert!(matches!(
-        check(&path, &environment()),
-        Err(ConfigError::Read { .. })
-    ));
+    assert!(matches!(check(&path, &environment()), Err(ConfigError::Read { .. })));
     std::fs::write(&path, [0xff, 0xfe]).unwrap();
-    assert!(matches!(
-        check(&path, &environment()),
-        Err(ConfigError::Read { .. })
-    ));
+    assert!(matches!(check(&path, &environment()), Err(ConfigError::Read { .. })));
 }

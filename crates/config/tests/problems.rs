@@ -17,14 +17,9 @@ fn told(text: &str) -> String {
 }
 
 fn variables(pairs: &[(&str, &str)]) -> Result<Loaded, Problems> {
-    let variables: Vec<(String, String)> = pairs
-        .iter()
-        .map(|(name, value)| (name.to_string(), value.to_string()))
-        .collect();
-    Config::from_sources(Sources {
-        variables: &variables,
-        ..Sources::default()
-    })
+    let variables: Vec<(String, String)> =
+        pairs.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
+    Config::from_sources(Sources { variables: &variables, ..Sources::default() })
 }
 
 #[test]
@@ -42,10 +37,7 @@ fn an_unknown_key_is_refused_with_the_nearest() {
         told("[http]\nlog_bytes_max = 1"),
         "m.toml:2:1: there is no key http.log_bytes_max; did you mean workers.log_bytes_max?"
     );
-    assert_eq!(
-        told("[http]\nzzzzqqq = 1"),
-        "m.toml:2:1: there is no key http.zzzzqqq"
-    );
+    assert_eq!(told("[http]\nzzzzqqq = 1"), "m.toml:2:1: there is no key http.zzzzqqq");
 }
 
 #[test]
@@ -55,10 +47,7 @@ fn an_unknown_section_is_refused_with_the_nearest() {
         "m.toml:1:2: there is no section [worker]; did you mean [workers]?"
     );
     assert_eq!(told("port = 1"), "m.toml:1:1: there is no section [port]");
-    assert_eq!(
-        told("http = 1"),
-        "m.toml:1:1: http is 1, but must be a section, written as [http]"
-    );
+    assert_eq!(told("http = 1"), "m.toml:1:1: http is 1, but must be a section, written as [http]");
 }
 
 #[test]
@@ -119,20 +108,12 @@ fn a_wrong_value_is_named_with_what_is_allowed() {
 
 #[test]
 fn log_levels_are_checked() {
-    for good in [
-        "info",
-        "DEBUG",
-        "warn,mlxd_http=trace",
-        "info, hyper::proto=off",
-    ] {
+    for good in ["info", "DEBUG", "warn,mlxd_http=trace", "info, hyper::proto=off"] {
         let loaded = file(&format!("[log]\nlevel = \"{good}\"")).unwrap();
         assert_eq!(loaded.config.log.level, good);
     }
     for bad in ["", "loud", "info,", "a b=info", "=info", "mlxd_http"] {
-        assert!(
-            told(&format!("[log]\nlevel = \"{bad}\"")).contains("log.level"),
-            "{bad}"
-        );
+        assert!(told(&format!("[log]\nlevel = \"{bad}\"")).contains("log.level"), "{bad}");
     }
 }
 
@@ -159,10 +140,7 @@ fn text_that_is_no_toml_is_placed() {
     let message = told("[http]\nport = = 3\n");
     assert!(message.starts_with("m.toml:2:"), "{message}");
     assert!(message.contains("not valid TOML"), "{message}");
-    assert!(
-        told("[http]\nport = 1\nport = 2\n").contains("m.toml:3:1"),
-        "duplicate keys"
-    );
+    assert!(told("[http]\nport = 1\nport = 2\n").contains("m.toml:3:1"), "duplicate keys");
 }
 
 #[test]
@@ -187,29 +165,18 @@ fn later_sources_win() {
     })
     .unwrap()
     .config;
-    assert_eq!(
-        (
-            config.http.port,
-            config.http.threads,
-            config.http.keep_alive_s
-        ),
-        (3, 4, 9)
-    );
+    assert_eq!((config.http.port, config.http.threads, config.http.keep_alive_s), (3, 4, 9));
     assert_eq!(config.log.level, "debug");
 }
 
 #[test]
 fn variables_are_checked_as_strictly() {
     assert_eq!(
-        variables(&[("MLXD_HTTP_PROT", "1")])
-            .unwrap_err()
-            .to_string(),
+        variables(&[("MLXD_HTTP_PROT", "1")]).unwrap_err().to_string(),
         "variable MLXD_HTTP_PROT: mlxd knows no such variable; did you mean MLXD_HTTP_PORT?"
     );
     assert_eq!(
-        variables(&[("MLXD_HTTP_PORT", "many")])
-            .unwrap_err()
-            .to_string(),
+        variables(&[("MLXD_HTTP_PORT", "many")]).unwrap_err().to_string(),
         "variable MLXD_HTTP_PORT: http.port is \"many\", but must be a whole number from 0 to 65535"
     );
     // No section of ours: other programs may own it, but it is most likely a slip.
@@ -234,10 +201,7 @@ fn variables_carry_every_type() {
     ])
     .unwrap()
     .config;
-    assert_eq!(
-        config.models.all.folders,
-        [PathBuf::from("/a"), PathBuf::from("/b")]
-    );
+    assert_eq!(config.models.all.folders, [PathBuf::from("/a"), PathBuf::from("/b")]);
     assert!(!config.models.all.paths_allowed);
     assert_eq!(config.models.all.device, mlxd_config::Device::Cpu);
     assert_eq!(config.models.all.context_tokens_max, Some(4096));
@@ -251,17 +215,9 @@ fn flags_are_named_in_messages() {
         key: "http.port".to_owned(),
         value: "99999".to_owned(),
     }];
-    let problems = Config::from_sources(Sources {
-        overrides: &overrides,
-        ..Sources::default()
-    })
-    .unwrap_err();
-    assert!(
-        problems
-            .to_string()
-            .starts_with("flag --port: http.port is \"99999\""),
-        "{problems}"
-    );
+    let problems =
+        Config::from_sources(Sources { overrides: &overrides, ..Sources::default() }).unwrap_err();
+    assert!(problems.to_string().starts_with("flag --port: http.port is \"99999\""), "{problems}");
 }
 
 #[test]
@@ -301,13 +257,7 @@ fn one_name_belongs_to_one_model() {
 #[test]
 fn a_host_that_others_reach_deserves_a_warning() {
     for quiet in ["127.0.0.1", "::1", "localhost", "127.1.2.3"] {
-        assert_eq!(
-            file(&format!("[http]\nhost = \"{quiet}\""))
-                .unwrap()
-                .warnings,
-            [],
-            "{quiet}"
-        );
+        assert_eq!(file(&format!("[http]\nhost = \"{quiet}\"")).unwrap().warnings, [], "{quiet}");
     }
     let warnings = file("[http]\nhost = \"0.0.0.0\"").unwrap().warnings;
     assert!(matches!(&warnings[..], [only] if matches!(only.fault, Fault::Together(_))));
@@ -325,10 +275,7 @@ fn what_is_shown_reads_back_the_same() {
     .unwrap()
     .config;
     assert_eq!(file(&config.to_toml()).unwrap().config, config);
-    assert_eq!(
-        file(&Config::default().to_toml()).unwrap().config,
-        Config::default()
-    );
+    assert_eq!(file(&Config::default().to_toml()).unwrap().config, Config::default());
 }
 
 proptest! {

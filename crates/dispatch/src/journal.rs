@@ -9,7 +9,7 @@ use futures_util::task::AtomicWaker;
 use mlxd_protocol::{Refusal, RequestId, Started, TokenId};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// One generated token.
 #[derive(Debug, Clone, PartialEq)]
@@ -53,6 +53,8 @@ struct History {
     pending_top: Vec<(TokenId, f32)>,
     started: Option<Started>,
     first_token_at: Option<Instant>,
+    deaths: u32,
+    recovering_since: Option<Instant>,
     end: Option<End>,
 }
 
@@ -67,6 +69,15 @@ pub struct Journal {
     pub opened_at: Instant,
     history: Mutex<History>,
     reader: AtomicWaker,
+}
+
+/// What an appended token ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Appended {
+    /// The wait for the first token, which came at this moment.
+    pub first_token_at: Option<Instant>,
+    /// A recovery, which began with a worker's death so long ago.
+    pub recovered_after: Option<Duration>,
 }
 
 /// A record that does not continue its journal: the worker that sent it is not to be trusted.
@@ -95,15 +106,14 @@ impl Journal {
         self.history.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }
 
-    /// Appends the token with position `index`, wakes the reader. Returns the moment of the first
-    /// token if this is it.
+    /// Appends the token with position `index`, wakes the reader.
     pub fn append(
         &self,
         index: u32,
         token: TokenId,
         logprob: f32,
         end: Option<End>,
-    ) -> Result<Option<Instant>, OutOfOrder> {
+    ) -> Result<Appended, OutOfOrder> {
         let mut history = self.history();
         let expected = history.entries.len();
         if history.end.is_some() || index as usize != expected {
@@ -115,10 +125,11 @@ impl Journal {
         }
         let first = history.first_token_at.is_none().then(Instant::now);
         history.first_token_at = history.first_token_at.or(first);
+        let recovered_after = history.recovering_since.take().map(|since| since.elapsed());
         history.end = end;
         drop(history);
         self.reader.wake();
-        Ok(first)
+        Ok(Appended { first_token_at: first, recovered_after })
     }
 
     /// Keeps alternatives for the token that comes next.
@@ -132,9 +143,27 @@ impl Journal {
         Ok(())
     }
 
-    /// Notes how the prompt went.
-    pub fn note_started(&self, started: Started) {
-        self.history().started = Some(started);
+    /// Notes how the prompt went. False when it was noted before: this is a replay's.
+    pub fn note_started(&self, started: Started) -> bool {
+        let mut history = self.history();
+        let first = history.started.is_none();
+        history.started.get_or_insert(started);
+        first
+    }
+
+    /// Notes that the worker died while it had this sequence. Says how many did so far.
+    pub fn note_death(&self) -> u32 {
+        let mut history = self.history();
+        // Alternatives whose token did not come will come again with it.
+        history.pending_top.clear();
+        history.recovering_since.get_or_insert_with(Instant::now);
+        history.deaths += 1;
+        history.deaths
+    }
+
+    /// Since when it waits for another worker, after a death.
+    pub fn recovering_since(&self) -> Option<Instant> {
+        self.history().recovering_since
     }
 
     /// Ends the sequence, unless it has ended. Says whether this call did it.
@@ -227,11 +256,9 @@ mod tests {
         let journal = Journal::open(RequestId(1), job());
         let mut cursor = 0;
         assert_eq!(read(&journal, &mut cursor), (vec![], Poll::Pending));
-        assert!(
-            journal.append(0, 10, f32::NAN, None).unwrap().is_some(),
-            "the first token's moment"
-        );
-        assert!(journal.append(1, 11, f32::NAN, None).unwrap().is_none());
+        let first = journal.append(0, 10, f32::NAN, None).unwrap();
+        assert!(first.first_token_at.is_some());
+        assert_eq!(journal.append(1, 11, f32::NAN, None).unwrap(), Appended::default());
         assert_eq!(read(&journal, &mut cursor), (vec![10, 11], Poll::Ready(None)));
         assert_eq!(read(&journal, &mut cursor), (vec![], Poll::Pending));
         journal.append(2, 2, f32::NAN, Some(End::Stop)).unwrap();
@@ -266,5 +293,23 @@ mod tests {
         let _ = journal.poll_read(&mut cx, &mut 0, &mut entries);
         assert_eq!(entries[0].top, [(10, -0.1), (11, -3.0)]);
         assert!(entries[1].top.is_empty());
+    }
+
+    #[test]
+    fn a_death_is_counted_and_over_with_the_next_token() {
+        let journal = Journal::open(RequestId(1), job());
+        journal.append(0, 10, f32::NAN, None).unwrap();
+        journal.expect_top(1, vec![(9, -1.0)]).unwrap();
+        assert_eq!(journal.note_death(), 1);
+        assert!(journal.recovering_since().is_some());
+        assert_eq!(journal.tokens_so_far(), [7, 8, 10], "what a new worker goes on from");
+        let next = journal.append(1, 11, f32::NAN, None).unwrap();
+        assert!(next.recovered_after.is_some() && next.first_token_at.is_none());
+        assert_eq!(journal.recovering_since(), None);
+        assert_eq!(journal.note_death(), 2);
+        let mut entries = Vec::new();
+        let mut cx = Context::from_waker(noop_waker_ref());
+        let _ = journal.poll_read(&mut cx, &mut 0, &mut entries);
+        assert!(entries[1].top.is_empty(), "alternatives of the life before are forgotten");
     }
 }

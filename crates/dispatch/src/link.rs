@@ -8,7 +8,7 @@ use crate::journal::{End, Failure, Journal};
 use crate::metrics::{Metrics, ModelStats};
 use crate::models::DispatchLimits;
 use mlxd_protocol::{
-    Command, Incarnation, ModelId, Report, RequestId, Submit, TokenFlags, TokenRecord, kind,
+    Command, Incarnation, ModelId, Phase, Report, RequestId, Submit, TokenFlags, TokenRecord, kind,
 };
 use mlxd_ring::{PendingSend, Reader, RingError, SendError, Writer};
 use mlxd_supervisor::{Notice, Worker};
@@ -93,6 +93,7 @@ struct Link {
     tokens: Belled<Reader>,
     outbox: VecDeque<PendingSend>,
     broken: bool,
+    idle_looks: u32,
 }
 
 impl Link {
@@ -103,6 +104,7 @@ impl Link {
             tokens: Belled::new(tokens)?,
             outbox: VecDeque::new(),
             broken: false,
+            idle_looks: 0,
         })
     }
 
@@ -184,7 +186,10 @@ impl State {
             Wake::Notice(Some(notice)) => self.heed(notice),
             Wake::Input(Some(input)) => self.take(input),
             Wake::Tokens | Wake::Room | Wake::MoreRecords => {}
-            Wake::Look => self.end_overdue(Instant::now()),
+            Wake::Look => {
+                self.end_overdue(Instant::now());
+                self.look_for_deaf_worker();
+            }
         }
         self.service();
         true
@@ -313,14 +318,27 @@ impl State {
         let limits = &self.pump.limits;
         let overdue = |journal: &Arc<Journal>| {
             let age = now - journal.opened_at;
-            if age > limits.total_timeout {
+            let recovering = journal.recovering_since().map(|since| now - since);
+            if recovering.is_some_and(|since| since > limits.recovery_timeout) {
+                let after = limits.recovery_timeout.as_millis();
+                Some((
+                    journal.request,
+                    "recovery_timeout",
+                    format!(
+                        "the worker died and no other went on with the answer within recovery_timeout_ms = {after}"
+                    ),
+                ))
+            } else if age > limits.total_timeout {
                 let after = limits.total_timeout.as_millis();
                 Some((
                     journal.request,
                     "timeout",
                     format!("the answer took longer than total_timeout_ms = {after}"),
                 ))
-            } else if age > limits.queue_timeout && journal.first_token_at().is_none() {
+            } else if age > limits.queue_timeout
+                && recovering.is_none()
+                && journal.first_token_at().is_none()
+            {
                 let after = limits.queue_timeout.as_millis();
                 Some((
                     journal.request,
@@ -339,6 +357,19 @@ impl State {
                 journal.finish(End::Failed(Failure { code, message, retry: true }));
             }
             self.cancel(request);
+        }
+    }
+
+    /// A worker that has been idle through several looks although sequences were sent to it does
+    /// not read its ring. A hang while it computes is the supervisor's to notice.
+    fn look_for_deaf_worker(&mut self) {
+        let submitted = self.open.len() > self.waiting.len();
+        let idle = self.pump.worker.view().phase() == Some(Phase::Idle);
+        let Some(link) = self.link.as_mut() else { return };
+        link.idle_looks = if submitted && idle { link.idle_looks + 1 } else { 0 };
+        let deaf = LOOK_INTERVAL * link.idle_looks;
+        if deaf >= self.pump.limits.idle_hang && !link.broken {
+            self.condemn(format!("it hung: it took no request for {} s", deaf.as_secs()));
         }
     }
 
@@ -366,31 +397,48 @@ impl State {
             self.take_records(usize::MAX);
             self.link = None;
         }
-        let message = if stopped {
-            format!(
-                "the model {} was stopped before the answer was complete; `mlxctl start {0}` brings it back",
-                self.pump.model
-            )
-        } else {
-            format!(
-                "the worker of {} ended before the answer was complete ({how}); send the request again: a new worker takes it",
-                self.pump.model
-            )
-        };
-        let code = if stopped { "model_stopped" } else { "worker_died" };
-        let failure = Failure { code, message, retry: true };
         if stopped {
-            self.fail_all(&failure);
+            let model = &self.pump.model;
+            self.fail_all(&Failure {
+                code: "model_stopped",
+                message: format!("the model {model} was stopped before the answer was complete; `mlxctl start {model}` brings it back"),
+                retry: true,
+            });
             return;
         }
-        let waiting: Vec<_> = self.waiting.iter().map(|request| request.0).collect();
-        let lost: Vec<_> = self.open.keys().copied().filter(|id| !waiting.contains(id)).collect();
-        for request in lost {
-            self.end(request, End::Failed(failure.clone()));
-        }
+        self.replay_after(how);
         if !self.waiting.is_empty() {
             self.pump.worker.demand();
         }
+    }
+
+    /// Puts what the dead worker had before what waits, in order of arrival. A sequence that was
+    /// there at too many deaths may be their cause: it ends, so that the others can go on.
+    fn replay_after(&mut self, how: &str) {
+        let mut lost: Vec<_> = self
+            .open
+            .values()
+            .filter(|journal| !self.waiting.contains(&journal.request))
+            .cloned()
+            .collect();
+        lost.sort_by_key(|journal| std::cmp::Reverse(journal.request));
+        for journal in lost {
+            let deaths = journal.note_death();
+            if deaths < self.pump.limits.request_deaths_max {
+                self.waiting.push_front(journal.request);
+                continue;
+            }
+            let message = format!(
+                "the worker of {} died {deaths} times in a row while it had this request, the last time: {how}; \
+                 the request is not tried again, since it may be the cause. Change it, or see `mlxctl tail {0}`",
+                self.pump.model
+            );
+            self.end(
+                journal.request.0,
+                End::Failed(Failure { code: "quarantined", message, retry: false }),
+            );
+        }
+        tracing::info!(model = %self.pump.model, how, replayed = self.waiting.len(), "sequences go on with the next worker");
     }
 
     fn give_up(&mut self, reason: &str) {
@@ -454,9 +502,10 @@ impl State {
             }
             kind::REPORT => match Report::decode(bytes).map_err(|error| error.to_string())? {
                 Report::Started(started) => {
-                    if let Some(journal) = self.open.get(&started.request.0) {
+                    if let Some(journal) = self.open.get(&started.request.0)
+                        && journal.note_started(started.clone())
+                    {
                         self.pump.metrics.started(&self.pump.model, &journal.job, &started);
-                        journal.note_started(started);
                     }
                     Ok(())
                 }
@@ -486,12 +535,15 @@ impl State {
             TokenFlags::LENGTH => Some(End::Length),
             other => return Err(format!("token flags {other:#x}")),
         };
-        let first = journal
+        let appended = journal
             .append(record.index, record.token, record.logprob, end.clone())
             .map_err(|error| error.to_string())?;
         self.pump.stats.count_token();
-        if let Some(at) = first {
+        if let Some(at) = appended.first_token_at {
             self.pump.metrics.first_token(&self.pump.model, at - journal.opened_at);
+        }
+        if let Some(after) = appended.recovered_after {
+            self.pump.metrics.recovered(&self.pump.model, after);
         }
         if let Some(end) = end {
             self.forget(record.request, &end);

@@ -85,6 +85,7 @@ pub struct Metrics {
     prefill: Seconds,
     first_token: Seconds,
     per_token: Seconds,
+    recovery: Seconds,
     state: Family<ByState, Gauge>,
     memory: Family<ByModel, Gauge>,
     running: Family<ByModel, Gauge>,
@@ -114,6 +115,7 @@ impl Metrics {
             prefill: Family::new_with_constructor(wait_buckets as fn() -> Histogram),
             first_token: Family::new_with_constructor(wait_buckets as fn() -> Histogram),
             per_token: Family::new_with_constructor(token_buckets as fn() -> Histogram),
+            recovery: Family::new_with_constructor(wait_buckets as fn() -> Histogram),
             state: Family::default(),
             memory: Family::default(),
             running: Family::default(),
@@ -132,6 +134,12 @@ impl Metrics {
         r.register("generated_tokens", "Tokens generated", self.generated_tokens.clone());
         r.register("sequences", "Sequences ended, by how they ended", self.sequences.clone());
         let seconds = Unit::Seconds;
+        r.register_with_unit(
+            "recovery",
+            "From a worker's death to a sequence's next token",
+            seconds.clone(),
+            self.recovery.clone(),
+        );
         r.register_with_unit(
             "queue",
             "Wait in the worker before the prefill",
@@ -186,6 +194,10 @@ impl Metrics {
 
     pub(crate) fn first_token(&self, model: &ModelId, after: Duration) {
         self.first_token.get_or_create(&Self::model(model)).observe(after.as_secs_f64());
+    }
+
+    pub(crate) fn recovered(&self, model: &ModelId, after: Duration) {
+        self.recovery.get_or_create(&Self::model(model)).observe(after.as_secs_f64());
     }
 
     pub(crate) fn finished(&self, model: &ModelId, journal: &Journal, end: &End, now: Instant) {

@@ -32,6 +32,12 @@ pub struct DispatchLimits {
     pub queue_timeout: Duration,
     /// How long a sequence may take from being taken in to its end.
     pub total_timeout: Duration,
+    /// How long a sequence may wait for its next token after its worker died.
+    pub recovery_timeout: Duration,
+    /// A sequence that was in a worker at so many deaths is not tried again.
+    pub request_deaths_max: u32,
+    /// A worker that takes no request for so long is hung.
+    pub idle_hang: Duration,
 }
 
 impl Default for DispatchLimits {
@@ -40,6 +46,9 @@ impl Default for DispatchLimits {
             workers_max: 8,
             queue_timeout: Duration::from_secs(600),
             total_timeout: Duration::from_secs(3600),
+            recovery_timeout: Duration::from_secs(120),
+            request_deaths_max: 2,
+            idle_hang: Duration::from_secs(5),
         }
     }
 }

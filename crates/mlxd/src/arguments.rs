@@ -52,16 +52,10 @@ pub struct ConfigFlags {
 impl ConfigFlags {
     pub fn overrides(&self) -> Vec<Override> {
         let flag = |flag: &str, key: &str, value: &Option<String>| {
-            value.clone().map(|value| Override {
-                flag: flag.into(),
-                key: key.into(),
-                value,
-            })
+            value.clone().map(|value| Override { flag: flag.into(), key: key.into(), value })
         };
-        let flags = [
-            flag("--host", "http.host", &self.host),
-            flag("--port", "http.port", &self.port),
-        ];
+        let flags =
+            [flag("--host", "http.host", &self.host), flag("--port", "http.port", &self.port)];
         flags.into_iter().flatten().collect()
     }
 }

@@ -7,21 +7,12 @@ use mlxd_config::{Environment, Override};
 
 pub fn run(demo: &Demo) -> Result<(), Failed> {
     let environment = Environment::of_process();
-    let folder = tempfile::Builder::new()
-        .prefix("mlxd-demo-")
-        .tempdir()
-        .map_err(Failed::address)?;
-    let own = |key: &str, value: String| Override {
-        flag: "mlxd demo".into(),
-        key: key.into(),
-        value,
-    };
+    let folder =
+        tempfile::Builder::new().prefix("mlxd-demo-").tempdir().map_err(Failed::address)?;
+    let own =
+        |key: &str, value: String| Override { flag: "mlxd demo".into(), key: key.into(), value };
     let place = |name: &str| folder.path().join(name).to_string_lossy().into_owned();
-    let flags = ConfigFlags {
-        config: demo.config.clone(),
-        host: None,
-        port: None,
-    };
+    let flags = ConfigFlags { config: demo.config.clone(), host: None, port: None };
     let mut overrides = flags.overrides();
     overrides.extend([
         own("http.port", "0".into()),

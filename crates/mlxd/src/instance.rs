@@ -75,14 +75,9 @@ impl Drop for Instance {
 
 fn lock(runtime: &Path) -> Result<Flock<File>, Failed> {
     let path = runtime.join("lock");
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&path);
-    let file = file
-        .with_context(|| format!("cannot open {}", path.display()))
-        .map_err(Failed::address)?;
+    let file = File::options().create(true).truncate(false).write(true).open(&path);
+    let file =
+        file.with_context(|| format!("cannot open {}", path.display())).map_err(Failed::address)?;
     Flock::lock(file, FlockArg::LockExclusiveNonblock).map_err(|_| {
         Failed::address(anyhow!(
             "another mlxd runs here already: `mlxctl status` shows it, `mlxctl shutdown` ends it; \
@@ -139,10 +134,7 @@ fn listen(config: &Config) -> Result<TcpListener, Failed> {
     };
     bind()
         .with_context(|| {
-            format!(
-                "{}; if the port is taken, choose another with --port or [http] port",
-                say()
-            )
+            format!("{}; if the port is taken, choose another with --port or [http] port", say())
         })
         .map_err(Failed::address)
 }

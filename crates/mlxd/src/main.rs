@@ -3,6 +3,7 @@
 //! This crate only wires the others together: configuration, folders, sockets, signals and the
 //! subcommands. It links no MLX.
 
+mod administration;
 mod arguments;
 mod check;
 mod demo;
@@ -23,12 +24,8 @@ fn main() -> ExitCode {
         Subcommand::Serve(serve) => serve::run(&serve),
         Subcommand::Demo(demo) => demo::run(&demo),
         Subcommand::Bench(bench) => mlxd_bench::run(&bench).map_err(exit::Failed::run),
-        Subcommand::Config {
-            command: ConfigCommand::Check(flags),
-        } => check::check(&flags),
-        Subcommand::Config {
-            command: ConfigCommand::Show(flags),
-        } => check::show(&flags),
+        Subcommand::Config { command: ConfigCommand::Check(flags) } => check::check(&flags),
+        Subcommand::Config { command: ConfigCommand::Show(flags) } => check::show(&flags),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,5 +1,6 @@
 //! `mlxd serve`: start, serve, drain.
 
+use crate::administration::Administration;
 use crate::arguments::Serve;
 use crate::exit::Failed;
 use crate::instance::Instance;
@@ -7,7 +8,7 @@ use crate::source::Models;
 use crate::{check, logging, welcome};
 use actix_web::rt::System;
 use anyhow::Context;
-use mlxd_config::{Config, Environment, LoadedConfig};
+use mlxd_config::{Config, Environment, LoadedConfig, LogConfig};
 use mlxd_dispatch::{Dispatch, DispatchLimits, Failure};
 use mlxd_http::{HttpLimits, RequestLimits, Running};
 use std::sync::Arc;
@@ -34,12 +35,12 @@ pub enum Purpose {
 
 pub fn run(flags: &Serve) -> Result<(), Failed> {
     let environment = Environment::of_process();
-    let loaded = check::load(&flags.config, &environment)?;
-    let purpose = if flags.welcome {
-        Purpose::Welcome
-    } else {
-        Purpose::Serve
-    };
+    let mut loaded = check::load(&flags.config, &environment)?;
+    if flags.welcome && loaded.config.log == LogConfig::default() {
+        // Nobody asked for log lines between the question and the answer.
+        loaded.config.log.level = "warn".into();
+    }
+    let purpose = if flags.welcome { Purpose::Welcome } else { Purpose::Serve };
     run_with(&loaded, &environment, purpose)
 }
 
@@ -74,27 +75,17 @@ async fn serve(
     let config = &loaded.config;
     let mut signals = Signals::new().map_err(Failed::run)?;
     let models = Models::new(config, &instance.folders, environment.home.clone());
-    let dispatch = Dispatch::new(
-        Arc::new(models),
-        instance.base_url.clone(),
-        dispatch_limits(config),
-    );
+    let dispatch =
+        Dispatch::new(Arc::new(models), instance.base_url.clone(), dispatch_limits(config));
     let shutdown = CancellationToken::new();
     let tcp = instance.tcp.try_clone().map_err(Failed::run)?;
     let admin = instance.admin.try_clone().map_err(Failed::run)?;
-    let server = mlxd_http::bind(
-        limits(config),
-        dispatch.clone(),
-        tcp,
-        admin,
-        shutdown.clone(),
-    )
-    .context("cannot start serving")
-    .map_err(Failed::run)?;
-    instance
-        .announce()
-        .context("cannot write mlxd.json")
-        .map_err(Failed::address)?;
+    let front = Arc::new(Administration::new(instance.folders.clone()));
+    let server =
+        mlxd_http::bind(limits(config), dispatch.clone(), tcp, admin, shutdown.clone(), front)
+            .context("cannot start serving")
+            .map_err(Failed::run)?;
+    instance.announce().context("cannot write mlxd.json").map_err(Failed::address)?;
     tracing::info!(base_url = %instance.base_url, config = ?loaded.file, "serving");
     preload(config, &dispatch);
     let asked = purpose_task(purpose, instance.base_url.clone(), shutdown.clone());
@@ -189,6 +180,9 @@ fn dispatch_limits(config: &Config) -> DispatchLimits {
         workers_max: config.workers.workers_max,
         queue_timeout: Duration::from_millis(config.requests.queue_timeout_ms),
         total_timeout: Duration::from_millis(config.requests.total_timeout_ms),
+        recovery_timeout: Duration::from_millis(config.requests.recovery_timeout_ms),
+        request_deaths_max: config.requests.deaths_max,
+        idle_hang: Duration::from_millis(config.workers.idle_hang_ms),
     }
 }
 

@@ -5,8 +5,8 @@ use mlxd_config::{Config, Device, Folders};
 use mlxd_dispatch::{FoundModel, ListedModel, ModelFault, ModelSource};
 use mlxd_protocol::{DeviceChoice, LoadSpec, ModelId};
 use mlxd_store::{ModelEntry, NamedFolder, Store, StoreError, StorePaths};
-use mlxd_text::TemplateLimits;
 use mlxd_supervisor::{LifeLimits, SegmentSpec, WorkerSpec};
+use mlxd_text::TemplateLimits;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -21,10 +21,8 @@ pub struct Models {
 impl Models {
     pub fn new(config: &Config, folders: &Folders, home: Option<PathBuf>) -> Self {
         let named = config.models.named_folders();
-        let named = named.map(|(name, folder)| NamedFolder {
-            name: name.into(),
-            folder: folder.clone(),
-        });
+        let named =
+            named.map(|(name, folder)| NamedFolder { name: name.into(), folder: folder.clone() });
         let store = Store::new(StorePaths {
             hf_cache: Some(folders.hf_cache.clone()),
             folders: config.models.all.folders.clone(),
@@ -33,23 +31,14 @@ impl Models {
             home,
         });
         let program = config.workers.program.clone().unwrap_or_else(beside_mlxd);
-        Self {
-            config: config.clone(),
-            folders: folders.clone(),
-            store,
-            program,
-        }
+        Self { config: config.clone(), folders: folders.clone(), store, program }
     }
 
     /// The built-in model answers to its own name and to nothing else, unless configuration
     /// gives that name to another folder.
     fn is_built_in(&self, name: &str) -> bool {
         name == mlxd_demo::NAME
-            && !self
-                .config
-                .models
-                .named_folders()
-                .any(|(named, _)| named == name)
+            && !self.config.models.named_folders().any(|(named, _)| named == name)
     }
 
     fn worker_spec(&self, id: &ModelId, folder: &Path) -> WorkerSpec {
@@ -87,6 +76,7 @@ impl Models {
                 deaths_window: Duration::from_secs(workers.deaths_window_s),
                 prefill_hang: ms(workers.prefill_hang_ms),
                 decode_hang: ms(workers.decode_hang_ms),
+                condemned_term_timeout: ms(workers.condemned_term_ms),
                 watch_interval: ms(workers.watch_interval_ms),
             },
             segment: SegmentSpec {
@@ -109,10 +99,7 @@ impl ModelSource for Models {
                 mlxd_demo::materialise(&self.folders.cache).map_err(|e| broken(e.to_string()))?;
             (name.to_owned(), folder)
         } else {
-            let found = self
-                .store
-                .resolve(name)
-                .map_err(|error| self.fault(name, error))?;
+            let found = self.store.resolve(name).map_err(|error| self.fault(name, error))?;
             (found.name, found.folder)
         };
         let id = ModelId::new(name).map_err(|error| broken(error.to_string()))?;
@@ -146,9 +133,7 @@ impl ModelSource for Models {
 
     fn configured(&self) -> Vec<String> {
         let tables = self.config.models.tables.keys().cloned();
-        let built_in = self
-            .is_built_in(mlxd_demo::NAME)
-            .then(|| mlxd_demo::NAME.to_owned());
+        let built_in = self.is_built_in(mlxd_demo::NAME).then(|| mlxd_demo::NAME.to_owned());
         tables.chain(built_in).collect()
     }
 }
@@ -157,21 +142,13 @@ impl Models {
     /// The store does not know of the built-in model: it is named here where names are listed.
     fn fault(&self, name: &str, error: StoreError) -> ModelFault {
         match error {
-            StoreError::Unknown {
-                name: asked,
-                mut known,
-                ..
-            } => {
+            StoreError::Unknown { name: asked, mut known, .. } => {
                 if self.is_built_in(mlxd_demo::NAME) {
                     known.push(mlxd_demo::NAME.into());
                     known.sort();
                 }
                 let nearest = mlxd_store::nearest_name(&asked, &known);
-                ModelFault::Unknown {
-                    name: asked,
-                    known,
-                    nearest,
-                }
+                ModelFault::Unknown { name: asked, known, nearest }
             }
             StoreError::BadName { .. } | StoreError::PathsNotAllowed { .. } => {
                 ModelFault::Unknown {
@@ -180,18 +157,13 @@ impl Models {
                     nearest: None,
                 }
             }
-            other => ModelFault::Broken {
-                message: other.to_string(),
-            },
+            other => ModelFault::Broken { message: other.to_string() },
         }
     }
 }
 
 fn listed(entry: ModelEntry) -> ListedModel {
-    let owner = entry
-        .name
-        .split_once('/')
-        .filter(|(owner, _)| !owner.is_empty());
+    let owner = entry.name.split_once('/').filter(|(owner, _)| !owner.is_empty());
     ListedModel {
         owned_by: owner.map_or("local", |(owner, _)| owner).to_owned(),
         id: entry.name,
@@ -208,11 +180,7 @@ fn beside_mlxd() -> PathBuf {
 /// keeps apart what that makes equal.
 fn log_name(model: &str) -> String {
     let plain = |c: char| {
-        if c.is_ascii_alphanumeric() || "._-".contains(c) {
-            c
-        } else {
-            '_'
-        }
+        if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' }
     };
     let name: String = model.chars().map(plain).collect();
     let name = &name[name.len().saturating_sub(100)..];
@@ -223,9 +191,7 @@ fn log_name(model: &str) -> String {
 }
 
 fn fnv1a(text: &str) -> u32 {
-    text.bytes().fold(0x811c_9dc5, |hash, byte| {
-        (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193)
-    })
+    text.bytes().fold(0x811c_9dc5, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193))
 }
 
 #[cfg(test)]

@@ -83,8 +83,6 @@ fn print_line(line: &str) -> anyhow::Result<bool> {
 
 fn error_message(body: &str) -> String {
     let parsed = serde_json::from_str::<Value>(body).ok();
-    let message = parsed
-        .as_ref()
-        .and_then(|value| value["error"]["message"].as_str());
+    let message = parsed.as_ref().and_then(|value| value["error"]["message"].as_str());
     message.unwrap_or(body).to_owned()
 }

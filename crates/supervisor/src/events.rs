@@ -67,6 +67,11 @@ impl EventLog {
         (recent.last(count), self.0.live.subscribe())
     }
 
+    /// How many follow now.
+    pub fn listeners(&self) -> usize {
+        self.0.live.receiver_count()
+    }
+
     fn recent(&self) -> MutexGuard<'_, Recent> {
         self.0.recent.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
     }

@@ -30,6 +30,8 @@ pub struct LifeLimits {
     pub prefill_hang: Duration,
     /// The same within a decode step.
     pub decode_hang: Duration,
+    /// From SIGTERM to SIGKILL for a worker that hung or broke the protocol.
+    pub condemned_term_timeout: Duration,
     /// How often the progress page is looked at.
     pub watch_interval: Duration,
 }
@@ -46,7 +48,8 @@ impl Default for LifeLimits {
             deaths_max: 5,
             deaths_window: Duration::from_secs(120),
             prefill_hang: Duration::from_secs(120),
-            decode_hang: Duration::from_secs(60),
+            decode_hang: Duration::from_secs(5),
+            condemned_term_timeout: Duration::from_secs(2),
             watch_interval: Duration::from_millis(250),
         }
     }
@@ -238,7 +241,11 @@ impl Life {
                 self.arm(Timer::Drain, now, self.limits.term_timeout);
                 vec![]
             }
-            (Starting | Running, Event::Condemned(why)) => self.terminate(After::Death(why), now),
+            (Starting | Running, Event::Condemned(why)) => {
+                let actions = self.terminate(After::Death(why), now);
+                self.arm(Timer::Term, now, self.limits.condemned_term_timeout);
+                actions
+            }
             (Starting, Event::Exited { how, .. }) => {
                 self.died(format!("{how} while starting"), now)
             }
