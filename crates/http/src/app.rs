@@ -1,5 +1,6 @@
 //! What all routes share.
 
+use crate::admin::FrontAdmin;
 use crate::backend::Backend;
 use crate::error::ApiError;
 use crate::limits::{HttpLimits, RequestLimits};
@@ -25,6 +26,8 @@ pub(crate) struct App<B> {
     pub(crate) base_url: String,
     /// Cancelled by an admin's `shutdown`; the front waits on it.
     pub(crate) shutdown: CancellationToken,
+    /// For the admin's routes about the front as a whole.
+    pub(crate) front: Arc<dyn FrontAdmin>,
 }
 
 impl<B: Backend> App<B> {
@@ -33,6 +36,7 @@ impl<B: Backend> App<B> {
         backend: B,
         base_url: String,
         shutdown: CancellationToken,
+        front: Arc<dyn FrontAdmin>,
     ) -> Self {
         Self {
             metrics: Arc::new(HttpMetrics::new(limits.streams_max)),
@@ -42,6 +46,7 @@ impl<B: Backend> App<B> {
             limits,
             base_url,
             shutdown,
+            front,
         }
     }
 
@@ -67,7 +72,5 @@ pub(crate) async fn parse<B: Backend, R: Send + 'static>(
         return check(&body, &app.limits.request);
     }
     let limits = app.clone();
-    app.preparer
-        .run(move || check(&body, &limits.limits.request))
-        .await
+    app.preparer.run(move || check(&body, &limits.limits.request)).await
 }

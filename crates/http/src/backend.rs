@@ -1,9 +1,10 @@
 //! What the routes need of the rest of the front, so that they can be tested without workers.
 
 use mlxd_dispatch::{
-    CatalogEntry, Dispatch, End, Entry, Failure, Generation, Job, ModelFault, OpenModel, Readiness,
+    CatalogEntry, Dispatch, End, Entry, EventLog, Failure, Generation, Job, ModelFault, OpenModel,
+    Readiness,
 };
-use mlxd_protocol::admin::{AdminErrorBody, ModelStatus, Status, Version};
+use mlxd_protocol::admin::{AdminErrorBody, ModelStatus, SignalName, Status, Version};
 use mlxd_protocol::{BenchLeg, BenchSpec};
 use std::future::Future;
 use std::path::PathBuf;
@@ -29,6 +30,14 @@ pub(crate) trait Backend: Clone + Send + Sync + 'static {
     fn stop(&self, model: &str) -> impl Future<Output = Result<ModelStatus, AdminErrorBody>>;
     /// Gives a model a new worker.
     fn restart(&self, model: &str) -> impl Future<Output = Result<ModelStatus, AdminErrorBody>>;
+    /// Sends a model's worker a signal.
+    fn signal(
+        &self,
+        model: &str,
+        signal: SignalName,
+    ) -> impl Future<Output = Result<ModelStatus, AdminErrorBody>>;
+    /// What happened lately, and what happens.
+    fn events(&self) -> &EventLog;
     /// Runs a model's engine alone, inside its worker.
     fn bench(
         &self,
@@ -94,6 +103,14 @@ impl Backend for Dispatch {
 
     async fn restart(&self, model: &str) -> Result<ModelStatus, AdminErrorBody> {
         Dispatch::restart(self, model).await
+    }
+
+    async fn signal(&self, model: &str, signal: SignalName) -> Result<ModelStatus, AdminErrorBody> {
+        Dispatch::signal(self, model, signal).await
+    }
+
+    fn events(&self) -> &EventLog {
+        Dispatch::events(self)
     }
 
     async fn bench(&self, model: &str, spec: BenchSpec) -> Result<BenchLeg, AdminErrorBody> {

@@ -33,5 +33,6 @@ mod server;
 mod tests;
 mod watch;
 
+pub use admin::{AdminAnswer, FrontAdmin};
 pub use limits::{HttpLimits, RequestLimits};
 pub use server::{Running, bind};

@@ -2,7 +2,7 @@
 //!
 //! They are apart so that an admin gets in when every connection of the other is taken.
 
-use crate::admin::admin;
+use crate::admin::{FrontAdmin, admin};
 use crate::app::App;
 use crate::backend::Backend;
 use crate::limits::HttpLimits;
@@ -16,6 +16,7 @@ use mlxd_dispatch::Dispatch;
 use std::io;
 use std::net::TcpListener;
 use std::os::unix::net::UnixListener;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -46,8 +47,9 @@ pub fn bind(
     tcp: TcpListener,
     unix: UnixListener,
     shutdown: CancellationToken,
+    front: Arc<dyn FrontAdmin>,
 ) -> io::Result<Running> {
-    bind_to(limits, dispatch, tcp, unix, shutdown)
+    bind_to(limits, dispatch, tcp, unix, shutdown, front)
 }
 
 pub(crate) fn bind_to<B: Backend>(
@@ -56,9 +58,10 @@ pub(crate) fn bind_to<B: Backend>(
     tcp: TcpListener,
     unix: UnixListener,
     shutdown: CancellationToken,
+    front: Arc<dyn FrontAdmin>,
 ) -> io::Result<Running> {
     let base_url = format!("http://{}/v1", tcp.local_addr()?);
-    let app = Data::new(App::new(limits.clone(), backend, base_url, shutdown));
+    let app = Data::new(App::new(limits.clone(), backend, base_url, shutdown, front));
 
     let shared = app.clone();
     let public = HttpServer::new(move || {

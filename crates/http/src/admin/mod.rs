@@ -1,7 +1,11 @@
 //! The admin's routes, on the Unix socket alone. Types and calls are `mlxd_protocol::admin`'s.
 
 mod bench;
+mod events;
+mod front;
 mod log;
+
+pub use front::{AdminAnswer, FrontAdmin};
 
 use crate::app::App;
 use crate::backend::Backend;
@@ -10,11 +14,16 @@ use actix_web::body::BoxBody;
 use actix_web::http::StatusCode;
 use actix_web::web::{self, Data, Json, Query};
 use actix_web::{HttpRequest, HttpResponse, ResponseError};
-use mlxd_protocol::admin::{AdminError, AdminErrorBody, ModelCall, ModelStatus};
+use mlxd_protocol::admin::{
+    AdminError, AdminErrorBody, ModelCall, ModelStatus, Reread, SignalCall, Why,
+};
 use serde::Deserialize;
 
 /// Bytes of a log when the call does not say.
 const LOG_BYTES_DEFAULT: u64 = 1600;
+
+/// Events when the call does not say.
+const EVENTS_DEFAULT: usize = 20;
 
 /// Puts the admin's routes into an application.
 pub(crate) fn admin<B: Backend>(config: &mut web::ServiceConfig) {
@@ -34,7 +43,12 @@ pub(crate) fn admin<B: Backend>(config: &mut web::ServiceConfig) {
         .route("/admin/v1/stop", web::post().to(stop::<B>))
         .route("/admin/v1/restart", web::post().to(restart::<B>))
         .route("/admin/v1/bench", web::post().to(bench::bench::<B>))
+        .route("/admin/v1/signal", web::post().to(signal::<B>))
         .route("/admin/v1/log", get().to(log::<B>))
+        .route("/admin/v1/events", get().to(events::<B>))
+        .route("/admin/v1/why", get().to(why::<B>))
+        .route("/admin/v1/reread", web::post().to(reread::<B>))
+        .route("/admin/v1/update", web::post().to(update::<B>))
         .route("/admin/v1/shutdown", web::post().to(shutdown::<B>));
 }
 
@@ -45,10 +59,7 @@ struct Refused(AdminErrorBody);
 
 impl Refused {
     fn bad_request(message: String) -> Self {
-        Self(AdminErrorBody {
-            code: "bad_request".into(),
-            message,
-        })
+        Self(AdminErrorBody { code: "bad_request".into(), message })
     }
 }
 
@@ -61,8 +72,8 @@ impl From<AdminErrorBody> for Refused {
 impl ResponseError for Refused {
     fn status_code(&self) -> StatusCode {
         match self.0.code.as_str() {
-            "bad_request" => StatusCode::BAD_REQUEST,
-            "unknown_model" => StatusCode::NOT_FOUND,
+            "bad_request" | "bad_config" => StatusCode::BAD_REQUEST,
+            "unknown_model" | "no_log" => StatusCode::NOT_FOUND,
             "already_started" | "not_running" => StatusCode::CONFLICT,
             "shutting_down" => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
@@ -70,9 +81,7 @@ impl ResponseError for Refused {
     }
 
     fn error_response(&self) -> HttpResponse<BoxBody> {
-        HttpResponse::build(self.status_code()).json(AdminError {
-            error: self.0.clone(),
-        })
+        HttpResponse::build(self.status_code()).json(AdminError { error: self.0.clone() })
     }
 }
 
@@ -98,21 +107,61 @@ async fn restart<B: Backend>(app: Data<App<B>>, call: Json<ModelCall>) -> Answer
     Ok(Json(app.backend.restart(&call.model).await?))
 }
 
-/// The query of a log call.
+async fn signal<B: Backend>(app: Data<App<B>>, call: Json<SignalCall>) -> Answer {
+    Ok(Json(app.backend.signal(&call.model, call.signal).await?))
+}
+
+async fn reread<B: Backend>(app: Data<App<B>>) -> Result<Json<Reread>, Refused> {
+    Ok(Json(app.front.reread().await?))
+}
+
+async fn update<B: Backend>(app: Data<App<B>>) -> Result<Json<Reread>, Refused> {
+    Ok(Json(app.front.update().await?))
+}
+
+async fn why<B: Backend>(app: Data<App<B>>, call: Query<ModelCall>) -> Result<Json<Why>, Refused> {
+    Ok(Json(app.front.why(call.into_inner().model).await?))
+}
+
+/// The query of a call for events.
+#[derive(Debug, Deserialize)]
+struct EventsCall {
+    last: Option<usize>,
+    #[serde(default)]
+    follow: bool,
+}
+
+async fn events<B: Backend>(app: Data<App<B>>, call: Query<EventsCall>) -> HttpResponse {
+    let follow = call.follow.then(|| app.shutdown.clone());
+    let count = call.last.unwrap_or(EVENTS_DEFAULT);
+    HttpResponse::Ok().content_type("application/x-ndjson").streaming(events::lines(
+        app.backend.events(),
+        count,
+        follow,
+    ))
+}
+
+/// The query of a log call; without a model it is about the front.
 #[derive(Debug, Deserialize)]
 struct LogCall {
-    model: String,
+    model: Option<String>,
     bytes: Option<u64>,
     #[serde(default)]
     follow: bool,
 }
 
 async fn log<B: Backend>(app: Data<App<B>>, call: Query<LogCall>) -> Result<HttpResponse, Refused> {
-    let path = app.backend.log_file(&call.model)?;
-    let bytes = call
-        .bytes
-        .unwrap_or(LOG_BYTES_DEFAULT)
-        .min(app.limits.log_bytes_max);
+    let path = match &call.model {
+        Some(model) => app.backend.log_file(model)?,
+        None => app.front.main_log().ok_or_else(|| {
+            Refused(AdminErrorBody {
+                code: "no_log".into(),
+                message: "mlxd writes no log file of its own; its lines are on its standard error"
+                    .into(),
+            })
+        })?,
+    };
+    let bytes = call.bytes.unwrap_or(LOG_BYTES_DEFAULT).min(app.limits.log_bytes_max);
     let open = log::Tail::open(path.clone(), bytes).await;
     let tail = open.map_err(|error| {
         Refused(AdminErrorBody {

@@ -9,9 +9,7 @@ use serde_json::{Value, json};
 
 fn chat_body(more: Value) -> String {
     let mut body = json!({"model": MODEL, "messages": [{"role": "user", "content": "hi"}]});
-    body.as_object_mut()
-        .unwrap()
-        .extend(more.as_object().unwrap().clone());
+    body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     body.to_string()
 }
 
@@ -19,13 +17,7 @@ fn chat_body(more: Value) -> String {
 fn without_the_random(mut answer: Value) -> Value {
     assert!(answer["created"].as_u64().unwrap() > 1_700_000_000);
     answer["created"] = json!(0);
-    let id = answer["id"]
-        .as_str()
-        .unwrap()
-        .split_once('-')
-        .unwrap()
-        .0
-        .to_owned();
+    let id = answer["id"].as_str().unwrap().split_once('-').unwrap().0.to_owned();
     answer["id"] = json!(id);
     answer
 }
@@ -41,10 +33,7 @@ async fn a_chat_answer_has_openais_shape() {
     let sequence = front.sequence().await;
     assert_eq!(&*sequence.job.prompt, b"user: hi\n".map(u32::from));
     assert_eq!((sequence.job.max_new, sequence.job.sampling.seed), (50, 9));
-    assert_eq!(
-        sequence.job.sampling.temperature, 0.5,
-        "the model's own default"
-    );
+    assert_eq!(sequence.job.sampling.temperature, 0.5, "the model's own default");
     assert_eq!(&*sequence.job.stop_tokens, [256]);
     sequence.say("Hel");
     sequence.end("lo \"you\"", End::Stop);
@@ -83,10 +72,7 @@ async fn choices_have_seeds_of_their_own_and_one_prompt() {
     let answer = answer.await.unwrap().json();
     let choice = |i: usize| {
         let choice = &answer["choices"][i];
-        (
-            choice["message"]["content"].clone(),
-            choice["finish_reason"].clone(),
-        )
+        (choice["message"]["content"].clone(), choice["finish_reason"].clone())
     };
     assert_eq!(choice(0), (json!("one"), json!("stop")));
     assert_eq!(choice(1), (json!("two"), json!("length")));
@@ -108,23 +94,13 @@ async fn a_stop_string_cuts_the_text_and_cancels_the_sequence() {
     let answer = answer.await.unwrap().json();
     assert_eq!(answer["choices"][0]["message"]["content"], "all well");
     assert_eq!(answer["choices"][0]["finish_reason"], "stop");
-    assert_eq!(
-        answer["usage"]["completion_tokens"], 11,
-        "up to the stop string's last token"
-    );
+    assert_eq!(answer["usage"]["completion_tokens"], 11, "up to the stop string's last token");
     front.stop().await;
 }
 
 fn entry(token: u8, logprob: f32, top: &[(u8, f32)]) -> Entry {
-    let top = top
-        .iter()
-        .map(|(token, logprob)| ((*token).into(), *logprob))
-        .collect();
-    Entry {
-        token: token.into(),
-        logprob,
-        top,
-    }
+    let top = top.iter().map(|(token, logprob)| ((*token).into(), *logprob)).collect();
+    Entry { token: token.into(), logprob, top }
 }
 
 #[actix_web::test]
@@ -166,14 +142,9 @@ async fn a_text_completion_has_the_older_shape() {
     let first = front.sequence().await;
     let second = front.sequence().await;
     assert_eq!(&*first.job.prompt, [0xC3, 0xA9]);
-    assert_eq!(
-        (&*second.job.prompt, second.job.max_new),
-        (&[98, 99][..], 16)
-    );
-    first.publish(
-        vec![entry(b'x', -1.0, &[(b'x', -1.0)]), entry(b'y', -2.0, &[])],
-        Some(End::Stop),
-    );
+    assert_eq!((&*second.job.prompt, second.job.max_new), (&[98, 99][..], 16));
+    first
+        .publish(vec![entry(b'x', -1.0, &[(b'x', -1.0)]), entry(b'y', -2.0, &[])], Some(End::Stop));
     second.publish(vec![entry(b'z', -3.0, &[])], Some(End::Length));
     let answer = answer.await.unwrap();
     let expected = json!({
@@ -198,10 +169,7 @@ async fn a_text_completion_has_the_older_shape() {
     let body = json!({"model": MODEL, "prompt": "Once", "echo": true}).to_string();
     let answer = tokio::spawn(async move { post(address, "/v1/completions", &body).await });
     front.sequence().await.end(" more", End::Stop);
-    assert_eq!(
-        answer.await.unwrap().json()["choices"][0]["text"],
-        "Once more"
-    );
+    assert_eq!(answer.await.unwrap().json()["choices"][0]["text"], "Once more");
     front.stop().await;
 }
 
@@ -215,10 +183,7 @@ async fn an_answer_that_fails_has_a_status() {
             tokio::spawn(async move { post(address, "/v1/chat/completions", &body).await });
         front.sequence().await.end("", died());
         let answer = answer.await.unwrap();
-        assert_eq!(
-            (answer.status, answer.header("retry-after")),
-            (503, Some("1"))
-        );
+        assert_eq!((answer.status, answer.header("retry-after")), (503, Some("1")));
         assert_eq!(answer.json()["error"]["code"], "worker_died");
         assert_eq!(answer.json()["error"]["type"], "server_error");
     }
@@ -249,11 +214,7 @@ async fn models_are_listed_and_found_under_names_with_slashes() {
     let list = get(front.address, "/v1/models").await.json();
     assert_eq!(list["object"], "list");
     assert_eq!(list["data"][0]["id"], MODEL);
-    for path in [
-        "/v1/models/org/fake",
-        "/v1/models/org%2Ffake",
-        "/v1/models/alias",
-    ] {
+    for path in ["/v1/models/org/fake", "/v1/models/org%2Ffake", "/v1/models/alias"] {
         let model = get(front.address, path).await.json();
         assert_eq!(model, list["data"][0], "{path}");
     }
@@ -266,20 +227,11 @@ async fn models_are_listed_and_found_under_names_with_slashes() {
 async fn the_front_tells_how_it_is() {
     let front = Front::start(HttpLimits::default());
     let health = get(front.address, "/health").await;
-    assert_eq!(
-        (health.status, &health.json()["status"]),
-        (200, &json!("ok"))
-    );
+    assert_eq!((health.status, &health.json()["status"]), (200, &json!("ok")));
     let ready = get(front.address, "/ready").await;
-    assert_eq!(
-        (ready.status, &ready.json()["reason"]),
-        (503, &json!("a test"))
-    );
+    assert_eq!((ready.status, &ready.json()["reason"]), (503, &json!("a test")));
     let hello = get(front.address, "/").await;
-    assert!(
-        hello.body.contains(&format!("http://{}/v1", front.address)),
-        "{hello:?}"
-    );
+    assert!(hello.body.contains(&format!("http://{}/v1", front.address)), "{hello:?}");
     let head = request(front.address, "HEAD", "/health", "", "").await;
     assert_eq!((head.status, head.body.as_str()), (200, ""));
 
@@ -295,62 +247,38 @@ async fn the_front_tells_how_it_is() {
 #[actix_web::test]
 async fn admin_routes_are_on_the_socket_alone() {
     let front = Front::start(HttpLimits::default());
-    for path in [
-        "/admin/v1/status",
-        "/admin/v1/version",
-        "/admin/v1/log?model=org/fake",
-    ] {
+    for path in ["/admin/v1/status", "/admin/v1/version", "/admin/v1/log?model=org/fake"] {
         assert_eq!(get(front.address, path).await.status, 404, "{path}");
     }
-    assert_eq!(
-        post(front.address, "/admin/v1/shutdown", "").await.status,
-        404
-    );
+    assert_eq!(post(front.address, "/admin/v1/shutdown", "").await.status, 404);
     assert!(!front.shutdown.is_cancelled());
 
     let status = over_socket(&front.socket, "GET", "/admin/v1/status", "").await;
     assert_eq!(status.json()["server"]["pid"], 7);
-    assert_eq!(
-        over_socket(&front.socket, "GET", "/v1/models", "")
-            .await
-            .status,
-        200
-    );
+    assert_eq!(over_socket(&front.socket, "GET", "/v1/models", "").await.status, 200);
     let call = json!({"model": MODEL}).to_string();
-    for (verb, state) in [
-        ("start", "RUNNING"),
-        ("stop", "STOPPED"),
-        ("restart", "RUNNING"),
-    ] {
+    for (verb, state) in [("start", "RUNNING"), ("stop", "STOPPED"), ("restart", "RUNNING")] {
         let path = format!("/admin/v1/{verb}");
         let answer = over_socket(&front.socket, "POST", &path, &call).await;
-        assert_eq!(
-            (answer.status, &answer.json()["state"]),
-            (200, &json!(state))
-        );
+        assert_eq!((answer.status, &answer.json()["state"]), (200, &json!(state)));
         let answer = over_socket(&front.socket, "POST", &path, "{\"model\": \"x\"}").await;
         assert_eq!(
             (answer.status, &answer.json()["error"]["code"]),
             (404, &json!("unknown_model"))
         );
         let answer = over_socket(&front.socket, "POST", &path, "{}").await;
-        assert_eq!(
-            (answer.status, &answer.json()["error"]["code"]),
-            (400, &json!("bad_request"))
-        );
+        assert_eq!((answer.status, &answer.json()["error"]["code"]), (400, &json!("bad_request")));
     }
 
     std::fs::write(&front.log_file, "first line\nlast line\n").unwrap();
     let log = "/admin/v1/log?model=org%2Ffake&bytes=10";
-    assert_eq!(
-        over_socket(&front.socket, "GET", log, "").await.body,
-        "last line\n"
-    );
+    assert_eq!(over_socket(&front.socket, "GET", log, "").await.body, "last line\n");
+    let none = over_socket(&front.socket, "GET", "/admin/v1/log", "").await;
+    assert_eq!((none.status, &none.json()["error"]["code"]), (404, &json!("no_log")));
+    std::fs::write(front.log_file.with_file_name("mlxd.log"), "the front's").unwrap();
+    assert_eq!(over_socket(&front.socket, "GET", "/admin/v1/log", "").await.body, "the front's");
     let bad = over_socket(&front.socket, "GET", "/admin/v1/log?bytes=x", "").await;
-    assert_eq!(
-        (bad.status, &bad.json()["error"]["code"]),
-        (400, &json!("bad_request"))
-    );
+    assert_eq!((bad.status, &bad.json()["error"]["code"]), (400, &json!("bad_request")));
 
     let last = over_socket(&front.socket, "POST", "/admin/v1/shutdown", "").await;
     assert_eq!((last.status, &last.json()["pid"]), (200, &json!(7)));

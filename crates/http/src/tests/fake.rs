@@ -1,14 +1,17 @@
 //! A backend whose sequences the test writes, and a server over it.
 
+use crate::admin::{AdminAnswer, FrontAdmin};
 use crate::backend::{Backend, Tokens};
 use crate::limits::HttpLimits;
 use crate::server::{Running, bind_to};
 use mlxd_dispatch::{
-    CatalogEntry, End, Entry, Failure, GenerationDefaults, Job, ListedModel, ModelFault, ModelText,
-    OpenModel, Readiness,
+    CatalogEntry, End, Entry, EventLog, Failure, GenerationDefaults, Job, ListedModel, ModelFault,
+    ModelText, OpenModel, Readiness,
 };
 use mlxd_protocol::ModelId;
-use mlxd_protocol::admin::{AdminErrorBody, ModelStatus, Status, Version, WorkerState};
+use mlxd_protocol::admin::{
+    AdminErrorBody, ModelStatus, Reread, SignalName, Status, Version, Why, WorkerState,
+};
 use mlxd_text::{ChatTemplate, SpecialTokens, TemplateLimits, Tokenizer, TokenizerLimits};
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -59,11 +62,7 @@ impl Sequence {
 }
 
 fn entries(text: &str) -> Vec<Entry> {
-    let entry = |byte: u8| Entry {
-        token: byte.into(),
-        logprob: f32::NAN,
-        top: Vec::new(),
-    };
+    let entry = |byte: u8| Entry { token: byte.into(), logprob: f32::NAN, top: Vec::new() };
     text.bytes().map(entry).collect()
 }
 
@@ -100,19 +99,13 @@ pub(super) struct FakeBackend {
     sequences: UnboundedSender<Sequence>,
     model: OpenModel,
     log_file: PathBuf,
+    events: EventLog,
 }
 
 impl FakeBackend {
     fn new(log_file: PathBuf) -> (Self, UnboundedReceiver<Sequence>) {
         let (sequences, receiver) = unbounded_channel();
-        (
-            Self {
-                sequences,
-                model: model(),
-                log_file,
-            },
-            receiver,
-        )
+        (Self { sequences, model: model(), log_file, events: EventLog::new(10) }, receiver)
     }
 
     fn model_status(&self, name: &str, state: WorkerState) -> Result<ModelStatus, AdminErrorBody> {
@@ -154,27 +147,18 @@ impl Backend for FakeBackend {
 
     fn generate(&self, job: Job) -> Result<FakeTokens, Failure> {
         let (steps, receiver) = unbounded_channel();
-        self.sequences
-            .send(Sequence { job, steps })
-            .map_err(|_| Failure {
-                code: "shutting_down",
-                message: "the test is over".into(),
-                retry: true,
-            })?;
+        self.sequences.send(Sequence { job, steps }).map_err(|_| Failure {
+            code: "shutting_down",
+            message: "the test is over".into(),
+            retry: true,
+        })?;
         Ok(FakeTokens(receiver))
     }
 
     async fn catalog(&self) -> Vec<CatalogEntry> {
-        let listed = ListedModel {
-            id: MODEL.into(),
-            created_unix_s: 1_700_000_000,
-            owned_by: "org".into(),
-        };
-        vec![CatalogEntry {
-            listed,
-            loaded: true,
-            context_tokens: Some(CONTEXT_TOKENS),
-        }]
+        let listed =
+            ListedModel { id: MODEL.into(), created_unix_s: 1_700_000_000, owned_by: "org".into() };
+        vec![CatalogEntry { listed, loaded: true, context_tokens: Some(CONTEXT_TOKENS) }]
     }
 
     async fn status(&self) -> Status {
@@ -199,27 +183,30 @@ impl Backend for FakeBackend {
         self.model_status(model, WorkerState::Running)
     }
 
+    async fn signal(&self, model: &str, signal: SignalName) -> Result<ModelStatus, AdminErrorBody> {
+        let mut status = self.model_status(model, WorkerState::Running)?;
+        status.reason = Some(signal.to_string());
+        Ok(status)
+    }
+
+    fn events(&self) -> &EventLog {
+        &self.events
+    }
+
     async fn bench(
         &self,
         _model: &str,
         _spec: mlxd_protocol::BenchSpec,
     ) -> Result<mlxd_protocol::BenchLeg, AdminErrorBody> {
-        Err(AdminErrorBody {
-            code: "internal".into(),
-            message: "no engine here".into(),
-        })
+        Err(AdminErrorBody { code: "internal".into(), message: "no engine here".into() })
     }
 
     fn log_file(&self, model: &str) -> Result<PathBuf, AdminErrorBody> {
-        self.model_status(model, WorkerState::Running)
-            .map(|_| self.log_file.clone())
+        self.model_status(model, WorkerState::Running).map(|_| self.log_file.clone())
     }
 
     fn readiness(&self) -> Readiness {
-        Readiness {
-            ready: false,
-            reason: "a test".into(),
-        }
+        Readiness { ready: false, reason: "a test".into() }
     }
 
     async fn encode_metrics(&self) -> String {
@@ -227,11 +214,33 @@ impl Backend for FakeBackend {
     }
 
     fn version(&self) -> Version {
-        Version {
-            version: "0".into(),
-            protocol: 1,
-            pid: 7,
-        }
+        Version { version: "0".into(), protocol: 1, pid: 7 }
+    }
+}
+
+/// A front whose own log is `mlxd.log` beside the worker's.
+struct FakeFront(PathBuf);
+
+impl FrontAdmin for FakeFront {
+    fn main_log(&self) -> Option<PathBuf> {
+        let path = self.0.with_file_name("mlxd.log");
+        path.is_file().then_some(path)
+    }
+
+    fn reread(&self) -> AdminAnswer<Reread> {
+        Box::pin(async {
+            Err(AdminErrorBody { code: "bad_config".into(), message: "line 3: no such key".into() })
+        })
+    }
+
+    fn update(&self) -> AdminAnswer<Reread> {
+        Box::pin(async { Ok(Reread { applied: true, ..Reread::default() }) })
+    }
+
+    fn why(&self, model: String) -> AdminAnswer<Why> {
+        Box::pin(async move {
+            Err(AdminErrorBody { code: "unknown_model".into(), message: format!("no {model}") })
+        })
     }
 }
 
@@ -300,6 +309,7 @@ pub(super) struct Front {
     pub(super) address: SocketAddr,
     pub(super) socket: PathBuf,
     pub(super) log_file: PathBuf,
+    pub(super) events: EventLog,
     pub(super) shutdown: CancellationToken,
     sequences: UnboundedReceiver<Sequence>,
     running: Option<Running>,
@@ -315,12 +325,15 @@ impl Front {
         let unix = std::os::unix::net::UnixListener::bind(&socket).unwrap();
         let log_file = folder.path().join("worker.log");
         let (backend, sequences) = FakeBackend::new(log_file.clone());
+        let events = backend.events.clone();
+        let front = Arc::new(FakeFront(log_file.clone()));
         let shutdown = CancellationToken::new();
-        let running = bind_to(limits, backend, tcp, unix, shutdown.clone()).unwrap();
+        let running = bind_to(limits, backend, tcp, unix, shutdown.clone(), front).unwrap();
         Self {
             address,
             socket,
             log_file,
+            events,
             shutdown,
             sequences,
             running: Some(running),
@@ -331,9 +344,7 @@ impl Front {
     /// The next sequence that a request starts.
     pub(super) async fn sequence(&mut self) -> Sequence {
         let next = tokio::time::timeout(Duration::from_secs(10), self.sequences.recv());
-        next.await
-            .expect("a request within ten seconds")
-            .expect("the server lives")
+        next.await.expect("a request within ten seconds").expect("the server lives")
     }
 
     pub(super) async fn stop(mut self) {

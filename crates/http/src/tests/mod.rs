@@ -1,5 +1,6 @@
 //! The routes over real sockets, with a scripted backend in place of workers.
 
+mod admin;
 mod answers;
 mod client;
 mod errors;
