@@ -10,18 +10,11 @@ const RIGHT_MIN: usize = 36;
 
 /// Lower case, runs of white space as one space.
 fn plain(text: &str) -> String {
-    text.to_lowercase()
-        .split_whitespace()
-        .collect::<Vec<_>>()
-        .join(" ")
+    text.to_lowercase().split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
 fn words(list: &Value) -> impl Iterator<Item = String> + '_ {
-    list.as_array()
-        .into_iter()
-        .flatten()
-        .filter_map(Value::as_str)
-        .map(plain)
+    list.as_array().into_iter().flatten().filter_map(Value::as_str).map(plain)
 }
 
 /// Whether the answer was ended by the model itself and holds what the question asks for.
@@ -30,10 +23,7 @@ fn is_right(question: &Value, answer: &Value) -> bool {
     let groups = question["must_any"].as_array();
     answer["choices"][0]["finish_reason"] == "stop"
         && words(&question["must_all"]).all(|fact| text.contains(&fact))
-        && groups
-            .into_iter()
-            .flatten()
-            .all(|group| words(group).any(|word| text.contains(&word)))
+        && groups.into_iter().flatten().all(|group| words(group).any(|word| text.contains(&word)))
         && !words(&question["must_not"]).any(|word| text.contains(&word))
 }
 
@@ -55,9 +45,5 @@ fn thirty_six_of_forty_are_right() {
         }
     }
     let right = questions.len() - wrong.len();
-    assert!(
-        right >= RIGHT_MIN,
-        "{right} of 40 are right; these are not:\n{}",
-        wrong.join("\n")
-    );
+    assert!(right >= RIGHT_MIN, "{right} of 40 are right; these are not:\n{}", wrong.join("\n"));
 }

@@ -9,15 +9,9 @@ const CHAT: &str = "/v1/chat/completions";
 
 /// An answer that would take minutes, and places for just one.
 fn endless() -> Scripted {
-    let script = Script {
-        step_us: 5000,
-        context_tokens: 100_000,
-        ..Script::default()
-    };
+    let script = Script { step_us: 5000, context_tokens: 100_000, ..Script::default() };
     Scripted::start_with(&script, |config| {
-        config
-            .with_model_key(MODEL, "running_max", 1)
-            .with_model_key(MODEL, "queued_max", 1)
+        config.with_model_key(MODEL, "running_max", 1).with_model_key(MODEL, "queued_max", 1)
     })
 }
 
@@ -47,13 +41,9 @@ fn a_request_that_is_dropped_while_it_waits_frees_its_place() {
     for _ in 0..3 {
         let body = chat(MODEL, "talk", json!({"max_tokens": 90_000})).to_string();
         let mut connection = scripted.front.client().connect().unwrap();
-        let head = format!(
-            "POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n",
-            body.len()
-        );
-        connection
-            .write_all(format!("{head}{body}").as_bytes())
-            .unwrap();
+        let head =
+            format!("POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", body.len());
+        connection.write_all(format!("{head}{body}").as_bytes()).unwrap();
         until("the sequence to run", || {
             (status_of(&scripted.front, MODEL)["running"] == 1).then_some(())
         });

@@ -12,41 +12,26 @@ pub const MODEL: &str = "org/scripted";
 pub const DEMO: &str = "mlxd-demo";
 
 /// The programs that the tests start, and the packages they come from.
-const PROGRAMS: [(&str, &str); 3] = [
-    ("mlxd", "mlxd"),
-    ("mlxd-worker", "mlxd-worker"),
-    ("mlxd-scripted-worker", "mlxd-testkit"),
-];
+const PROGRAMS: [(&str, &str); 3] =
+    [("mlxd", "mlxd"), ("mlxd-worker", "mlxd-worker"), ("mlxd-scripted-worker", "mlxd-testkit")];
 
 /// Builds the programs if one is missing: running this package's tests alone builds none.
 fn build_programs() {
     let test = std::env::current_exe().expect("a test knows its own program");
-    let folder = test
-        .parent()
-        .and_then(Path::parent)
-        .expect("target/PROFILE/deps");
-    if PROGRAMS
-        .iter()
-        .all(|(program, _)| folder.join(program).is_file())
-    {
+    let folder = test.parent().and_then(Path::parent).expect("target/PROFILE/deps");
+    if PROGRAMS.iter().all(|(program, _)| folder.join(program).is_file()) {
         return;
     }
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut build = Command::new(cargo);
-    build
-        .arg("build")
-        .arg("--manifest-path")
-        .arg(repository().join("Cargo.toml"));
+    build.arg("build").arg("--manifest-path").arg(repository().join("Cargo.toml"));
     for (program, package) in PROGRAMS {
         build.args(["--package", package, "--bin", program]);
     }
     if folder.ends_with("release") {
         build.arg("--release");
     }
-    assert!(
-        build.status().expect("cargo runs").success(),
-        "the programs cannot be built"
-    );
+    assert!(build.status().expect("cargo runs").success(), "the programs cannot be built");
 }
 
 /// The top of the checkout.
@@ -75,10 +60,7 @@ impl Scripted {
     pub fn start_with(script: &Script, change: impl FnOnce(FrontConfig) -> FrontConfig) -> Self {
         let folder = ModelFolder::new(script);
         let config = change(config().with_model(MODEL, folder.path()));
-        Self {
-            front: FrontProcess::start(&config),
-            folder,
-        }
+        Self { front: FrontProcess::start(&config), folder }
     }
 }
 
@@ -92,29 +74,19 @@ pub fn chat(model: &str, question: &str, more: Value) -> Value {
 
 /// What the answer says.
 pub fn said(answer: &Value) -> &str {
-    answer["choices"][0]["message"]["content"]
-        .as_str()
-        .unwrap_or_else(|| panic!("{answer}"))
+    answer["choices"][0]["message"]["content"].as_str().unwrap_or_else(|| panic!("{answer}"))
 }
 
 /// The text of a delta.
 pub fn delta(chunk: &Value) -> &str {
-    chunk["choices"][0]["delta"]["content"]
-        .as_str()
-        .unwrap_or("")
+    chunk["choices"][0]["delta"]["content"].as_str().unwrap_or("")
 }
 
 /// A model's line of the admin's status.
 pub fn status_of(front: &FrontProcess, model: &str) -> Value {
     let status = front.admin().get("/admin/v1/status").json();
-    let models = status["models"]
-        .as_array()
-        .expect("a list of models")
-        .clone();
-    models
-        .into_iter()
-        .find(|line| line["name"] == model)
-        .unwrap_or(Value::Null)
+    let models = status["models"].as_array().expect("a list of models").clone();
+    models.into_iter().find(|line| line["name"] == model).unwrap_or(Value::Null)
 }
 
 /// Waits until the model has no sequence open.

@@ -16,11 +16,7 @@ const OUTLIVE_MAX: Duration = Duration::from_secs(1);
 
 /// A front whose worker is in the middle of an endless answer.
 fn busy() -> (Scripted, mlxd_testkit::Events<impl std::io::Read>) {
-    let script = Script {
-        step_us: 2000,
-        context_tokens: 100_000,
-        ..Script::default()
-    };
+    let script = Script { step_us: 2000, context_tokens: 100_000, ..Script::default() };
     let scripted = Scripted::start(&script);
     let body = chat(MODEL, "talk", json!({"stream": true, "max_tokens": 90_000}));
     let mut events = scripted.front.client().post(CHAT, &body).events();
@@ -46,17 +42,9 @@ fn a_killed_front_takes_its_worker_along() {
     assert_eq!(scripted.front.workers().len(), 1);
     let killed_at = Instant::now();
     let home = scripted.front.kill();
-    until("the worker's end", || {
-        Leftovers::of(home.path())
-            .processes
-            .is_empty()
-            .then_some(())
-    });
+    until("the worker's end", || Leftovers::of(home.path()).processes.is_empty().then_some(()));
     let outlived = killed_at.elapsed();
-    assert!(
-        outlived < OUTLIVE_MAX,
-        "the worker outlived its front by {outlived:?}"
-    );
+    assert!(outlived < OUTLIVE_MAX, "the worker outlived its front by {outlived:?}");
     until_nothing_lives(home.path());
 
     // Another front starts in the same folders as if nothing had been, and cleans up after itself.
@@ -73,21 +61,14 @@ fn a_killed_front_takes_its_worker_along() {
 #[test]
 fn a_killed_worker_leaves_nothing_and_is_replaced() {
     let (scripted, events) = busy();
-    let [worker] = scripted.front.workers()[..] else {
-        panic!("one worker")
-    };
+    let [worker] = scripted.front.workers()[..] else { panic!("one worker") };
     kill_process(worker);
     // The stream ends with an error event and a cut connection, never cleanly.
     let events = events.all();
     assert!(events.is_err(), "{events:?}");
-    until("the worker to be gone", || {
-        (!scripted.front.workers().contains(&worker)).then_some(())
-    });
+    until("the worker to be gone", || (!scripted.front.workers().contains(&worker)).then_some(()));
     let body = chat(MODEL, "hi", json!({"max_tokens": 4}));
-    assert_eq!(
-        said(&scripted.front.client().post(CHAT, &body).json()).len(),
-        4
-    );
+    assert_eq!(said(&scripted.front.client().post(CHAT, &body).json()).len(), 4);
     let left = scripted.front.leftovers();
     assert_eq!(left.segments, Vec::<String>::new());
     let home = scripted.front.kill();
@@ -106,11 +87,7 @@ fn front_and_worker_killed_together_leave_nothing() {
 
 /// A front that was asked for a model whose loading takes a minute.
 fn loading() -> (FrontProcess, ModelFolder, mlxd_testkit::Connection) {
-    let script = Script {
-        load_ms: 60_000,
-        load_steps: 600,
-        ..Script::default()
-    };
+    let script = Script { load_ms: 60_000, load_steps: 600, ..Script::default() };
     let folder = ModelFolder::new(&script);
     let front = FrontProcess::start(&config().with_model(MODEL, folder.path()));
     let mut connection = front.client().connect().unwrap();
@@ -139,10 +116,7 @@ fn a_front_killed_as_its_worker_is_born_is_cleaned_up_by_the_next() {
     until("a worker", || (!front.workers().is_empty()).then_some(()));
     let home = front.kill();
     until("every process to be gone", || {
-        Leftovers::of(home.path())
-            .processes
-            .is_empty()
-            .then_some(())
+        Leftovers::of(home.path()).processes.is_empty().then_some(())
     });
     // A segment that its worker had not yet attached keeps its name until the next start.
     let mut front = FrontProcess::start_in(home, &config());
@@ -158,10 +132,7 @@ fn a_front_that_is_told_to_stop_leaves_nothing() {
     for signal in [Signal::SIGTERM, Signal::SIGINT] {
         let mut scripted = Scripted::start(&Script::default());
         let body = chat(MODEL, "hi", json!({"max_tokens": 4}));
-        assert_eq!(
-            said(&scripted.front.client().post(CHAT, &body).json()).len(),
-            4
-        );
+        assert_eq!(said(&scripted.front.client().post(CHAT, &body).json()).len(), 4);
         scripted.front.signal(signal);
         assert_eq!(scripted.front.wait_exit().code(), Some(0));
         let left = scripted.front.leftovers();

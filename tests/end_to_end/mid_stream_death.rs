@@ -7,11 +7,7 @@ use serde_json::{Value, json};
 const CHAT: &str = "/v1/chat/completions";
 
 fn streamed() -> Value {
-    chat(
-        MODEL,
-        "tell me",
-        json!({"stream": true, "max_tokens": 60, "seed": 4}),
-    )
+    chat(MODEL, "tell me", json!({"stream": true, "max_tokens": 60, "seed": 4}))
 }
 
 /// Reads a stream to its end: the text, the error if there was one, and whether it said `[DONE]`.
@@ -40,21 +36,14 @@ fn read(scripted: &Scripted) -> (String, Option<Value>, bool) {
 }
 
 fn dies_by(how: How, deaths: u32) {
-    let script = Script {
-        step_us: 2000,
-        ..Script::default()
-    };
+    let script = Script { step_us: 2000, ..Script::default() };
     let scripted = Scripted::start(&script.clone().with_fault_once(When::Tokens(20), how));
     let (begun, error, done) = read(&scripted);
     let error = error.expect("an error event");
     assert!(!done, "no end mark after an error");
     assert!(!begun.is_empty() && begun.len() <= 21, "{begun:?}");
     assert_eq!(error["code"], "worker_died", "{error}");
-    assert!(
-        error["message"]
-            .as_str()
-            .is_some_and(|message| !message.is_empty())
-    );
+    assert!(error["message"].as_str().is_some_and(|message| !message.is_empty()));
 
     // The next request gets a new worker, and the whole answer.
     let (whole, error, done) = read(&scripted);
@@ -62,10 +51,7 @@ fn dies_by(how: How, deaths: u32) {
     assert_eq!(whole.len(), 60);
     assert!(whole.starts_with(&begun), "{whole:?} {begun:?}");
     let status = status_of(&scripted.front, MODEL);
-    assert_eq!(
-        (&status["state"], &status["deaths"]),
-        (&json!("RUNNING"), &json!(deaths))
-    );
+    assert_eq!((&status["state"], &status["deaths"]), (&json!("RUNNING"), &json!(deaths)));
 }
 
 #[test]
@@ -96,17 +82,11 @@ fn by_an_exit_that_looks_clean() {
 
 #[test]
 fn every_client_of_a_dead_worker_is_told() {
-    let script = Script {
-        step_us: 2000,
-        ..Script::default()
-    };
+    let script = Script { step_us: 2000, ..Script::default() };
     let scripted = Scripted::start(&script.with_fault_once(When::Tokens(200), How::Kill));
     let outcomes = std::thread::scope(|scope| {
         let clients: Vec<_> = (0..8).map(|_| scope.spawn(|| read(&scripted))).collect();
-        clients
-            .into_iter()
-            .map(|client| client.join().expect("a client"))
-            .collect::<Vec<_>>()
+        clients.into_iter().map(|client| client.join().expect("a client")).collect::<Vec<_>>()
     });
     for (text, error, done) in outcomes {
         // Whoever was served by the second worker has everything; nobody has half of it unsaid.
@@ -120,10 +100,7 @@ fn every_client_of_a_dead_worker_is_told() {
 
 #[test]
 fn before_the_first_token_it_is_a_status() {
-    let script = Script {
-        prefill_token_us: 1000,
-        ..Script::default()
-    };
+    let script = Script { prefill_token_us: 1000, ..Script::default() };
     let scripted = Scripted::start(&script.with_fault_once(When::Prefill, How::Kill));
     let response = scripted.front.client().post(CHAT, &streamed());
     assert_eq!(response.status, 503);

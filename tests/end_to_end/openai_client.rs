@@ -22,30 +22,19 @@ fn run(front: &FrontProcess, checks: &str, model: &str) {
         .output()
         .unwrap_or_else(|error| panic!("{}: {error}; run scripts/setup", python.display()));
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    assert!(
-        output.status.success(),
-        "{}\n{}",
-        text(&output.stdout),
-        text(&output.stderr)
-    );
+    assert!(output.status.success(), "{}\n{}", text(&output.stdout), text(&output.stderr));
 }
 
 #[test]
 fn it_talks_to_the_scripted_worker() {
-    let script = Script {
-        context_tokens: 500,
-        ..Script::default()
-    };
+    let script = Script { context_tokens: 500, ..Script::default() };
     let scripted = Scripted::start(&script);
     run(&scripted.front, "scripted", MODEL);
 }
 
 #[test]
 fn it_is_told_of_a_worker_that_dies() {
-    let script = Script {
-        step_us: 1000,
-        ..Script::default()
-    };
+    let script = Script { step_us: 1000, ..Script::default() };
     let scripted = Scripted::start(&script.with_fault(When::Tokens(20), How::Kill));
     run(&scripted.front, "dying", MODEL);
 }

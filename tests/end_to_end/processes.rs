@@ -13,32 +13,16 @@ fn a_worker_is_there_when_it_is_asked_for() {
     let front = &scripted.front;
     assert_eq!(front.workers(), Vec::<u32>::new(), "nobody asked yet");
     assert_eq!(front.client().get("/ready").status, 200);
-    front
-        .client()
-        .post(CHAT, &chat(MODEL, "hi", json!({"max_tokens": 1})))
-        .json();
-    let [worker] = front.workers()[..] else {
-        panic!("one worker")
-    };
+    front.client().post(CHAT, &chat(MODEL, "hi", json!({"max_tokens": 1}))).json();
+    let [worker] = front.workers()[..] else { panic!("one worker") };
     assert_eq!(status_of(front, MODEL)["pid"], worker);
-    front
-        .client()
-        .post(CHAT, &chat(MODEL, "hi", json!({"max_tokens": 1})))
-        .json();
-    assert_eq!(
-        front.workers(),
-        [worker],
-        "the same one serves the next request"
-    );
+    front.client().post(CHAT, &chat(MODEL, "hi", json!({"max_tokens": 1}))).json();
+    assert_eq!(front.workers(), [worker], "the same one serves the next request");
 }
 
 #[test]
 fn the_wait_for_a_model_is_filled() {
-    let script = Script {
-        load_ms: 1500,
-        answer: Some("loaded".into()),
-        ..Script::default()
-    };
+    let script = Script { load_ms: 1500, answer: Some("loaded".into()), ..Script::default() };
     let scripted = Scripted::start_with(&script, |config| config.with("http.stream_ping_ms", 100));
     let body = chat(MODEL, "hi", json!({"stream": true}));
     let mut events = scripted.front.client().post(CHAT, &body).events();
@@ -49,11 +33,7 @@ fn the_wait_for_a_model_is_filled() {
         }
     }
     assert_eq!(text, "loaded");
-    assert!(
-        events.comments() >= 2,
-        "{} comments in more than a second",
-        events.comments()
-    );
+    assert!(events.comments() >= 2, "{} comments in more than a second", events.comments());
 }
 
 #[test]
@@ -64,11 +44,7 @@ fn a_stream_and_an_answer_say_the_same() {
         let more =
             |stream: bool| json!({"seed": seed, "stop": stop, "max_tokens": 200, "stream": stream});
         let answer = client.post(CHAT, &chat(MODEL, "same?", more(false))).json();
-        let events = client
-            .post(CHAT, &chat(MODEL, "same?", more(true)))
-            .events()
-            .all()
-            .unwrap();
+        let events = client.post(CHAT, &chat(MODEL, "same?", more(true))).events().all().unwrap();
         let (last, chunks) = events.split_last().expect("events");
         assert_eq!(last.data, "[DONE]");
         let chunks: Vec<Value> = chunks.iter().map(mlxd_testkit::Event::json).collect();
@@ -81,10 +57,7 @@ fn a_stream_and_an_answer_say_the_same() {
 
 #[test]
 fn a_drain_lets_answers_finish() {
-    let script = Script {
-        step_us: 10_000,
-        ..Script::default()
-    };
+    let script = Script { step_us: 10_000, ..Script::default() };
     let mut scripted = Scripted::start(&script);
     let body = chat(MODEL, "talk", json!({"stream": true, "max_tokens": 60}));
     let mut events = scripted.front.client().post(CHAT, &body).events();
@@ -104,11 +77,7 @@ fn a_drain_lets_answers_finish() {
 
 #[test]
 fn a_drain_that_takes_too_long_says_so_to_the_client() {
-    let script = Script {
-        step_us: 10_000,
-        context_tokens: 100_000,
-        ..Script::default()
-    };
+    let script = Script { step_us: 10_000, context_tokens: 100_000, ..Script::default() };
     let mut scripted =
         Scripted::start_with(&script, |config| config.with("http.shutdown_grace_ms", 200));
     let body = chat(MODEL, "talk", json!({"stream": true, "max_tokens": 90_000}));
@@ -131,32 +100,15 @@ fn an_admin_stops_and_starts_a_model() {
     let started = admin.post("/admin/v1/start", &call);
     assert_eq!(started.status, 200);
     assert_eq!(started.json()["state"], "RUNNING");
-    assert_eq!(
-        admin.post("/admin/v1/start", &call).json()["error"]["code"],
-        "already_started"
-    );
+    assert_eq!(admin.post("/admin/v1/start", &call).json()["error"]["code"], "already_started");
     let first = scripted.front.workers();
-    assert_eq!(
-        admin.post("/admin/v1/restart", &call).json()["state"],
-        "RUNNING"
-    );
+    assert_eq!(admin.post("/admin/v1/restart", &call).json()["state"], "RUNNING");
     let second = scripted.front.workers();
-    assert!(
-        first.len() == 1 && second.len() == 1 && first != second,
-        "{first:?} {second:?}"
-    );
-    assert_eq!(
-        admin.post("/admin/v1/stop", &call).json()["state"],
-        "STOPPED"
-    );
-    until("no worker", || {
-        scripted.front.workers().is_empty().then_some(())
-    });
-    let answer = scripted
-        .front
-        .client()
-        .post(CHAT, &chat(MODEL, "hi", json!({"max_tokens": 2})))
-        .json();
+    assert!(first.len() == 1 && second.len() == 1 && first != second, "{first:?} {second:?}");
+    assert_eq!(admin.post("/admin/v1/stop", &call).json()["state"], "STOPPED");
+    until("no worker", || scripted.front.workers().is_empty().then_some(()));
+    let answer =
+        scripted.front.client().post(CHAT, &chat(MODEL, "hi", json!({"max_tokens": 2}))).json();
     assert_eq!(said(&answer).len(), 2, "a request starts it again");
     let log = admin.get(&format!("/admin/v1/log?model={MODEL}&bytes=100000"));
     assert_eq!(log.status, 200);
@@ -165,10 +117,7 @@ fn an_admin_stops_and_starts_a_model() {
 #[test]
 fn an_admin_shuts_the_front_down() {
     let mut front = FrontProcess::start(&config());
-    assert_eq!(
-        front.admin().post("/admin/v1/shutdown", &json!({})).status,
-        200
-    );
+    assert_eq!(front.admin().post("/admin/v1/shutdown", &json!({})).status, 200);
     assert_eq!(front.wait_exit().code(), Some(0));
     assert!(front.leftovers().is_empty());
 }
@@ -182,19 +131,10 @@ fn a_thousand_requests_leave_the_counters_at_zero() {
         assert_eq!(said(&client.post(CHAT, &body).json()).len(), 2);
     }
     let status = status_of(&scripted.front, MODEL);
-    assert_eq!(
-        (&status["requests_total"], &status["tokens_total"]),
-        (&json!(1000), &json!(2000))
-    );
-    assert_eq!(
-        (&status["running"], &status["queued"]),
-        (&json!(0), &json!(0))
-    );
+    assert_eq!((&status["requests_total"], &status["tokens_total"]), (&json!(1000), &json!(2000)));
+    assert_eq!((&status["running"], &status["queued"]), (&json!(0), &json!(0)));
     let metrics = client.get("/metrics").text();
-    assert!(
-        metrics.contains("mlxd_http_answers_in_flight 0"),
-        "{metrics}"
-    );
+    assert!(metrics.contains("mlxd_http_answers_in_flight 0"), "{metrics}");
     let counted = "mlxd_http_requests_total{route=\"/v1/chat/completions\",status=\"200\"} 1000";
     assert!(metrics.contains(counted), "{metrics}");
 }

@@ -30,10 +30,7 @@ impl Client {
     /// For the API at `base_url`.
     pub fn new(base_url: &str) -> anyhow::Result<Self> {
         let http = reqwest::Client::builder().no_proxy().build()?;
-        Ok(Self {
-            http,
-            base_url: base_url.to_owned(),
-        })
+        Ok(Self { http, base_url: base_url.to_owned() })
     }
 
     /// Streams an answer of exactly `tokens` tokens, greedy.
@@ -86,17 +83,13 @@ impl Client {
 }
 
 fn carries_text(event: &Value) -> bool {
-    event["choices"][0]["delta"]["content"]
-        .as_str()
-        .is_some_and(|text| !text.is_empty())
+    event["choices"][0]["delta"]["content"].as_str().is_some_and(|text| !text.is_empty())
 }
 
 fn answered(start: Instant, first: Option<f64>, usage: &Value) -> anyhow::Result<Answered> {
     let seconds = start.elapsed().as_secs_f64();
     let count = |key: &str| {
-        let count = usage[key]
-            .as_u64()
-            .with_context(|| format!("usage has no {key}"))?;
+        let count = usage[key].as_u64().with_context(|| format!("usage has no {key}"))?;
         anyhow::Ok(count as u32)
     };
     Ok(Answered {
@@ -109,14 +102,8 @@ fn answered(start: Instant, first: Option<f64>, usage: &Value) -> anyhow::Result
 
 /// Runs the engine alone, inside its worker.
 pub async fn direct(admin_socket: &Path, call: &BenchCall) -> anyhow::Result<BenchAnswer> {
-    let http = reqwest::Client::builder()
-        .unix_socket(admin_socket)
-        .build()?;
-    let response = http
-        .post("http://mlxd/admin/v1/bench")
-        .json(call)
-        .send()
-        .await?;
+    let http = reqwest::Client::builder().unix_socket(admin_socket).build()?;
+    let response = http.post("http://mlxd/admin/v1/bench").json(call).send().await?;
     let status = response.status();
     let text = response.text().await?;
     if !status.is_success() {

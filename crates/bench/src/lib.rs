@@ -30,9 +30,7 @@ enum Table {
 /// # Errors
 /// When the server cannot be started or a request fails.
 pub fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         match &arguments.table {
             Table::Overhead(arguments) => overhead::run(arguments).await,

@@ -26,12 +26,9 @@ impl Machine {
             system.refresh_memory();
             system.refresh_cpu_all();
         }
-        let cpu = system.as_ref().and_then(|system| {
-            system
-                .cpus()
-                .first()
-                .map(|cpu| cpu.brand().trim().to_owned())
-        });
+        let cpu = system
+            .as_ref()
+            .and_then(|system| system.cpus().first().map(|cpu| cpu.brand().trim().to_owned()));
         Self {
             cpu: cpu.unwrap_or_else(|| std::env::consts::ARCH.to_owned()),
             cores: std::thread::available_parallelism().map_or(1, usize::from),

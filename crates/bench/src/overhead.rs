@@ -76,21 +76,14 @@ pub async fn run(arguments: &Arguments) -> anyhow::Result<()> {
         Ok(report) => {
             print(&report);
             server.stop().await?;
-            arguments
-                .output
-                .as_ref()
-                .map_or(Ok(()), |path| write_json(path, &report))
+            arguments.output.as_ref().map_or(Ok(()), |path| write_json(path, &report))
         }
         Err(error) => Err(error.context(server.log())),
     }
 }
 
 async fn measure(arguments: &Arguments, server: &Server) -> anyhow::Result<Report> {
-    let runs = if arguments.quick {
-        1
-    } else {
-        arguments.runs.max(1)
-    };
+    let runs = if arguments.quick { 1 } else { arguments.runs.max(1) };
     let client = Client::new(&server.card.base_url)?;
     let bar = indicatif::ProgressBar::new(u64::from(runs) * CASES.len() as u64 * 2);
     let mut report = Report {
@@ -169,14 +162,8 @@ fn print(report: &Report) {
         report.machine.cores,
         report.machine.os
     );
-    let mut rows = table(&[
-        "case",
-        "tokens",
-        "direct tok/s",
-        "server tok/s",
-        "overhead",
-        "first delta ms",
-    ]);
+    let mut rows =
+        table(&["case", "tokens", "direct tok/s", "server tok/s", "overhead", "first delta ms"]);
     for case in &report.cases {
         rows.add_row([
             case.name.to_owned(),

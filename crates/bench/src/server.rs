@@ -56,18 +56,12 @@ impl Server {
         let mut server = Self {
             child,
             folder,
-            card: Card {
-                base_url: String::new(),
-                admin_socket: PathBuf::new(),
-            },
+            card: Card { base_url: String::new(), admin_socket: PathBuf::new() },
         };
         let appeared = tokio::time::timeout(START_TIMEOUT, server.find_card(&runtime)).await;
         server.card = match appeared {
             Ok(card) => card?,
-            Err(_) => bail!(
-                "mlxd serve did not start within {START_TIMEOUT:?}:\n{}",
-                server.log()
-            ),
+            Err(_) => bail!("mlxd serve did not start within {START_TIMEOUT:?}:\n{}", server.log()),
         };
         Ok(server)
     }

@@ -9,9 +9,7 @@ use std::path::Path;
 /// A table with these headings, numbers to the right.
 pub fn table(headings: &[&str]) -> Table {
     let mut table = Table::new();
-    table
-        .load_style(presets::ASCII_MARKDOWN)
-        .set_header(headings);
+    table.load_style(presets::ASCII_MARKDOWN).set_header(headings);
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);
     }

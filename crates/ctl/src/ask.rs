@@ -21,17 +21,13 @@ pub(crate) async fn ask(front: &Front, arguments: &Ask, as_json: bool) -> Result
     let mut request = request(arguments, question(arguments)?);
     if as_json {
         let patience = Patience::Stream(Some(SILENCE_MAX));
-        let answer: Value = front
-            .post("/v1/chat/completions", &request, patience)
-            .await?;
+        let answer: Value = front.post("/v1/chat/completions", &request, patience).await?;
         json(&answer)?;
         return Ok(Exit::Success);
     }
     request["stream"] = Value::Bool(true);
     let patience = Patience::Stream(Some(SILENCE_MAX));
-    let mut response = front
-        .post_stream("/v1/chat/completions", &request, patience)
-        .await?;
+    let mut response = front.post_stream("/v1/chat/completions", &request, patience).await?;
     let mut events = Events::default();
     let mut answer = Answer::default();
     while let Some(bytes) = response.chunk().await.map_err(broken)? {
@@ -53,10 +49,7 @@ fn question(arguments: &Ask) -> Result<String, Failure> {
         _ => {}
     }
     let mut text = String::new();
-    let read = stdin()
-        .lock()
-        .take(QUESTION_BYTES_MAX + 1)
-        .read_to_string(&mut text)?;
+    let read = stdin().lock().take(QUESTION_BYTES_MAX + 1).read_to_string(&mut text)?;
     if read as u64 > QUESTION_BYTES_MAX {
         return Err(Failure::Broken(format!(
             "the question is longer than {QUESTION_BYTES_MAX} bytes"
@@ -66,10 +59,7 @@ fn question(arguments: &Ask) -> Result<String, Failure> {
 }
 
 fn request(arguments: &Ask, question: String) -> Value {
-    let system = arguments
-        .system
-        .iter()
-        .map(|text| json!({"role": "system", "content": text}));
+    let system = arguments.system.iter().map(|text| json!({"role": "system", "content": text}));
     let user = json!({"role": "user", "content": question});
     let messages: Vec<Value> = system.chain([user]).collect();
     let mut request = json!({"model": arguments.model, "messages": messages});
@@ -158,11 +148,7 @@ impl Answer {
         for choice in chunk.choices {
             if let Some(content) = choice.delta.content.filter(|content| !content.is_empty()) {
                 self.last_char = content.chars().last();
-                piece(&if is_terminal() {
-                    harmless(&content)
-                } else {
-                    content
-                })?;
+                piece(&if is_terminal() { harmless(&content) } else { content })?;
             }
             self.finish_reason = choice.finish_reason.or(self.finish_reason.take());
         }

@@ -57,22 +57,14 @@ pub(crate) async fn call(
     let names = expanded(front, deed, names).await?;
     let mut exit = Exit::Success;
     for name in &names {
-        let body = ModelCall {
-            model: name.clone(),
-        };
-        match front
-            .post::<ModelStatus>(deed.route(), &body, Patience::Slow)
-            .await
-        {
+        let body = ModelCall { model: name.clone() };
+        match front.post::<ModelStatus>(deed.route(), &body, Patience::Slow).await {
             Ok(status) if as_json => output::json(&status)?,
             Ok(status) => output::line(&format!("{}: {}", status.name, deed.done()))?,
             Err(Failure::Admin(body)) => {
                 let is_harmless = deed.harmless_code() == Some(body.code.as_str());
                 // Like supervisorctl's, these lines belong to the result.
-                output::line(&format!(
-                    "{name}: ERROR ({})",
-                    output::harmless(&body.message)
-                ))?;
+                output::line(&format!("{name}: ERROR ({})", output::harmless(&body.message)))?;
                 if !is_harmless {
                     exit = Failure::Admin(body).exit();
                 }
@@ -86,14 +78,8 @@ pub(crate) async fn call(
 async fn expanded(front: &Front, deed: Deed, names: &[String]) -> Result<Vec<String>, Failure> {
     if names.iter().any(|name| name == "all") {
         let status: Status = front.get("/admin/v1/status").await?;
-        let concerned = status
-            .models
-            .into_iter()
-            .filter(|model| deed.concerns(model));
+        let concerned = status.models.into_iter().filter(|model| deed.concerns(model));
         return Ok(concerned.map(|model| model.name).collect());
     }
-    Ok(names
-        .iter()
-        .map(|name| model_from_here(name))
-        .collect::<std::io::Result<_>>()?)
+    Ok(names.iter().map(|name| model_from_here(name)).collect::<std::io::Result<_>>()?)
 }

@@ -119,10 +119,7 @@ impl Front {
                 ErrorKind::NotFound => Failure::NoSocket(path()),
                 ErrorKind::ConnectionRefused => Failure::Refused(path()),
                 ErrorKind::PermissionDenied => Failure::Forbidden(path()),
-                _ => Failure::Socket {
-                    path: path(),
-                    error,
-                },
+                _ => Failure::Socket { path: path(), error },
             }),
         }
     }
@@ -137,9 +134,7 @@ impl Front {
 
     /// `GET`, answered at once with JSON.
     pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
-        let request = self
-            .client(Patience::Quick)?
-            .request(Method::GET, local(path, &[])?);
+        let request = self.client(Patience::Quick)?.request(Method::GET, local(path, &[])?);
         self.json(request.send().await.map_err(broken)?).await
     }
 
@@ -150,9 +145,7 @@ impl Front {
         query: &[(&str, &str)],
         patience: Patience,
     ) -> Result<Response, Failure> {
-        let request = self
-            .client(patience)?
-            .request(Method::GET, local(path, query)?);
+        let request = self.client(patience)?.request(Method::GET, local(path, query)?);
         self.checked(request.send().await.map_err(broken)?).await
     }
 
@@ -174,17 +167,12 @@ impl Front {
         body: &impl Serialize,
         patience: Patience,
     ) -> Result<Response, Failure> {
-        let request = self
-            .client(patience)?
-            .request(Method::POST, local(path, &[])?)
-            .json(body);
+        let request = self.client(patience)?.request(Method::POST, local(path, &[])?).json(body);
         self.checked(request.send().await.map_err(broken)?).await
     }
 
     fn client(&self, patience: Patience) -> Result<Client, Failure> {
-        let builder = Client::builder()
-            .no_proxy()
-            .unix_socket(self.socket.as_path());
+        let builder = Client::builder().no_proxy().unix_socket(self.socket.as_path());
         let builder = match patience {
             Patience::Quick => builder.timeout(QUICK_TIMEOUT),
             Patience::Slow => builder.timeout(SLOW_TIMEOUT),
@@ -223,10 +211,7 @@ pub(crate) fn refusal(body: &[u8]) -> Option<Failure> {
     }
     let error: serde_json::Value = serde_json::from_slice(body).ok()?;
     let message = error.get("error")?.get("message")?.as_str()?.to_owned();
-    Some(Failure::Admin(AdminErrorBody {
-        code: String::new(),
-        message,
-    }))
+    Some(Failure::Admin(AdminErrorBody { code: String::new(), message }))
 }
 
 /// Refuses an mlxd that speaks another protocol.
@@ -234,10 +219,7 @@ pub(crate) fn check_protocol(version: &Version) -> Result<(), Failure> {
     if version.protocol == PROTOCOL_VERSION {
         return Ok(());
     }
-    Err(Failure::OtherProtocol {
-        version: version.version.clone(),
-        protocol: version.protocol,
-    })
+    Err(Failure::OtherProtocol { version: version.version.clone(), protocol: version.protocol })
 }
 
 /// An error of the HTTP client, with its causes.
@@ -289,15 +271,9 @@ mod tests {
     fn both_kinds_of_refusal_are_understood() {
         let admin =
             refusal(br#"{"error": {"code": "load_failed", "message": "no such file"}}"#).unwrap();
-        assert_eq!(
-            (admin.to_string().as_str(), admin.exit()),
-            ("no such file", Exit::NotRunning)
-        );
+        assert_eq!((admin.to_string().as_str(), admin.exit()), ("no such file", Exit::NotRunning));
         let api = refusal(br#"{"error": {"code": null, "type": "x", "message": "no"}}"#).unwrap();
-        assert_eq!(
-            (api.to_string().as_str(), api.exit()),
-            ("no", Exit::Generic)
-        );
+        assert_eq!((api.to_string().as_str(), api.exit()), ("no", Exit::Generic));
         assert!(refusal(b"<html>").is_none());
     }
 }

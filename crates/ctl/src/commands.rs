@@ -69,14 +69,9 @@ async fn show_status(front: MaybeFront, names: &[String], as_json: bool) -> Resu
     let is_named = !names.is_empty() && !names.iter().any(|name| name == "all");
     let mut shown: Vec<&ModelStatus> = status.models.iter().collect();
     if is_named {
-        let wanted = names
-            .iter()
-            .map(|name| model_from_here(name))
-            .collect::<Result<Vec<_>, _>>()?;
-        for name in wanted
-            .iter()
-            .filter(|name| !shown.iter().any(|model| model.name == **name))
-        {
+        let wanted =
+            names.iter().map(|name| model_from_here(name)).collect::<Result<Vec<_>, _>>()?;
+        for name in wanted.iter().filter(|name| !shown.iter().any(|model| model.name == **name)) {
             eprintln!(
                 "mlxctl: {name}: ERROR (no such model in the table; `mlxctl status` shows it)"
             );
@@ -125,16 +120,11 @@ async fn show_version(front: MaybeFront, as_json: bool) -> Result<Exit, Failure>
 async fn shutdown(front: MaybeFront, as_json: bool) -> Result<Exit, Failure> {
     let front = front?;
     front.reach()?;
-    let version: Version = front
-        .post("/admin/v1/shutdown", &json!({}), Patience::Quick)
-        .await?;
+    let version: Version = front.post("/admin/v1/shutdown", &json!({}), Patience::Quick).await?;
     if as_json {
         output::json(&version)?;
     } else {
-        output::line(&format!(
-            "mlxd, pid {}: finishes what runs, then ends",
-            version.pid
-        ))?;
+        output::line(&format!("mlxd, pid {}: finishes what runs, then ends", version.pid))?;
     }
     Ok(Exit::Success)
 }

@@ -24,10 +24,7 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     // clap's own errors end with 2, as ours for wrong arguments.
     let arguments = Arguments::parse();
-    let runtime = match tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-    {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("mlxctl: cannot start: {error}");

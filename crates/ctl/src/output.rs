@@ -40,13 +40,7 @@ pub(crate) fn is_terminal() -> bool {
 /// and tabs stay.
 pub(crate) fn harmless(text: &str) -> String {
     text.chars()
-        .map(|c| {
-            if c.is_control() && !matches!(c, '\n' | '\t' | '\r') {
-                '\u{FFFD}'
-            } else {
-                c
-            }
-        })
+        .map(|c| if c.is_control() && !matches!(c, '\n' | '\t' | '\r') { '\u{FFFD}' } else { c })
         .collect()
 }
 
@@ -56,9 +50,6 @@ mod tests {
 
     #[test]
     fn control_characters_are_shown_as_such() {
-        assert_eq!(
-            harmless("a\u{1b}[2Jb\u{9b}\tc\n"),
-            "a\u{FFFD}[2Jb\u{FFFD}\tc\n"
-        );
+        assert_eq!(harmless("a\u{1b}[2Jb\u{9b}\tc\n"), "a\u{FFFD}[2Jb\u{FFFD}\tc\n");
     }
 }

@@ -5,9 +5,7 @@ use crate::output::harmless;
 use crate::units;
 use mlxd_protocol::admin::{ModelStatus, Status, WorkerState};
 
-const HEADS: [&str; 7] = [
-    "MODEL", "STATE", "PID", "UPTIME", "MEMORY", "REQUESTS", "TOK/S",
-];
+const HEADS: [&str; 7] = ["MODEL", "STATE", "PID", "UPTIME", "MEMORY", "REQUESTS", "TOK/S"];
 /// The first columns are text, the others numbers.
 const LEFT_ALIGNED: usize = 2;
 const GAP: usize = 2;
@@ -72,10 +70,7 @@ pub(crate) fn exit(models: &[&ModelStatus]) -> Exit {
 }
 
 fn is_stopped(state: WorkerState) -> bool {
-    matches!(
-        state,
-        WorkerState::Stopped | WorkerState::Exited | WorkerState::Fatal
-    )
+    matches!(state, WorkerState::Stopped | WorkerState::Exited | WorkerState::Fatal)
 }
 
 fn row(model: &ModelStatus) -> [String; 7] {
@@ -87,11 +82,7 @@ fn row(model: &ModelStatus) -> [String; 7] {
         model.uptime_s.map_or(String::new(), units::duration),
         model.memory_bytes.map_or(String::new(), units::bytes),
         model.requests_total.to_string(),
-        if lives {
-            units::rate(model.tokens_per_s)
-        } else {
-            String::new()
-        },
+        if lives { units::rate(model.tokens_per_s) } else { String::new() },
     ]
 }
 
@@ -100,16 +91,14 @@ fn note(model: &ModelStatus) -> Option<String> {
     let reason = model.reason.clone();
     match model.state {
         WorkerState::Starting => match (model.load_progress, reason) {
-            (Some(progress), _) => Some(format!(
-                "loading, {:.0} %",
-                progress.clamp(0.0, 1.0) * 100.0
-            )),
+            (Some(progress), _) => {
+                Some(format!("loading, {:.0} %", progress.clamp(0.0, 1.0) * 100.0))
+            }
             (None, reason) => reason,
         },
-        WorkerState::Running if model.queued > 0 => Some(format!(
-            "{} running, {} waiting",
-            model.running, model.queued
-        )),
+        WorkerState::Running if model.queued > 0 => {
+            Some(format!("{} running, {} waiting", model.running, model.queued))
+        }
         WorkerState::Running => None,
         _ => reason,
     }
@@ -200,11 +189,7 @@ mod tests {
 
     fn server(models: Vec<ModelStatus>) -> Status {
         Status {
-            server: Version {
-                version: "0.1.0".into(),
-                protocol: 1,
-                pid: 99,
-            },
+            server: Version { version: "0.1.0".into(), protocol: 1, pid: 99 },
             uptime_s: 61,
             memory_bytes: 14_200_000,
             base_url: "http://127.0.0.1:11440/v1".into(),
@@ -229,10 +214,7 @@ mod tests {
         starting.tokens_per_s = 0.0;
         let mut busy = model("mlxd-demo", WorkerState::Running);
         (busy.running, busy.queued) = (8, 3);
-        let text = shown(
-            vec![backoff, starting, busy, model("z", WorkerState::Stopped)],
-            Some(80),
-        );
+        let text = shown(vec![backoff, starting, busy, model("z", WorkerState::Stopped)], Some(80));
         assert_eq!(
             text,
             "\
@@ -254,12 +236,7 @@ mlxd 0.1.0, pid 99, up 0:01:01, 14 MB, serves http://127.0.0.1:11440/v1
     #[test]
     fn a_long_name_has_its_own_line_on_a_terminal_and_one_line_elsewhere() {
         let name = "mlx-community/Qwen2.5-Coder-32B-Instruct-4bit";
-        let models = || {
-            vec![
-                model(name, WorkerState::Running),
-                model("s", WorkerState::Running),
-            ]
-        };
+        let models = || vec![model(name, WorkerState::Running), model("s", WorkerState::Running)];
         assert_eq!(
             shown(models(), Some(80)),
             "\
@@ -272,10 +249,7 @@ mlxd 0.1.0, pid 99, up 0:01:01, 14 MB, serves http://127.0.0.1:11440/v1
         );
         let one_line = shown(models(), None);
         assert_eq!(
-            one_line
-                .lines()
-                .filter(|line| line.contains(name) && line.contains("RUNNING"))
-                .count(),
+            one_line.lines().filter(|line| line.contains(name) && line.contains("RUNNING")).count(),
             1
         );
     }
@@ -296,11 +270,7 @@ mlxd 0.1.0, pid 99, up 0:01:01, 14 MB, serves http://127.0.0.1:11440/v1
     #[test]
     fn exit_codes_are_supervisorctls() {
         let exit_for = |state| exit(&[&model("a", WorkerState::Running), &model("m", state)]);
-        for state in [
-            WorkerState::Stopped,
-            WorkerState::Exited,
-            WorkerState::Fatal,
-        ] {
+        for state in [WorkerState::Stopped, WorkerState::Exited, WorkerState::Fatal] {
             assert_eq!(exit_for(state), Exit::StatusNotRunning);
         }
         for state in [

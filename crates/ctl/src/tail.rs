@@ -10,17 +10,12 @@ use tokio::signal::unix::{SignalKind, signal};
 /// Shows the log; with `follow` until Ctrl-C, the end of mlxd, or a closed pipe.
 pub(crate) async fn tail(front: &Front, arguments: &Tail) -> Result<Exit, Failure> {
     let bytes = arguments.bytes.to_string();
-    let mut query = vec![
-        ("model", arguments.model.as_str()),
-        ("bytes", bytes.as_str()),
-    ];
+    let mut query = vec![("model", arguments.model.as_str()), ("bytes", bytes.as_str())];
     if arguments.follow {
         query.push(("follow", "true"));
     }
     // A log may stay silent for ever.
-    let mut log = front
-        .get_stream("/admin/v1/log", &query, Patience::Stream(None))
-        .await?;
+    let mut log = front.get_stream("/admin/v1/log", &query, Patience::Stream(None)).await?;
     let mut text = Text::default();
     // Registered before the first piece is shown: Ctrl-C is the ordinary end of `tail -f`.
     let mut interrupt = signal(SignalKind::interrupt())?;

@@ -4,11 +4,7 @@
 pub(crate) fn duration(seconds: u64) -> String {
     let (days, rest) = (seconds / 86_400, seconds % 86_400);
     let clock = format!("{}:{:02}:{:02}", rest / 3600, rest / 60 % 60, rest % 60);
-    if days == 0 {
-        clock
-    } else {
-        format!("{days}d {clock}")
-    }
+    if days == 0 { clock } else { format!("{days}d {clock}") }
 }
 
 /// In powers of 1000, as the systems' own tools show memory: three digits.
@@ -25,21 +21,13 @@ pub(crate) fn bytes(count: u64) -> String {
         unit += 1;
     }
     let digits = if value < 9.95 { 1 } else { 0 };
-    let digits = if (9.95..99.95).contains(&value) && unit >= 2 {
-        1
-    } else {
-        digits
-    };
+    let digits = if (9.95..99.95).contains(&value) && unit >= 2 { 1 } else { digits };
     format!("{value:.digits$} {}", UNITS[unit])
 }
 
 /// Tokens a second.
 pub(crate) fn rate(per_s: f32) -> String {
-    if per_s < 99.95 {
-        format!("{per_s:.1}")
-    } else {
-        format!("{per_s:.0}")
-    }
+    if per_s < 99.95 { format!("{per_s:.1}") } else { format!("{per_s:.0}") }
 }
 
 #[cfg(test)]

@@ -32,11 +32,7 @@ mlxd 9.9.9, pid 99, up 0:01:01, 14 MB, serves http://127.0.0.1:11440/v1
 
 #[test]
 fn status_ends_as_supervisorctls_does() {
-    let front = status_of(&[
-        model("a", "RUNNING"),
-        model("b", "FATAL"),
-        model("c", "BACKOFF"),
-    ]);
+    let front = status_of(&[model("a", "RUNNING"), model("b", "FATAL"), model("c", "BACKOFF")]);
     assert_eq!(front.ctl(&["status"]).code, 3);
     assert_eq!(front.ctl(&["status", "all"]).code, 3);
     assert_eq!(front.ctl(&["status", "b", "a"]).code, 3);
@@ -54,8 +50,7 @@ fn status_with_nothing_loaded_helps() {
     let done = status_of(&[]).ctl(&["status"]);
     assert_eq!(done.code, 0);
     assert!(
-        done.out
-            .starts_with("Nothing is loaded. A model loads at its first request"),
+        done.out.starts_with("Nothing is loaded. A model loads at its first request"),
         "{}",
         done.out
     );
@@ -76,39 +71,24 @@ fn start_stop_and_restart_name_the_model() {
     let running = Reply::Json(200, model("a/b", "RUNNING"));
     let front = Front::new([
         ("POST /admin/v1/start", running.clone()),
-        (
-            "POST /admin/v1/stop",
-            Reply::Json(200, model("a/b", "STOPPED")),
-        ),
+        ("POST /admin/v1/stop", Reply::Json(200, model("a/b", "STOPPED"))),
         ("POST /admin/v1/restart", running),
     ]);
-    for (command, said) in [
-        ("start", "started"),
-        ("stop", "stopped"),
-        ("restart", "restarted"),
-    ] {
+    for (command, said) in [("start", "started"), ("stop", "stopped"), ("restart", "restarted")] {
         let done = front.ctl(&[command, "a/b"]);
         assert_eq!((done.code, done.out), (0, format!("a/b: {said}\n")));
     }
     let seen = front.seen();
-    assert_eq!(
-        seen[0],
-        ("POST /admin/v1/start".into(), r#"{"model":"a/b"}"#.into())
-    );
+    assert_eq!(seen[0], ("POST /admin/v1/start".into(), r#"{"model":"a/b"}"#.into()));
     assert_eq!(seen.len(), 3);
 }
 
 #[test]
 fn a_relative_path_is_sent_whole() {
-    let front = Front::new([(
-        "POST /admin/v1/start",
-        Reply::Json(200, model("m", "RUNNING")),
-    )]);
+    let front = Front::new([("POST /admin/v1/start", Reply::Json(200, model("m", "RUNNING")))]);
     let folder = tempfile::tempdir().unwrap();
     let mut command = mlxctl(&["start", "./m/"]);
-    command
-        .current_dir(folder.path())
-        .env("MLXD_SOCKET", front.socket());
+    command.current_dir(folder.path()).env("MLXD_SOCKET", front.socket());
     assert_eq!(Done::of(command.output().unwrap()).code, 0);
     let body: Value = serde_json::from_str(&front.seen()[0].1).unwrap();
     let expected = folder.path().canonicalize().unwrap().join("m");
@@ -144,31 +124,16 @@ fn refusals_have_supervisorctls_codes() {
 #[test]
 fn all_means_the_models_of_the_table() {
     let front = Front::new([
-        (
-            "GET /admin/v1/status",
-            status(&[model("a", "RUNNING"), model("b", "STOPPED")]),
-        ),
-        (
-            "POST /admin/v1/stop",
-            Reply::Json(200, model("a", "STOPPED")),
-        ),
-        (
-            "POST /admin/v1/start",
-            Reply::Json(200, model("x", "RUNNING")),
-        ),
+        ("GET /admin/v1/status", status(&[model("a", "RUNNING"), model("b", "STOPPED")])),
+        ("POST /admin/v1/stop", Reply::Json(200, model("a", "STOPPED"))),
+        ("POST /admin/v1/start", Reply::Json(200, model("x", "RUNNING"))),
     ]);
     front.ctl(&["stop", "all"]);
     front.ctl(&["start", "all"]);
-    let posts: Vec<_> = front
-        .seen()
-        .into_iter()
-        .filter(|(call, _)| call.starts_with("POST"))
-        .collect();
+    let posts: Vec<_> =
+        front.seen().into_iter().filter(|(call, _)| call.starts_with("POST")).collect();
     let bodies: Vec<&str> = posts.iter().map(|(_, body)| body.as_str()).collect();
-    assert_eq!(
-        bodies,
-        [r#"{"model":"a"}"#, r#"{"model":"a"}"#, r#"{"model":"b"}"#]
-    );
+    assert_eq!(bodies, [r#"{"model":"a"}"#, r#"{"model":"a"}"#, r#"{"model":"b"}"#]);
 }
 
 #[test]
@@ -197,11 +162,7 @@ fn without_a_front_one_sentence_says_what_to_run() {
     drop(UnixListener::bind(&socket).unwrap());
     let done = run(&["stop", "m"]);
     assert_eq!(done.code, 4);
-    assert!(
-        done.err.contains("nobody answers on the socket"),
-        "{}",
-        done.err
-    );
+    assert!(done.err.contains("nobody answers on the socket"), "{}", done.err);
     assert_eq!(run(&["status"]).code, 4);
 }
 
@@ -218,11 +179,7 @@ fn the_socket_is_where_the_configuration_puts_it() {
     assert_eq!(status("MLXD_PATHS_RUNTIME", &runtime).code, 0);
 
     let file = folder.path().join("mlxd.toml");
-    std::fs::write(
-        &file,
-        format!("[paths]\nruntime = {:?}\n", runtime.to_str().unwrap()),
-    )
-    .unwrap();
+    std::fs::write(&file, format!("[paths]\nruntime = {:?}\n", runtime.to_str().unwrap())).unwrap();
     assert_eq!(status("MLXD_CONFIG", &file).code, 0);
 
     std::fs::rename(&runtime, folder.path().join("mlxd")).unwrap();
@@ -231,9 +188,7 @@ fn the_socket_is_where_the_configuration_puts_it() {
     // A slip elsewhere in the file must not keep anybody from the front.
     std::fs::write(&file, "[http]\nprot = 1\n").unwrap();
     let mut command = mlxctl(&["status"]);
-    command
-        .env("MLXD_CONFIG", &file)
-        .env("XDG_RUNTIME_DIR", folder.path());
+    command.env("MLXD_CONFIG", &file).env("XDG_RUNTIME_DIR", folder.path());
     let done = Done::of(command.output().unwrap());
     assert_eq!(done.code, 0);
     assert!(done.err.contains("did you mean http.port?"), "{}", done.err);
@@ -245,18 +200,11 @@ fn another_protocol_is_told_and_only_shutdown_does_not_mind() {
     let front = Front::new([
         ("GET /admin/v1/version", other()),
         ("POST /admin/v1/shutdown", other()),
-        (
-            "POST /admin/v1/start",
-            Reply::Json(200, model("m", "RUNNING")),
-        ),
+        ("POST /admin/v1/start", Reply::Json(200, model("m", "RUNNING"))),
     ]);
     let done = front.ctl(&["start", "m"]);
     assert_eq!(done.code, 5);
-    assert!(
-        done.err.contains("mlxd 9.9.9 speaks protocol"),
-        "{}",
-        done.err
-    );
+    assert!(done.err.contains("mlxd 9.9.9 speaks protocol"), "{}", done.err);
     assert_eq!(front.ctl(&["version"]).code, 5);
     let done = front.ctl(&["shutdown"]);
     assert_eq!(
@@ -286,22 +234,13 @@ fn version_shows_both() {
 
 #[test]
 fn wrong_arguments_end_with_2() {
-    for arguments in [
-        &["start"][..],
-        &["frobnicate"],
-        &["ask"],
-        &["tail", "-c", "many", "m"],
-        &[],
-    ] {
+    for arguments in [&["start"][..], &["frobnicate"], &["ask"], &["tail", "-c", "many", "m"], &[]]
+    {
         let done = Done::of(mlxctl(arguments).output().unwrap());
         assert_eq!(done.code, 2, "{arguments:?}: {}", done.err);
     }
     let help = Done::of(mlxctl(&["--help"]).output().unwrap());
-    assert!(
-        help.out.contains("Exit codes, as supervisorctl's:"),
-        "{}",
-        help.out
-    );
+    assert!(help.out.contains("Exit codes, as supervisorctl's:"), "{}", help.out);
 }
 
 fn delta(content: &str) -> Vec<u8> {
@@ -328,15 +267,8 @@ fn ask_shows_the_answer() {
         b"data: {\"choices\": [{\"delta\": {\"role\": \"assistant\", \"content\": \"\"}}]}\n\n"
             .to_vec();
     let usage = b": ping\n\ndata: {\"choices\": [], \"usage\": {}}\n\n".to_vec();
-    let pieces = [
-        role,
-        delta("Grü"),
-        delta("ße\n"),
-        delta("Welt"),
-        finish("stop"),
-        usage,
-        done_event(),
-    ];
+    let pieces =
+        [role, delta("Grü"), delta("ße\n"), delta("Welt"), finish("stop"), usage, done_event()];
     // Cut the stream elsewhere than its events, in the middle of a character too.
     let bytes: Vec<u8> = pieces.concat();
     let front = chat(Reply::Pieces(bytes.chunks(7).map(<[u8]>::to_vec).collect()));
@@ -351,10 +283,7 @@ fn ask_shows_the_answer() {
         "--temperature",
         "0.5",
     ]);
-    assert_eq!(
-        (done.code, done.out.as_str(), done.err.as_str()),
-        (0, "Grüße\nWelt\n", "")
-    );
+    assert_eq!((done.code, done.out.as_str(), done.err.as_str()), (0, "Grüße\nWelt\n", ""));
     let request: Value = serde_json::from_str(&front.seen()[0].1).unwrap();
     assert_eq!(
         request,
@@ -368,23 +297,11 @@ fn ask_shows_the_answer() {
 
 #[test]
 fn ask_reads_standard_input() {
-    let front = chat(Reply::Pieces(vec![
-        delta("x"),
-        finish("stop"),
-        done_event(),
-    ]));
+    let front = chat(Reply::Pieces(vec![delta("x"), finish("stop"), done_event()]));
     let mut command = mlxctl(&["ask", "m"]);
-    command
-        .env("MLXD_SOCKET", front.socket())
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped());
+    command.env("MLXD_SOCKET", front.socket()).stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut child = command.spawn().unwrap();
-    child
-        .stdin
-        .take()
-        .unwrap()
-        .write_all(b"from a pipe")
-        .unwrap();
+    child.stdin.take().unwrap().write_all(b"from a pipe").unwrap();
     assert_eq!(Done::of(child.wait_with_output().unwrap()).out, "x\n");
     let request: Value = serde_json::from_str(&front.seen()[0].1).unwrap();
     assert_eq!(request["messages"][0]["content"], "from a pipe");
@@ -398,41 +315,26 @@ fn an_answer_that_is_not_whole_is_no_success() {
 
     let broken = chat(Reply::Broken(vec![delta("half")])).ctl(&["ask", "m", "q"]);
     assert_eq!((broken.code, broken.out.as_str()), (1, "half"));
-    assert!(
-        broken.err.contains("the connection to mlxd broke"),
-        "{}",
-        broken.err
-    );
+    assert!(broken.err.contains("the connection to mlxd broke"), "{}", broken.err);
 
     let error = b"data: {\"error\": {\"message\": \"the worker died\", \"type\": \"server_error\", \"code\": null}}\n\n";
-    let died = chat(Reply::Pieces(vec![
-        delta("half"),
-        error.to_vec(),
-        done_event(),
-    ]))
-    .ctl(&["ask", "m", "q"]);
+    let died = chat(Reply::Pieces(vec![delta("half"), error.to_vec(), done_event()]))
+        .ctl(&["ask", "m", "q"]);
     assert_eq!(
         (died.code, died.out.as_str(), died.err.as_str()),
         (1, "half\n", "mlxctl: the worker died\n")
     );
 
-    let long = chat(Reply::Pieces(vec![
-        delta("long"),
-        finish("length"),
-        done_event(),
-    ]))
-    .ctl(&["ask", "m", "q"]);
+    let long = chat(Reply::Pieces(vec![delta("long"), finish("length"), done_event()]))
+        .ctl(&["ask", "m", "q"]);
     assert_eq!((long.code, long.out.as_str()), (0, "long\n"));
     assert!(long.err.contains("--max-tokens"), "{}", long.err);
 }
 
 #[test]
 fn ask_tells_a_refusal_as_a_sentence() {
-    let front = chat(refusal(
-        404,
-        "model_not_found",
-        "there is no model \\\"zz\\\". Models here: a",
-    ));
+    let front =
+        chat(refusal(404, "model_not_found", "there is no model \\\"zz\\\". Models here: a"));
     let done = front.ctl(&["ask", "zz", "q"]);
     assert_eq!(
         (done.code, done.err.as_str()),
@@ -449,19 +351,9 @@ fn tail_asks_for_the_end_and_passes_bytes_as_they_are() {
     let front = Front::new([("GET /admin/v1/log", Reply::Pieces(log.clone()))]);
     let mut command = mlxctl(&["tail", "-c", "20", "a b/ü"]);
     let output = command.env("MLXD_SOCKET", front.socket()).output().unwrap();
-    assert_eq!(
-        (output.status.code(), output.stdout),
-        (Some(0), log.concat())
-    );
+    assert_eq!((output.status.code(), output.stdout), (Some(0), log.concat()));
     let mut follow = mlxctl(&["tail", "-f", "m"]);
-    assert!(
-        follow
-            .env("MLXD_SOCKET", front.socket())
-            .output()
-            .unwrap()
-            .status
-            .success()
-    );
+    assert!(follow.env("MLXD_SOCKET", front.socket()).output().unwrap().status.success());
     let calls: Vec<String> = front.seen().into_iter().map(|(call, _)| call).collect();
     assert_eq!(
         calls,
@@ -470,25 +362,16 @@ fn tail_asks_for_the_end_and_passes_bytes_as_they_are() {
             "GET /admin/v1/log?model=m&bytes=1600&follow=true"
         ]
     );
-    let none = Front::new([(
-        "GET /admin/v1/log",
-        refusal(404, "unknown_model", "no model zz"),
-    )]);
+    let none = Front::new([("GET /admin/v1/log", refusal(404, "unknown_model", "no model zz"))]);
     let done = none.ctl(&["tail", "zz"]);
     assert_eq!((done.code, done.err.as_str()), (1, "mlxctl: no model zz\n"));
 }
 
 #[test]
 fn a_reader_that_has_seen_enough_is_no_error() {
-    let front = Front::new([(
-        "GET /admin/v1/log",
-        Reply::Pieces(vec![vec![b'x'; 60_000]; 20]),
-    )]);
+    let front = Front::new([("GET /admin/v1/log", Reply::Pieces(vec![vec![b'x'; 60_000]; 20]))]);
     let mut command = mlxctl(&["tail", "m"]);
-    command
-        .env("MLXD_SOCKET", front.socket())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped());
+    command.env("MLXD_SOCKET", front.socket()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
     drop(child.stdout.take());
     let done = Done::of(child.wait_with_output().unwrap());
@@ -499,17 +382,10 @@ fn a_reader_that_has_seen_enough_is_no_error() {
 fn ctrl_c_is_the_ordinary_end_of_following() {
     let front = Front::new([("GET /admin/v1/log", Reply::Open(vec![b"line".to_vec()]))]);
     let mut command = mlxctl(&["tail", "-f", "m"]);
-    command
-        .env("MLXD_SOCKET", front.socket())
-        .stdout(Stdio::piped());
+    command.env("MLXD_SOCKET", front.socket()).stdout(Stdio::piped());
     let mut child = command.spawn().unwrap();
     let mut shown = [0; 4];
-    child
-        .stdout
-        .as_mut()
-        .unwrap()
-        .read_exact(&mut shown)
-        .unwrap();
+    child.stdout.as_mut().unwrap().read_exact(&mut shown).unwrap();
     assert_eq!(&shown, b"line");
     let pid = Pid::from_raw(child.id().try_into().unwrap());
     kill(pid, Signal::SIGINT).unwrap();

@@ -49,9 +49,7 @@ fn is_current(own: &Path) -> bool {
         fs::symlink_metadata(own.join(name)).is_ok_and(|m| m.is_file() && m.len() == bytes as u64)
     };
     right_size(REVISION_FILE, REVISION.len() + 1)
-        && FILES
-            .iter()
-            .all(|file| right_size(file.name, file.bytes.len()))
+        && FILES.iter().all(|file| right_size(file.name, file.bytes.len()))
         && fs::read_to_string(own.join(REVISION_FILE)).is_ok_and(|text| text.trim_end() == REVISION)
 }
 
@@ -110,12 +108,7 @@ mod tests {
         let own = materialise(folder.path()).unwrap();
         assert_eq!(own, folder.path().join("mlxd-demo"));
         for file in FILES {
-            assert_eq!(
-                fs::read(own.join(file.name)).unwrap(),
-                file.bytes,
-                "{}",
-                file.name
-            );
+            assert_eq!(fs::read(own.join(file.name)).unwrap(), file.bytes, "{}", file.name);
         }
         let mut names: Vec<String> = fs::read_dir(&own)
             .unwrap()
@@ -169,12 +162,7 @@ mod tests {
             materialise(folder.path()).unwrap();
             assert!(is_current(&own));
             for file in FILES {
-                assert_eq!(
-                    fs::read(own.join(file.name)).unwrap(),
-                    file.bytes,
-                    "{}",
-                    file.name
-                );
+                assert_eq!(fs::read(own.join(file.name)).unwrap(), file.bytes, "{}", file.name);
             }
             assert!(!own.join(".model.safetensors.partial").exists());
         }
@@ -199,9 +187,6 @@ mod tests {
         let file = folder.path().join("in-the-way");
         fs::write(&file, "").unwrap();
         let error = materialise(&file).unwrap_err().to_string();
-        assert!(
-            error.contains("in-the-way") && error.contains("8 MB"),
-            "{error}"
-        );
+        assert!(error.contains("in-the-way") && error.contains("8 MB"), "{error}");
     }
 }

@@ -24,9 +24,7 @@ fn json(name: &str) -> Value {
 }
 
 fn number(config: &Value, key: &str) -> u64 {
-    config[key]
-        .as_u64()
-        .unwrap_or_else(|| panic!("{key} in config.json"))
+    config[key].as_u64().unwrap_or_else(|| panic!("{key} in config.json"))
 }
 
 #[test]
@@ -40,13 +38,8 @@ fn the_model_with_its_text_and_training_stays_under_eight_megabytes() {
         if path.is_file() {
             return path.metadata().unwrap().len();
         }
-        let entries = std::fs::read_dir(path)
-            .unwrap()
-            .map(|entry| entry.unwrap().path());
-        entries
-            .filter(|path| !path.ends_with("__pycache__"))
-            .map(|path| size(&path))
-            .sum()
+        let entries = std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path());
+        entries.filter(|path| !path.ends_with("__pycache__")).map(|path| size(&path)).sum()
     }
     let total = size(&here("model")) + size(&here("train")) + size(&here("questions.json"));
     assert!(total <= SHIPPED_BYTES_MAX, "{total} bytes");
@@ -86,10 +79,7 @@ fn the_weights_are_those_that_the_config_asks_for() {
     let queries = number(&config, "num_attention_heads") * head;
     let keys = number(&config, "num_key_value_heads") * head;
     let mut wanted = BTreeMap::from([
-        (
-            "model.embed_tokens.weight".to_owned(),
-            vec![vocabulary, hidden],
-        ),
+        ("model.embed_tokens.weight".to_owned(), vec![vocabulary, hidden]),
         ("model.norm.weight".to_owned(), vec![hidden]),
     ]);
     for layer in 0..number(&config, "num_hidden_layers") {
@@ -110,10 +100,7 @@ fn the_weights_are_those_that_the_config_asks_for() {
         }
     }
     let (found, data) = tensors();
-    let shapes: BTreeMap<_, _> = found
-        .iter()
-        .map(|(n, t)| (n.clone(), t.shape.clone()))
-        .collect();
+    let shapes: BTreeMap<_, _> = found.iter().map(|(n, t)| (n.clone(), t.shape.clone())).collect();
     assert_eq!(shapes, wanted);
     let mut spans: Vec<_> = found.values().map(|t| t.data_offsets).collect();
     spans.sort_unstable();
@@ -126,11 +113,7 @@ fn the_weights_are_those_that_the_config_asks_for() {
     for (name, tensor) in &found {
         assert_eq!(tensor.dtype, "BF16", "{name}");
         let parameters: u64 = tensor.shape.iter().product();
-        assert_eq!(
-            tensor.data_offsets.1 - tensor.data_offsets.0,
-            2 * parameters,
-            "{name}"
-        );
+        assert_eq!(tensor.data_offsets.1 - tensor.data_offsets.0, 2 * parameters, "{name}");
     }
 }
 
@@ -143,17 +126,13 @@ fn the_tokenizer_loads_and_gives_text_back() {
     assert!(tokenizer.vocab_size() as u64 <= number(&config, "vocab_size"));
     let end = tokenizer.token_id("<|im_end|>").unwrap();
     assert!(tokenizer.eos_ids().contains(&end));
-    for text in [
-        "mlxctl start MODEL",
-        "Wie geht's? 你好 🙂\n\n\tx = 3.5;",
-        "http://127.0.0.1:11440/v1",
-    ] {
+    for text in
+        ["mlxctl start MODEL", "Wie geht's? 你好 🙂\n\n\tx = 3.5;", "http://127.0.0.1:11440/v1"]
+    {
         let ids = tokenizer.encode(text, false).unwrap();
         assert_eq!(tokenizer.decode(&ids, true), text);
     }
-    let turn = tokenizer
-        .encode("<|im_start|>user\nhi<|im_end|>", false)
-        .unwrap();
+    let turn = tokenizer.encode("<|im_start|>user\nhi<|im_end|>", false).unwrap();
     assert_eq!(turn.first(), tokenizer.token_id("<|im_start|>").as_ref());
     assert_eq!(turn.last(), Some(&end));
 }
@@ -174,10 +153,8 @@ fn questions() -> Vec<Question> {
 /// Lower case, letters and digits only, one space between words.
 fn normalised(text: &str) -> String {
     let lower = text.to_lowercase();
-    let words: Vec<&str> = lower
-        .split(|c: char| !c.is_ascii_alphanumeric())
-        .filter(|word| !word.is_empty())
-        .collect();
+    let words: Vec<&str> =
+        lower.split(|c: char| !c.is_ascii_alphanumeric()).filter(|word| !word.is_empty()).collect();
     words.join(" ")
 }
 
@@ -188,48 +165,26 @@ fn there_are_forty_different_questions_and_each_asks_for_something() {
     let different: BTreeSet<String> = questions.iter().map(|q| normalised(&q.question)).collect();
     assert_eq!(different.len(), 40);
     for q in &questions {
-        assert!(
-            !q.must_all.is_empty() || !q.must_any.is_empty(),
-            "{}",
-            q.question
-        );
-        assert!(
-            q.must_any.iter().all(|group| !group.is_empty()),
-            "{}",
-            q.question
-        );
+        assert!(!q.must_all.is_empty() || !q.must_any.is_empty(), "{}", q.question);
+        assert!(q.must_any.iter().all(|group| !group.is_empty()), "{}", q.question);
         let facts = q.must_all.iter().chain(q.must_any.iter().flatten());
         // A refusal must not be scored right for what it refuses, nor the other way round.
-        assert!(
-            facts.clone().all(|fact| !q.must_not.contains(fact)),
-            "{}",
-            q.question
-        );
+        assert!(facts.clone().all(|fact| !q.must_not.contains(fact)), "{}", q.question);
     }
 }
 
 #[test]
 fn no_question_stands_in_the_training_text() {
     let questions = questions();
-    let mut files: Vec<PathBuf> = std::fs::read_dir(here("train/text"))
-        .unwrap()
-        .map(|entry| entry.unwrap().path())
-        .collect();
+    let mut files: Vec<PathBuf> =
+        std::fs::read_dir(here("train/text")).unwrap().map(|entry| entry.unwrap().path()).collect();
     files.push(here("train/rehearsal.txt"));
     assert!(files.len() > 8);
     for file in files {
         let text = format!(" {} ", normalised(&std::fs::read_to_string(&file).unwrap()));
-        for q in questions
-            .iter()
-            .filter(|q| q.question.split_whitespace().count() > 3)
-        {
+        for q in questions.iter().filter(|q| q.question.split_whitespace().count() > 3) {
             let words = format!(" {} ", normalised(&q.question));
-            assert!(
-                !text.contains(&words),
-                "{:?} in {}",
-                q.question,
-                file.display()
-            );
+            assert!(!text.contains(&words), "{:?} in {}", q.question, file.display());
         }
     }
 }
@@ -237,21 +192,14 @@ fn no_question_stands_in_the_training_text() {
 #[test]
 fn no_question_comes_out_of_the_generator() {
     const DRAWN: usize = 60_000;
-    let held_out: BTreeSet<String> = questions()
-        .iter()
-        .map(|q| normalised(&q.question))
-        .collect();
+    let held_out: BTreeSet<String> = questions().iter().map(|q| normalised(&q.question)).collect();
     for seed in ["11", "12"] {
         let run = Command::new("python3")
             .args(["-B", "corpus.py", &DRAWN.to_string(), seed])
             .current_dir(here("train"))
             .output()
             .expect("python3 runs the generator");
-        assert!(
-            run.status.success(),
-            "{}",
-            String::from_utf8_lossy(&run.stderr)
-        );
+        assert!(run.status.success(), "{}", String::from_utf8_lossy(&run.stderr));
         let drawn = String::from_utf8(run.stdout).unwrap();
         assert_eq!(drawn.lines().count(), DRAWN);
         for line in drawn.lines() {

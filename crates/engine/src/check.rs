@@ -61,10 +61,7 @@ pub(crate) fn check(submit: &Submit, info: &ModelInfo) -> Result<Bounds, Refusal
             "the last of the {generated} generated tokens is a stop token; nothing is left to do"
         )));
     }
-    Ok(Bounds {
-        generated: generated as u32,
-        generated_max: generated_max as u32,
-    })
+    Ok(Bounds { generated: generated as u32, generated_max: generated_max as u32 })
 }
 
 fn check_sampling(sampling: &Sampling, vocab_size: u32) -> Result<(), Refusal> {
@@ -79,18 +76,8 @@ fn check_sampling(sampling: &Sampling, vocab_size: u32) -> Result<(), Refusal> {
     } = *sampling;
     // Each condition is false for NaN.
     let conditions = [
-        (
-            temperature >= 0.0 && temperature.is_finite(),
-            "temperature",
-            temperature,
-            "0 or more",
-        ),
-        (
-            top_p > 0.0 && top_p <= 1.0,
-            "top_p",
-            top_p,
-            "above 0 and at most 1",
-        ),
+        (temperature >= 0.0 && temperature.is_finite(), "temperature", temperature, "0 or more"),
+        (top_p > 0.0 && top_p <= 1.0, "top_p", top_p, "above 0 and at most 1"),
         ((0.0..=1.0).contains(&min_p), "min_p", min_p, "0 to 1"),
         (
             repetition_penalty > 0.0 && repetition_penalty.is_finite(),
@@ -98,18 +85,8 @@ fn check_sampling(sampling: &Sampling, vocab_size: u32) -> Result<(), Refusal> {
             repetition_penalty,
             "above 0",
         ),
-        (
-            presence_penalty.is_finite(),
-            "presence_penalty",
-            presence_penalty,
-            "a finite number",
-        ),
-        (
-            frequency_penalty.is_finite(),
-            "frequency_penalty",
-            frequency_penalty,
-            "a finite number",
-        ),
+        (presence_penalty.is_finite(), "presence_penalty", presence_penalty, "a finite number"),
+        (frequency_penalty.is_finite(), "frequency_penalty", frequency_penalty, "a finite number"),
     ];
     for (holds, name, value, range) in conditions {
         if !holds {
@@ -132,10 +109,7 @@ fn check_sampling(sampling: &Sampling, vocab_size: u32) -> Result<(), Refusal> {
 }
 
 fn invalid(message: String) -> Refusal {
-    Refusal {
-        code: RefusalCode::Invalid,
-        message,
-    }
+    Refusal { code: RefusalCode::Invalid, message }
 }
 
 #[cfg(test)]
@@ -180,13 +154,7 @@ mod tests {
     #[test]
     fn a_good_submit_has_its_bounds() {
         let bounds = check(&submit(), &info()).unwrap();
-        assert_eq!(
-            bounds,
-            Bounds {
-                generated: 1,
-                generated_max: 8
-            }
-        );
+        assert_eq!(bounds, Bounds { generated: 1, generated_max: 8 });
         let mut long = submit();
         long.max_new = u32::MAX;
         let bounds = check(&long, &info()).unwrap();
@@ -206,47 +174,22 @@ mod tests {
             ("token id 100", refused(|s| s.tokens[0] = 100)),
             ("prompt_len is 0", refused(|s| s.prompt_len = 0)),
             ("prompt_len is 5", refused(|s| s.prompt_len = 5)),
-            (
-                "temperature is NaN",
-                refused(|s| s.sampling.temperature = f32::NAN),
-            ),
-            (
-                "temperature is inf",
-                refused(|s| s.sampling.temperature = f32::INFINITY),
-            ),
+            ("temperature is NaN", refused(|s| s.sampling.temperature = f32::NAN)),
+            ("temperature is inf", refused(|s| s.sampling.temperature = f32::INFINITY)),
             ("top_p is 0", refused(|s| s.sampling.top_p = 0.0)),
             ("min_p is NaN", refused(|s| s.sampling.min_p = f32::NAN)),
-            (
-                "repetition_penalty",
-                refused(|s| s.sampling.repetition_penalty = 0.0),
-            ),
-            (
-                "presence_penalty",
-                refused(|s| s.sampling.presence_penalty = f32::NAN),
-            ),
-            (
-                "frequency_penalty",
-                refused(|s| s.sampling.frequency_penalty = f32::NAN),
-            ),
-            (
-                "logit_bias names",
-                refused(|s| s.sampling.logit_bias = vec![(100, 0.0)]),
-            ),
-            (
-                "logit_bias of",
-                refused(|s| s.sampling.logit_bias = vec![(1, f32::NAN)]),
-            ),
+            ("repetition_penalty", refused(|s| s.sampling.repetition_penalty = 0.0)),
+            ("presence_penalty", refused(|s| s.sampling.presence_penalty = f32::NAN)),
+            ("frequency_penalty", refused(|s| s.sampling.frequency_penalty = f32::NAN)),
+            ("logit_bias names", refused(|s| s.sampling.logit_bias = vec![(100, 0.0)])),
+            ("logit_bias of", refused(|s| s.sampling.logit_bias = vec![(1, f32::NAN)])),
             ("alternatives", refused(|s| s.logprobs = Some(21))),
             ("nothing is left", refused(|s| s.max_new = 1)),
             ("nothing is left", refused(|s| s.max_new = 0)),
             ("stop token", refused(|s| s.stop_tokens = vec![4])),
         ] {
             assert_eq!(refusal.code, RefusalCode::Invalid);
-            assert!(
-                refusal.message.contains(name),
-                "{name}: {}",
-                refusal.message
-            );
+            assert!(refusal.message.contains(name), "{name}: {}", refusal.message);
         }
     }
 

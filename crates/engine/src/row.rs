@@ -44,11 +44,7 @@ enum Prefill {
 impl Row {
     /// A row for `pending`, and what the engine must know of it.
     pub(crate) fn new(seq: SeqId, pending: Pending) -> (Self, SeqSpec) {
-        let Pending {
-            submit,
-            bounds,
-            arrived,
-        } = pending;
+        let Pending { submit, bounds, arrived } = pending;
         let prompt_len = submit.prompt_len as usize;
         let row = Self {
             seq,
@@ -62,9 +58,7 @@ impl Row {
             submitted: bounds.generated,
             generated_max: bounds.generated_max,
             arrived,
-            prefill: Prefill::NotBegun {
-                tokens: submit.tokens.len() - 1,
-            },
+            prefill: Prefill::NotBegun { tokens: submit.tokens.len() - 1 },
             first_published: false,
         };
         let spec = SeqSpec {
@@ -117,21 +111,14 @@ impl Row {
             Prefill::Begun { at, left } => (at, left),
             Prefill::Done { at, .. } => (at, 0),
         };
-        self.prefill = if left == 0 {
-            Prefill::Done { at, took: None }
-        } else {
-            Prefill::Begun { at, left }
-        };
+        self.prefill =
+            if left == 0 { Prefill::Done { at, took: None } } else { Prefill::Begun { at, left } };
         before.saturating_sub(left)
     }
 
     /// Notes when the prefill was first seen to be over.
     pub(crate) fn clock_prefill(&mut self, now: Instant) {
-        if let Prefill::Done {
-            at,
-            took: took @ None,
-        } = &mut self.prefill
-        {
+        if let Prefill::Done { at, took: took @ None } = &mut self.prefill {
             *took = Some(now.saturating_duration_since(*at));
         }
     }
@@ -168,21 +155,13 @@ impl Row {
             index,
             token: token.token,
             flags,
-            logprob: if self.logprobs.is_some() {
-                token.logprob
-            } else {
-                f32::NAN
-            },
+            logprob: if self.logprobs.is_some() { token.logprob } else { f32::NAN },
         };
         let wanted = usize::from(self.logprobs.unwrap_or(0));
         let top = (wanted > 0).then(|| {
             let mut top = std::mem::take(&mut token.top);
             top.truncate(wanted);
-            TopLogprobs {
-                request: self.request,
-                index,
-                top,
-            }
+            TopLogprobs { request: self.request, index, top }
         });
         (record, top)
     }

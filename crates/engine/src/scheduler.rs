@@ -179,35 +179,19 @@ impl<E: Engine> Scheduler<E> {
             tracing::error!(trace = submit.trace, %request, "submitted twice, ignored");
             return;
         }
-        let bounds = match self
-            .room()
-            .and_then(|()| check(&submit, self.engine.info()))
-        {
+        let bounds = match self.room().and_then(|()| check(&submit, self.engine.info())) {
             Ok(bounds) => bounds,
             Err(refusal) => return refuse(&submit.trace, request, refusal, sink),
         };
-        self.waiting.push(Pending {
-            submit,
-            bounds,
-            arrived: now,
-        });
+        self.waiting.push(Pending { submit, bounds, arrived: now });
     }
 
     fn room(&self) -> Result<(), Refusal> {
-        let busy = |message| Refusal {
-            code: RefusalCode::Busy,
-            message,
-        };
+        let busy = |message| Refusal { code: RefusalCode::Busy, message };
         if self.draining {
-            return Err(busy(
-                "the worker is finishing its last answers; ask again".into(),
-            ));
+            return Err(busy("the worker is finishing its last answers; ask again".into()));
         }
-        let Limits {
-            running_max,
-            queued_max,
-            ..
-        } = self.limits;
+        let Limits { running_max, queued_max, .. } = self.limits;
         if self.rows.len() + self.waiting.len() >= running_max + queued_max {
             return Err(busy(format!(
                 "{running_max} requests are running and {queued_max} are waiting, which is all \
@@ -317,9 +301,7 @@ impl<E: Engine> Scheduler<E> {
             let row = match position {
                 Ok(position) if self.rows[position].in_flight() => &mut self.rows[position],
                 _ => {
-                    return Err(engine_confused(
-                        "gave a token for a sequence that asked for none",
-                    ));
+                    return Err(engine_confused("gave a token for a sequence that asked for none"));
                 }
             };
             if let Some(started) = row.started() {
@@ -371,8 +353,5 @@ fn refuse(trace: &str, request: RequestId, refusal: Refusal, sink: &mut impl Sin
 }
 
 fn engine_confused(reason: &str) -> EngineFault {
-    EngineFault {
-        doing: "collecting a step",
-        reason: format!("the engine {reason}"),
-    }
+    EngineFault { doing: "collecting a step", reason: format!("the engine {reason}") }
 }

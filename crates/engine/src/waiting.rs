@@ -35,10 +35,7 @@ impl Waiting {
     }
 
     pub(crate) fn contains(&self, request: RequestId) -> bool {
-        self.lines
-            .iter()
-            .flatten()
-            .any(|pending| pending.submit.request == request)
+        self.lines.iter().flatten().any(|pending| pending.submit.request == request)
     }
 
     /// Forgets a sequence. False: it does not wait here.

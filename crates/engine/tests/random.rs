@@ -35,11 +35,7 @@ enum Op {
 }
 
 fn draw() -> impl Strategy<Value = Draw> {
-    let priority = prop_oneof![
-        Just(Priority::High),
-        Just(Priority::Normal),
-        Just(Priority::Low)
-    ];
+    let priority = prop_oneof![Just(Priority::High), Just(Priority::Normal), Just(Priority::Low)];
     (
         prop::collection::vec(0u32..256, 1..40),
         0u32..24,
@@ -49,17 +45,15 @@ fn draw() -> impl Strategy<Value = Draw> {
         prop_oneof![3 => Just(0u32), 1 => 0u32..8],
         prop::option::of(0u8..3),
     )
-        .prop_map(
-            |(prompt, max_new, seed, stops, priority, replayed, logprobs)| Draw {
-                prompt,
-                max_new,
-                seed,
-                stops,
-                priority,
-                replayed,
-                logprobs,
-            },
-        )
+        .prop_map(|(prompt, max_new, seed, stops, priority, replayed, logprobs)| Draw {
+            prompt,
+            max_new,
+            seed,
+            stops,
+            priority,
+            replayed,
+            logprobs,
+        })
 }
 
 fn op() -> impl Strategy<Value = Op> {
@@ -96,9 +90,7 @@ struct Expected {
 impl Draw {
     fn submit(&self, request: u64, script: &Script) -> Submit {
         let mut submit = submit(request, self.prompt.clone(), self.max_new);
-        submit
-            .tokens
-            .extend(script.tokens(&self.prompt, self.seed, self.replayed));
+        submit.tokens.extend(script.tokens(&self.prompt, self.seed, self.replayed));
         submit.stop_tokens = self.stops.clone();
         submit.sampling.seed = self.seed;
         submit.priority = self.priority;
@@ -108,14 +100,10 @@ impl Draw {
 
     /// The one right stream; `None` where nothing can be generated.
     fn stream(&self, request: u64, script: &Script) -> Option<Vec<TokenRecord>> {
-        let room = script
-            .context_tokens
-            .saturating_sub(self.prompt.len() as u32);
+        let room = script.context_tokens.saturating_sub(self.prompt.len() as u32);
         let limit = self.max_new.min(room);
-        let replayed_last = self
-            .replayed
-            .checked_sub(1)
-            .map(|index| script.token(&self.prompt, self.seed, index));
+        let replayed_last =
+            self.replayed.checked_sub(1).map(|index| script.token(&self.prompt, self.seed, index));
         let done = replayed_last.is_some_and(|last| self.stops.contains(&last));
         if self.replayed >= limit || done {
             return None;
@@ -129,13 +117,7 @@ impl Draw {
                 (false, true) => TokenFlags::LENGTH,
                 (false, false) => 0,
             };
-            stream.push(TokenRecord {
-                request,
-                index,
-                token,
-                flags,
-                logprob: 0.0,
-            });
+            stream.push(TokenRecord { request, index, token, flags, logprob: 0.0 });
             if stops {
                 break;
             }
@@ -165,10 +147,7 @@ impl Model {
                 }
                 Said::Report(Report::Started(started)) => {
                     let request = self.live(started.request.0);
-                    assert!(
-                        !std::mem::replace(&mut request.started, true),
-                        "started twice"
-                    );
+                    assert!(!std::mem::replace(&mut request.started, true), "started twice");
                 }
                 Said::Report(Report::TopLogprobs(top)) => {
                     let request = self.live(top.request.0);
@@ -218,10 +197,7 @@ fn assert_fair(calls: &[Call], model: &Model) {
         let Call::Open(_, spec) = call else { continue };
         // The request's number is its first prompt token by construction.
         let request = u64::from(spec.tokens[0]);
-        opened
-            .entry(model.requests[&request].draw.priority)
-            .or_default()
-            .push(request);
+        opened.entry(model.requests[&request].draw.priority).or_default().push(request);
     }
     for order in opened.values() {
         assert!(order.is_sorted(), "{order:?}");
@@ -229,16 +205,9 @@ fn assert_fair(calls: &[Call], model: &Model) {
 }
 
 fn run(ops: Vec<Op>, limits: Limits, depth: usize) {
-    let script = Script {
-        depth,
-        context_tokens: 48,
-        ..Script::default()
-    };
+    let script = Script { depth, context_tokens: 48, ..Script::default() };
     let mut scheduler = Scheduler::new(Watched::new(script.clone()), limits);
-    let mut model = Model {
-        script,
-        requests: HashMap::new(),
-    };
+    let mut model = Model { script, requests: HashMap::new() };
     let mut kept = Kept::default();
     let now = Instant::now();
     let mut work = 0;
@@ -286,29 +255,15 @@ fn run(ops: Vec<Op>, limits: Limits, depth: usize) {
         scheduler.tick(now, &mut kept).unwrap();
         model.check(kept.take());
     }
-    assert!(
-        scheduler.is_idle(),
-        "somebody starves: {:?}",
-        scheduler.counts()
-    );
+    assert!(scheduler.is_idle(), "somebody starves: {:?}", scheduler.counts());
 
     for (request, expected) in &model.requests {
-        assert!(
-            expected.ended || expected.cancelled,
-            "{request} never ended"
-        );
+        assert!(expected.ended || expected.cancelled, "{request} never ended");
     }
     let engine = scheduler.engine();
-    assert_eq!(
-        (engine.inner.open_count(), engine.inner.in_flight_count()),
-        (0, 0)
-    );
+    assert_eq!((engine.inner.open_count(), engine.inner.in_flight_count()), (0, 0));
     assert!(engine.in_flight_max <= depth);
-    let tokens: usize = model
-        .requests
-        .values()
-        .map(|request| request.received)
-        .sum();
+    let tokens: usize = model.requests.values().map(|request| request.received).sum();
     assert_eq!(scheduler.counts().generated_tokens as usize, tokens);
     assert_waste(engine, &model, depth);
     assert_fair(&engine.calls, &model);

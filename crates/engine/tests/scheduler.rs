@@ -10,11 +10,7 @@ use mlxd_protocol::{
 use mlxd_testkit::{How, Script, When};
 use std::time::{Duration, Instant};
 
-const LIMITS: Limits = Limits {
-    prefill_chunk_tokens: 64,
-    running_max: 4,
-    queued_max: 4,
-};
+const LIMITS: Limits = Limits { prefill_chunk_tokens: 64, running_max: 4, queued_max: 4 };
 
 struct Bench {
     scheduler: Scheduler<Watched>,
@@ -85,11 +81,8 @@ fn one_request_is_prefilled_in_chunks_and_answered() {
     bench.submit(submit(1, prompt.clone(), 5));
     let said = bench.finish();
 
-    let chunks: Vec<_> = bench
-        .calls()
-        .iter()
-        .filter(|call| matches!(call, Call::Prefill(..)))
-        .collect();
+    let chunks: Vec<_> =
+        bench.calls().iter().filter(|call| matches!(call, Call::Prefill(..))).collect();
     assert_eq!(chunks.len(), 3, "149 tokens in chunks of 64");
     let Said::Report(Report::Started(started)) = &said[0] else {
         panic!("started comes first: {said:?}");
@@ -100,11 +93,7 @@ fn one_request_is_prefilled_in_chunks_and_answered() {
     let flags: Vec<_> = records(&said).iter().map(|record| record.flags).collect();
     assert_eq!(flags, [0, 0, 0, 0, TokenFlags::LENGTH]);
     assert!(records(&said).iter().all(|record| record.logprob.is_nan()));
-    assert_eq!(
-        bench.scheduler.engine().row_steps[&SeqId(1)],
-        5,
-        "length wastes no step"
-    );
+    assert_eq!(bench.scheduler.engine().row_steps[&SeqId(1)], 5, "length wastes no step");
     let counts = bench.scheduler.counts();
     assert_eq!((counts.generated_tokens, counts.prefilled_tokens), (5, 149));
 }
@@ -112,13 +101,7 @@ fn one_request_is_prefilled_in_chunks_and_answered() {
 #[test]
 fn the_next_step_is_submitted_before_the_last_is_collected() {
     for (depth, in_flight_max) in [(1, 1), (2, 2)] {
-        let mut bench = Bench::new(
-            Script {
-                depth,
-                ..Script::default()
-            },
-            LIMITS,
-        );
+        let mut bench = Bench::new(Script { depth, ..Script::default() }, LIMITS);
         bench.submit(submit(1, vec![1], 4));
         bench.finish();
         assert_eq!(bench.scheduler.engine().in_flight_max, in_flight_max);
@@ -134,18 +117,12 @@ fn the_next_step_is_submitted_before_the_last_is_collected() {
 
 #[test]
 fn a_stop_token_ends_it_and_wastes_one_step_at_most() {
-    let script = Script {
-        end_after_tokens: Some(3),
-        ..Script::default()
-    };
+    let script = Script { end_after_tokens: Some(3), ..Script::default() };
     let mut bench = Bench::new(script, LIMITS);
     bench.submit(submit(1, vec![1, 2], 100));
     let said = bench.finish();
     let last = *records(&said).last().unwrap();
-    assert_eq!(
-        (last.index, last.token, last.flags),
-        (3, Script::END, TokenFlags::STOP)
-    );
+    assert_eq!((last.index, last.token, last.flags), (3, Script::END, TokenFlags::STOP));
     assert_eq!(records(&said).len(), 4);
     assert!(bench.scheduler.engine().row_steps[&SeqId(1)] <= 5);
 }
@@ -153,14 +130,8 @@ fn a_stop_token_ends_it_and_wastes_one_step_at_most() {
 #[test]
 fn alternatives_come_before_their_token() {
     let mut bench = Bench::new(Script::default(), LIMITS);
-    bench.submit(Submit {
-        logprobs: Some(2),
-        ..submit(1, vec![1], 2)
-    });
-    bench.submit(Submit {
-        logprobs: Some(0),
-        ..submit(2, vec![2], 1)
-    });
+    bench.submit(Submit { logprobs: Some(2), ..submit(1, vec![1], 2) });
+    bench.submit(Submit { logprobs: Some(0), ..submit(2, vec![2], 1) });
     let said = bench.finish();
     let mut announced = None;
     for said in &said {
@@ -199,25 +170,14 @@ fn running_rows_go_on_between_the_chunks_of_a_long_prompt() {
 
 #[test]
 fn small_prompts_share_a_chunk_but_not_without_end() {
-    let limits = Limits {
-        running_max: 8,
-        queued_max: 8,
-        ..LIMITS
-    };
+    let limits = Limits { running_max: 8, queued_max: 8, ..LIMITS };
     let mut bench = Bench::new(Script::default(), limits);
     for request in 1..=8 {
         bench.submit(submit(request, vec![1; 4], 2));
     }
     bench.tick();
-    let prefills = bench
-        .calls()
-        .iter()
-        .filter(|call| matches!(call, Call::Prefill(..)))
-        .count();
-    assert_eq!(
-        prefills, 2,
-        "a call costs 32 of the chunk's 64 tokens at least"
-    );
+    let prefills = bench.calls().iter().filter(|call| matches!(call, Call::Prefill(..))).count();
+    assert_eq!(prefills, 2, "a call costs 32 of the chunk's 64 tokens at least");
     bench.finish();
 }
 
@@ -226,10 +186,7 @@ fn an_urgent_prompt_overtakes_at_a_chunk() {
     let mut bench = Bench::new(Script::default(), LIMITS);
     bench.submit(submit(1, vec![1; 200], 1));
     bench.tick();
-    bench.submit(Submit {
-        priority: Priority::High,
-        ..submit(2, vec![2; 60], 1)
-    });
+    bench.submit(Submit { priority: Priority::High, ..submit(2, vec![2; 60], 1) });
     bench.tick();
     assert_eq!(bench.calls().last(), Some(&Call::Prefill(SeqId(2), 64)));
     let said = bench.finish();
@@ -238,21 +195,14 @@ fn an_urgent_prompt_overtakes_at_a_chunk() {
 
 #[test]
 fn a_free_row_goes_to_the_most_urgent_then_to_the_longest_waiting() {
-    let limits = Limits {
-        running_max: 1,
-        queued_max: 9,
-        ..LIMITS
-    };
+    let limits = Limits { running_max: 1, queued_max: 9, ..LIMITS };
     let mut bench = Bench::new(Script::default(), limits);
     let classes = [Priority::Low, Priority::Normal, Priority::High];
     bench.submit(submit(1, vec![1], 3));
     bench.tick();
     for request in 2..8 {
         let priority = classes[request as usize % 3];
-        bench.submit(Submit {
-            priority,
-            ..submit(request, vec![1], 1)
-        });
+        bench.submit(Submit { priority, ..submit(request, vec![1], 1) });
     }
     let said = bench.finish();
     let order: Vec<_> = records(&said).iter().map(|record| record.request).collect();
@@ -261,41 +211,21 @@ fn a_free_row_goes_to_the_most_urgent_then_to_the_longest_waiting() {
 
 #[test]
 fn what_is_over_the_limits_is_refused_as_busy() {
-    let limits = Limits {
-        running_max: 2,
-        queued_max: 1,
-        ..LIMITS
-    };
+    let limits = Limits { running_max: 2, queued_max: 1, ..LIMITS };
     let mut bench = Bench::new(Script::default(), limits);
     for request in 1..=4 {
         bench.submit(submit(request, vec![1], 2));
     }
     assert_eq!(refusals(&bench.kept.take()), [(4, RefusalCode::Busy)]);
-    assert_eq!(
-        bench.scheduler.counts().queued,
-        3,
-        "none admitted before the first tick"
-    );
+    assert_eq!(bench.scheduler.counts().queued, 3, "none admitted before the first tick");
     bench.tick();
-    assert_eq!(
-        (
-            bench.scheduler.counts().queued,
-            bench.scheduler.counts().running
-        ),
-        (1, 2)
-    );
+    assert_eq!((bench.scheduler.counts().queued, bench.scheduler.counts().running), (1, 2));
     assert_eq!(records(&bench.finish()).len(), 6);
 }
 
 #[test]
 fn a_draining_worker_finishes_what_it_has() {
-    let mut bench = Bench::new(
-        Script::default(),
-        Limits {
-            running_max: 1,
-            ..LIMITS
-        },
-    );
+    let mut bench = Bench::new(Script::default(), Limits { running_max: 1, ..LIMITS });
     bench.submit(submit(1, vec![1], 2));
     bench.submit(submit(2, vec![1], 2));
     bench.scheduler.drain();
@@ -330,28 +260,19 @@ fn a_replayed_request_goes_on_where_it_stopped() {
     replay.tokens.extend(&answer[..6]);
     bench.submit(replay);
     let said = bench.finish();
-    let got: Vec<_> = records(&said)
-        .iter()
-        .map(|record| (record.index, record.token))
-        .collect();
+    let got: Vec<_> = records(&said).iter().map(|record| (record.index, record.token)).collect();
     let expected: Vec<_> = (6..).zip(answer[6..].iter().copied()).collect();
     assert_eq!(got, expected);
     assert_eq!(records(&said).last().unwrap().flags, TokenFlags::LENGTH);
     let Call::Open(_, spec) = &bench.calls()[0] else {
         panic!("opened first");
     };
-    assert_eq!(
-        (spec.prompt_len, spec.tokens.len(), spec.capacity),
-        (3, 9, 13)
-    );
+    assert_eq!((spec.prompt_len, spec.tokens.len(), spec.capacity), (3, 9, 13));
 }
 
 #[test]
 fn the_context_ends_an_answer() {
-    let script = Script {
-        context_tokens: 8,
-        ..Script::default()
-    };
+    let script = Script { context_tokens: 8, ..Script::default() };
     let mut bench = Bench::new(script, LIMITS);
     bench.submit(submit(1, vec![1; 5], 100));
     bench.submit(submit(2, vec![1; 8], 100));

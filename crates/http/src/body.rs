@@ -25,9 +25,7 @@ pub(crate) async fn read(
     let reading = read_within(payload, announced.unwrap_or(0) as usize, bytes_max);
     let body = tokio::time::timeout(limits.body_timeout, reading)
         .await
-        .map_err(|_| ApiError::BodyTimeout {
-            seconds: limits.body_timeout.as_secs(),
-        })??;
+        .map_err(|_| ApiError::BodyTimeout { seconds: limits.body_timeout.as_secs() })??;
     metrics.count_request_bytes(body.len());
     Ok(body)
 }
@@ -52,12 +50,7 @@ async fn read_within(
 }
 
 fn announced_length(headers: &HeaderMap) -> Option<u64> {
-    headers
-        .get(header::CONTENT_LENGTH)?
-        .to_str()
-        .ok()?
-        .parse()
-        .ok()
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
 }
 
 /// A page of any web site can make a browser send a request here, as long as its content type is
@@ -67,13 +60,8 @@ fn check_content_type(headers: &HeaderMap) -> Result<(), ApiError> {
     if !headers.contains_key(header::ORIGIN) {
         return Ok(());
     }
-    let kind = headers
-        .get(header::CONTENT_TYPE)
-        .and_then(|value| value.to_str().ok());
-    let essence = kind
-        .and_then(|kind| kind.split(';').next())
-        .unwrap_or("")
-        .trim();
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let essence = kind.and_then(|kind| kind.split(';').next()).unwrap_or("").trim();
     match essence.eq_ignore_ascii_case("application/json") {
         true => Ok(()),
         false => Err(ApiError::NotJson),

@@ -16,11 +16,7 @@ use serde_json::json;
 pub(crate) enum ApiError {
     /// A field's value cannot be used, or the whole body cannot.
     #[error("{message}")]
-    Invalid {
-        param: Option<String>,
-        code: Option<&'static str>,
-        message: String,
-    },
+    Invalid { param: Option<String>, code: Option<&'static str>, message: String },
     /// Nobody has the model.
     #[error("{message}")]
     UnknownModel { message: String },
@@ -29,10 +25,7 @@ pub(crate) enum ApiError {
     BrokenModel { message: String },
     /// More tokens than the model takes.
     #[error("{message}")]
-    ContextLength {
-        param: &'static str,
-        message: String,
-    },
+    ContextLength { param: &'static str, message: String },
     /// The body goes over its limit.
     #[error(
         "the request's body is longer than {bytes_max} bytes; shorten the request, or raise \
@@ -53,11 +46,7 @@ pub(crate) enum ApiError {
     NoRoute { method: String, path: String },
     /// The path exists, with another method.
     #[error("{path} does not take {method}, but {allowed}")]
-    Method {
-        method: String,
-        path: String,
-        allowed: &'static str,
-    },
+    Method { method: String, path: String, allowed: &'static str },
     /// No room now.
     #[error("{message}")]
     Overloaded { message: String, retry_after_s: u64 },
@@ -199,19 +188,11 @@ impl From<Refusal> for ApiError {
     fn from(refusal: Refusal) -> Self {
         let message = refusal.message;
         match refusal.code {
-            RefusalCode::ContextOverflow => Self::ContextLength {
-                param: "messages",
-                message,
-            },
-            RefusalCode::Invalid => Self::Invalid {
-                param: None,
-                code: Some("invalid_value"),
-                message,
-            },
-            RefusalCode::Busy => Self::Overloaded {
-                message,
-                retry_after_s: 1,
-            },
+            RefusalCode::ContextOverflow => Self::ContextLength { param: "messages", message },
+            RefusalCode::Invalid => {
+                Self::Invalid { param: None, code: Some("invalid_value"), message }
+            }
+            RefusalCode::Busy => Self::Overloaded { message, retry_after_s: 1 },
         }
     }
 }
@@ -220,13 +201,9 @@ impl From<ModelFault> for ApiError {
     fn from(fault: ModelFault) -> Self {
         match fault {
             ModelFault::Broken { message } => Self::BrokenModel { message },
-            ModelFault::Unknown {
-                name,
-                known,
-                nearest,
-            } => Self::UnknownModel {
-                message: unknown_model(&name, &known, nearest.as_deref()),
-            },
+            ModelFault::Unknown { name, known, nearest } => {
+                Self::UnknownModel { message: unknown_model(&name, &known, nearest.as_deref()) }
+            }
         }
     }
 }
@@ -239,19 +216,12 @@ fn unknown_model(name: &str, known: &[String], nearest: Option<&str>) -> String 
     if let Some(nearest) = nearest {
         message.push_str(&format!("; did you mean {nearest:?}?"));
     }
-    let listed: Vec<&str> = known
-        .iter()
-        .take(NAMES_LISTED_MAX)
-        .map(String::as_str)
-        .collect();
+    let listed: Vec<&str> = known.iter().take(NAMES_LISTED_MAX).map(String::as_str).collect();
     match (listed.is_empty(), known.len().saturating_sub(listed.len())) {
         (true, _) => message.push_str("; no model is known yet"),
         (false, 0) => message.push_str(&format!("; these exist: {}", listed.join(", "))),
         (false, more) => {
-            message.push_str(&format!(
-                "; these exist: {} and {more} more",
-                listed.join(", ")
-            ));
+            message.push_str(&format!("; these exist: {} and {more} more", listed.join(", ")));
         }
     }
     message
@@ -265,10 +235,7 @@ impl From<TextError> for ApiError {
             TextError::Content { message: index, .. } => {
                 Self::field(format!("messages[{index}].content"), message)
             }
-            TextError::TextTooLong { .. } => Self::ContextLength {
-                param: "messages",
-                message,
-            },
+            TextError::TextTooLong { .. } => Self::ContextLength { param: "messages", message },
             TextError::Encode(_) | TextError::TemplateLimit { .. } => {
                 Self::field("messages", message)
             }

@@ -50,22 +50,14 @@ impl HttpMetrics {
         });
         let request_bytes = Counter::default();
         let in_flight = Gauge::default();
-        registry.register(
-            "requests",
-            "Requests answered, by route and status",
-            requests.clone(),
-        );
+        registry.register("requests", "Requests answered, by route and status", requests.clone());
         registry.register_with_unit(
             "response_start",
             "From a request's head to its response's head, by route",
             Unit::Seconds,
             seconds.clone(),
         );
-        registry.register(
-            "request_body_bytes",
-            "Bytes of bodies read",
-            request_bytes.clone(),
-        );
+        registry.register("request_body_bytes", "Bytes of bodies read", request_bytes.clone());
         registry.register("answers_in_flight", "Answers being made", in_flight.clone());
         Self {
             registry,
@@ -81,15 +73,8 @@ impl HttpMetrics {
     /// A response's head is ready. `route` is a pattern, so that there are few of them.
     pub(crate) fn responded(&self, route: &str, status: u16, after: Duration) {
         let route = route.to_owned();
-        self.requests
-            .get_or_create(&ByStatus {
-                route: route.clone(),
-                status,
-            })
-            .inc();
-        self.seconds
-            .get_or_create(&ByRoute { route })
-            .observe(after.as_secs_f64());
+        self.requests.get_or_create(&ByStatus { route: route.clone(), status }).inc();
+        self.seconds.get_or_create(&ByRoute { route }).observe(after.as_secs_f64());
     }
 
     pub(crate) fn count_request_bytes(&self, bytes: usize) {
@@ -98,16 +83,9 @@ impl HttpMetrics {
 
     /// A place for one more answer; the maximum when there is none.
     pub(crate) fn start_answer(&self) -> Result<InFlight, usize> {
-        let place = self
-            .places
-            .clone()
-            .try_acquire_owned()
-            .map_err(|_| self.places_max)?;
+        let place = self.places.clone().try_acquire_owned().map_err(|_| self.places_max)?;
         self.in_flight.inc();
-        Ok(InFlight {
-            gauge: self.in_flight.clone(),
-            _place: place,
-        })
+        Ok(InFlight { gauge: self.in_flight.clone(), _place: place })
     }
 
     /// All families in the text format, with the closing `# EOF`.

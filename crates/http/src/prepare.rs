@@ -56,8 +56,7 @@ impl Preparer {
                 let _thread = thread;
                 work()
             });
-            task.await
-                .unwrap_or_else(|error| Err(internal(error.to_string())))
+            task.await.unwrap_or_else(|error| Err(internal(error.to_string())))
         });
         outcome.await.unwrap_or_else(|_| {
             let seconds = self.timeout.as_secs();
@@ -68,17 +67,12 @@ impl Preparer {
     }
 
     fn overloaded(&self, message: String) -> ApiError {
-        ApiError::Overloaded {
-            message,
-            retry_after_s: self.retry_after_s,
-        }
+        ApiError::Overloaded { message, retry_after_s: self.retry_after_s }
     }
 }
 
 fn internal(what: String) -> ApiError {
-    ApiError::Internal {
-        message: format!("preparing the prompt failed: {what}"),
-    }
+    ApiError::Internal { message: format!("preparing the prompt failed: {what}") }
 }
 
 /// A prompt that fits its model.
@@ -115,10 +109,7 @@ pub(crate) fn chat(
     })?;
     let prompt = model.text.tokenizer.encode(&text, false)?;
     check_length(model, &prompt, tokens_max, "messages")?;
-    Ok(Prepared {
-        prompt: prompt.into(),
-        echo: String::new(),
-    })
+    Ok(Prepared { prompt: prompt.into(), echo: String::new() })
 }
 
 /// Encodes a bare prompt. Blocks.
@@ -142,19 +133,12 @@ pub(crate) fn completion(
                     ),
                 ));
             }
-            let text = if echo {
-                tokenizer.decode(&ids, true)
-            } else {
-                String::new()
-            };
+            let text = if echo { tokenizer.decode(&ids, true) } else { String::new() };
             (ids, text)
         }
     };
     check_length(model, &tokens, tokens_max, "prompt")?;
-    Ok(Prepared {
-        prompt: tokens.into(),
-        echo: if echo { text } else { String::new() },
-    })
+    Ok(Prepared { prompt: tokens.into(), echo: if echo { text } else { String::new() } })
 }
 
 fn check_length(
@@ -165,10 +149,7 @@ fn check_length(
 ) -> Result<(), ApiError> {
     let (got, context) = (prompt.len(), model.context_tokens as usize);
     if got == 0 {
-        return Err(ApiError::field(
-            param,
-            format!("'{param}' makes an empty prompt"),
-        ));
+        return Err(ApiError::field(param, format!("'{param}' makes an empty prompt")));
     }
     if got >= context {
         return Err(ApiError::ContextLength {

@@ -20,9 +20,7 @@ pub(crate) async fn watch<B: Backend>(
     let trace = TraceId::of(request.headers());
     request.extensions_mut().insert(trace.clone());
     let mut response = next.call(request).await?;
-    response
-        .headers_mut()
-        .insert(request_id::HEADER, trace.header_value());
+    response.headers_mut().insert(request_id::HEADER, trace.header_value());
 
     let status = response.status();
     let elapsed = began.elapsed();
@@ -40,24 +38,10 @@ pub(crate) async fn watch<B: Backend>(
             tracing::info!(id, method, route, status = status.as_u16(), elapsed_ms, %error, "answered");
         }
         None if route.starts_with("/v1/") => {
-            tracing::info!(
-                id,
-                method,
-                route,
-                status = status.as_u16(),
-                elapsed_ms,
-                "answered"
-            );
+            tracing::info!(id, method, route, status = status.as_u16(), elapsed_ms, "answered");
         }
         None => {
-            tracing::debug!(
-                id,
-                method,
-                route,
-                status = status.as_u16(),
-                elapsed_ms,
-                "answered"
-            );
+            tracing::debug!(id, method, route, status = status.as_u16(), elapsed_ms, "answered");
         }
     }
     Ok(response)

@@ -75,14 +75,10 @@ impl ModelId {
             return Err(ModelIdError::TooLong { got: name.len() });
         }
         if name.chars().any(char::is_control) {
-            return Err(ModelIdError::Forbidden {
-                what: "control characters",
-            });
+            return Err(ModelIdError::Forbidden { what: "control characters" });
         }
         if name.split(['/', '\\']).any(|part| part == "..") {
-            return Err(ModelIdError::Forbidden {
-                what: "a '..' segment",
-            });
+            return Err(ModelIdError::Forbidden { what: "a '..' segment" });
         }
         Ok(Self(name))
     }
@@ -121,17 +117,8 @@ mod tests {
         assert!(ModelId::new("mlx-community/Qwen3-0.6B-4bit").is_ok());
         assert!(ModelId::new("/models/mine..v2").is_ok());
         assert_eq!(ModelId::new(""), Err(ModelIdError::Empty));
-        assert!(matches!(
-            ModelId::new("a/../b"),
-            Err(ModelIdError::Forbidden { .. })
-        ));
-        assert!(matches!(
-            ModelId::new("a\u{0}b"),
-            Err(ModelIdError::Forbidden { .. })
-        ));
-        assert!(matches!(
-            ModelId::new("x".repeat(513)),
-            Err(ModelIdError::TooLong { got: 513 })
-        ));
+        assert!(matches!(ModelId::new("a/../b"), Err(ModelIdError::Forbidden { .. })));
+        assert!(matches!(ModelId::new("a\u{0}b"), Err(ModelIdError::Forbidden { .. })));
+        assert!(matches!(ModelId::new("x".repeat(513)), Err(ModelIdError::TooLong { got: 513 })));
     }
 }

@@ -21,16 +21,9 @@ pub enum Phase {
 impl Phase {
     /// The phase for a word read from the page, `None` for a word nobody writes.
     pub fn from_word(word: u32) -> Option<Self> {
-        [
-            Self::Starting,
-            Self::Loading,
-            Self::Idle,
-            Self::Prefill,
-            Self::Decode,
-            Self::Draining,
-        ]
-        .into_iter()
-        .find(|phase| *phase as u32 == word)
+        [Self::Starting, Self::Loading, Self::Idle, Self::Prefill, Self::Decode, Self::Draining]
+            .into_iter()
+            .find(|phase| *phase as u32 == word)
     }
 
     /// The name shown to people and in metrics.

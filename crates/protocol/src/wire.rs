@@ -35,11 +35,7 @@ fn config() -> impl bincode::config::Config {
 }
 
 fn decode<T: bincode::Decode<()>>(bytes: &[u8], what: &'static str) -> Result<T, WireError> {
-    let malformed = |reason: String| WireError::Malformed {
-        what,
-        bytes: bytes.len(),
-        reason,
-    };
+    let malformed = |reason: String| WireError::Malformed { what, bytes: bytes.len(), reason };
     let (value, used) = bincode::decode_from_slice(bytes, config())
         .map_err(|error| malformed(error.to_string()))?;
     if used != bytes.len() {
@@ -110,10 +106,7 @@ mod tests {
             prompt_len: 2,
             max_new: 9,
             stop_tokens: vec![2],
-            sampling: Sampling {
-                logit_bias: vec![(3, -1.5)],
-                ..Sampling::default()
-            },
+            sampling: Sampling { logit_bias: vec![(3, -1.5)], ..Sampling::default() },
             logprobs: Some(3),
             priority: Priority::High,
         });
@@ -121,10 +114,7 @@ mod tests {
         submit.encode_into(&mut bytes);
         assert_eq!(Command::decode(&bytes).unwrap(), submit);
         bytes.push(0);
-        assert!(
-            Command::decode(&bytes).is_err(),
-            "left-over bytes are refused"
-        );
+        assert!(Command::decode(&bytes).is_err(), "left-over bytes are refused");
 
         let records = [TokenRecord {
             request: 1,

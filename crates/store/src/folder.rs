@@ -32,9 +32,7 @@ impl ModelConfigHead {
         let by_class = self.architectures.as_deref().unwrap_or_default();
         self.is_encoder_decoder != Some(true)
             && (by_class.is_empty()
-                || by_class
-                    .iter()
-                    .any(|class| ENDINGS.iter().any(|end| class.ends_with(end))))
+                || by_class.iter().any(|class| ENDINGS.iter().any(|end| class.ends_with(end))))
     }
 }
 
@@ -59,20 +57,14 @@ pub(crate) fn weight_files(folder: &Path) -> Result<Result<Vec<PathBuf>, Vec<Str
         }
         files.into_iter().collect()
     } else {
-        file_names(folder)?
-            .into_iter()
-            .filter(|name| name.ends_with(".safetensors"))
-            .collect()
+        file_names(folder)?.into_iter().filter(|name| name.ends_with(".safetensors")).collect()
     };
     names.sort();
     if names.is_empty() {
         return Ok(Err(vec!["model.safetensors".to_owned()]));
     }
-    let missing: Vec<String> = names
-        .iter()
-        .filter(|name| !folder.join(name).is_file())
-        .cloned()
-        .collect();
+    let missing: Vec<String> =
+        names.iter().filter(|name| !folder.join(name).is_file()).cloned().collect();
     if missing.is_empty() {
         Ok(Ok(names.iter().map(|name| folder.join(name)).collect()))
     } else {
@@ -109,15 +101,10 @@ pub(crate) fn read_json<T: serde::de::DeserializeOwned>(
         path: path.to_owned(),
         error: error.to_string(),
     };
-    let corrupt = |fault: String| StoreError::Corrupt {
-        file: path.to_owned(),
-        fault,
-    };
+    let corrupt = |fault: String| StoreError::Corrupt { file: path.to_owned(), fault };
     let file = std::fs::File::open(path).map_err(unreadable)?;
     let mut bytes = Vec::new();
-    file.take(bytes_max + 1)
-        .read_to_end(&mut bytes)
-        .map_err(unreadable)?;
+    file.take(bytes_max + 1).read_to_end(&mut bytes).map_err(unreadable)?;
     if bytes.len() as u64 > bytes_max {
         return Err(corrupt(format!("it is longer than {bytes_max} bytes")));
     }
@@ -131,9 +118,9 @@ pub(crate) fn file_names(folder: &Path) -> Result<Vec<String>, StoreError> {
         error: error.to_string(),
     };
     match std::fs::read_dir(folder) {
-        Ok(entries) => Ok(entries
-            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-            .collect()),
+        Ok(entries) => {
+            Ok(entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect())
+        }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) if error.kind() == std::io::ErrorKind::NotADirectory => Ok(Vec::new()),
         Err(error) => Err(unreadable(error)),

@@ -16,20 +16,13 @@ pub(crate) enum Name<'a> {
     /// Begins with `/`, `~/` or `./`.
     Path(&'a str),
     /// `name` or `organisation/name`, with the revision after an `@` if one was given.
-    Hub {
-        repository: &'a str,
-        revision: Option<&'a str>,
-    },
+    Hub { repository: &'a str, revision: Option<&'a str> },
 }
 
 /// Checks what holds for every name, configured ones included.
 pub(crate) fn check_any(name: &str) -> Result<(), StoreError> {
-    let bad = |fault: &str| {
-        Err(StoreError::BadName {
-            name: name.to_owned(),
-            fault: fault.to_owned(),
-        })
-    };
+    let bad =
+        |fault: &str| Err(StoreError::BadName { name: name.to_owned(), fault: fault.to_owned() });
     if name.is_empty() {
         return bad("it is empty");
     }
@@ -66,26 +59,20 @@ pub(crate) fn parse(name: &str) -> Result<Name<'_>, StoreError> {
     if name.starts_with(['/', '~']) || name.starts_with("./") {
         return Ok(Name::Path(name));
     }
-    let bad = |fault: String| StoreError::BadName {
-        name: name.to_owned(),
-        fault,
-    };
+    let bad = |fault: String| StoreError::BadName { name: name.to_owned(), fault };
     let (repository, revision) = match name.split_once('@') {
         Some((repository, revision)) => (repository, Some(revision)),
         None => (name, None),
     };
     if repository.split('/').count() > 2 {
         return Err(bad(
-            "it has more than one '/'; a path begins with '/', '~/' or './'".to_owned(),
+            "it has more than one '/'; a path begins with '/', '~/' or './'".to_owned()
         ));
     }
     for part in repository.split('/').chain(revision) {
         check_part(part).map_err(bad)?;
     }
-    Ok(Name::Hub {
-        repository,
-        revision,
-    })
+    Ok(Name::Hub { repository, revision })
 }
 
 /// One part of a Hugging Face name: what the hub itself takes.
@@ -94,14 +81,9 @@ fn check_part(part: &str) -> Result<(), String> {
         return Err("one of its parts is empty".to_owned());
     }
     if part.len() > PART_BYTES_MAX {
-        return Err(format!(
-            "one of its parts has more than {PART_BYTES_MAX} bytes"
-        ));
+        return Err(format!("one of its parts has more than {PART_BYTES_MAX} bytes"));
     }
-    if let Some(odd) = part
-        .chars()
-        .find(|c| !(c.is_ascii_alphanumeric() || "-_.".contains(*c)))
-    {
+    if let Some(odd) = part.chars().find(|c| !(c.is_ascii_alphanumeric() || "-_.".contains(*c))) {
         return Err(format!(
             "it holds {odd:?} (U+{:04X}); names are made of a-z, A-Z, 0-9, '-', '_' and '.'",
             odd as u32
@@ -145,12 +127,7 @@ mod tests {
 
     #[test]
     fn forms_are_told_apart() {
-        let hub = |repository, revision| {
-            Ok(Name::Hub {
-                repository,
-                revision,
-            })
-        };
+        let hub = |repository, revision| Ok(Name::Hub { repository, revision });
         assert_eq!(parse("gpt2"), hub("gpt2", None));
         assert_eq!(
             parse("mlx-community/Qwen3-0.6B-4bit"),
@@ -198,10 +175,7 @@ mod tests {
             "a%2f..",
             "a:b",
         ] {
-            assert!(
-                matches!(parse(name), Err(StoreError::BadName { .. })),
-                "{name:?}"
-            );
+            assert!(matches!(parse(name), Err(StoreError::BadName { .. })), "{name:?}");
         }
         assert!(parse(&"x".repeat(97)).is_err());
         assert!(parse(&format!("/{}", "x".repeat(600))).is_err());
@@ -215,10 +189,7 @@ mod tests {
 
     #[test]
     fn the_nearest_name_is_found_without_its_organisation() {
-        let known = [
-            "mlx-community/Qwen3-0.6B-4bit".to_owned(),
-            "mlxd-demo".to_owned(),
-        ];
+        let known = ["mlx-community/Qwen3-0.6B-4bit".to_owned(), "mlxd-demo".to_owned()];
         assert_eq!(
             nearest("qwen3-0.6b-4bit", &known).as_deref(),
             Some("mlx-community/Qwen3-0.6B-4bit")

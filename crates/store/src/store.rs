@@ -92,10 +92,7 @@ impl Store {
         }
         match parse(name)? {
             Name::Path(path) => self.by_path(path),
-            Name::Hub {
-                repository,
-                revision,
-            } => {
+            Name::Hub { repository, revision } => {
                 if let Some(cache) = &self.paths.hf_cache
                     && let Some(folder) = hub::snapshot(cache, repository, revision)?
                 {
@@ -142,18 +139,12 @@ impl Store {
     pub fn unknown(&self, name: &str) -> StoreError {
         let known: Vec<String> = self.list().into_iter().map(|entry| entry.name).collect();
         let nearest = nearest(name, &known);
-        StoreError::Unknown {
-            name: name.to_owned(),
-            known,
-            nearest,
-        }
+        StoreError::Unknown { name: name.to_owned(), known, nearest }
     }
 
     fn by_path(&self, name: &str) -> Result<ModelFolder, StoreError> {
         if !self.paths.paths_allowed {
-            return Err(StoreError::PathsNotAllowed {
-                name: name.to_owned(),
-            });
+            return Err(StoreError::PathsNotAllowed { name: name.to_owned() });
         }
         let folder = match name.strip_prefix('~') {
             Some(rest) => match (&self.paths.home, rest.strip_prefix('/')) {
@@ -161,10 +152,7 @@ impl Store {
                 (Some(home), None) if rest.is_empty() => home.clone(),
                 _ => {
                     let fault = "only '~/' is understood after '~'".to_owned();
-                    return Err(StoreError::BadName {
-                        name: name.to_owned(),
-                        fault,
-                    });
+                    return Err(StoreError::BadName { name: name.to_owned(), fault });
                 }
             },
             None => std::path::absolute(name).map_err(|error| StoreError::Unreadable {
@@ -203,19 +191,10 @@ impl Store {
 fn whole(name: &str, folder: PathBuf, source: Source) -> Result<ModelFolder, StoreError> {
     let missing = missing_files(&folder)?;
     if missing.is_empty() {
-        return Ok(ModelFolder {
-            name: name.to_owned(),
-            folder,
-            source,
-        });
+        return Ok(ModelFolder { name: name.to_owned(), folder, source });
     }
     let from_hub = source == Source::Hub;
-    Err(StoreError::Incomplete {
-        name: name.to_owned(),
-        folder,
-        missing,
-        from_hub,
-    })
+    Err(StoreError::Incomplete { name: name.to_owned(), folder, missing, from_hub })
 }
 
 /// What the list shows of a folder; `None` when it holds nothing to load.
@@ -252,20 +231,14 @@ fn entry(name: &str, folder: PathBuf, source: Source) -> Option<ModelEntry> {
 /// Folders with a `config.json` one or two levels below `root`, by the names they get.
 fn model_folders(root: &Path) -> Vec<(String, PathBuf)> {
     let mut found = Vec::new();
-    for first in file_names(root)
-        .unwrap_or_default()
-        .into_iter()
-        .filter(|name| is_part(name))
-    {
+    for first in file_names(root).unwrap_or_default().into_iter().filter(|name| is_part(name)) {
         let folder = root.join(&first);
         if folder.join("config.json").is_file() {
             found.push((first, folder));
             continue;
         }
-        for second in file_names(&folder)
-            .unwrap_or_default()
-            .into_iter()
-            .filter(|name| is_part(name))
+        for second in
+            file_names(&folder).unwrap_or_default().into_iter().filter(|name| is_part(name))
         {
             let inner = folder.join(&second);
             if inner.join("config.json").is_file() {

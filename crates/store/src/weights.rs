@@ -42,10 +42,7 @@ struct Quantization {
 impl Quantization {
     /// Parameters per scale in `layer`.
     fn group_size(&self, layer: &str) -> Option<u64> {
-        let own = self
-            .others
-            .get(layer)
-            .and_then(|layer| layer.get("group_size"));
+        let own = self.others.get(layer).and_then(|layer| layer.get("group_size"));
         own.and_then(serde_json::Value::as_u64).or(self.group_size)
     }
 }
@@ -76,10 +73,7 @@ pub fn weight_summary(folder: &Path) -> Result<WeightSummary, StoreError> {
             let bytes = (info.data_offsets.1 - info.data_offsets.0) as u64;
             summary.tensors += 1;
             summary.bytes += bytes;
-            *summary
-                .bytes_by_type
-                .entry(format!("{:?}", info.dtype))
-                .or_default() += bytes;
+            *summary.bytes_by_type.entry(format!("{:?}", info.dtype)).or_default() += bytes;
             elements.insert(name, count);
         }
     }
@@ -111,10 +105,7 @@ fn read_header(path: &Path) -> Result<Metadata, StoreError> {
         path: path.to_owned(),
         error: error.to_string(),
     };
-    let corrupt = |fault: String| StoreError::Corrupt {
-        file: path.to_owned(),
-        fault,
-    };
+    let corrupt = |fault: String| StoreError::Corrupt { file: path.to_owned(), fault };
     let mut file = std::fs::File::open(path).map_err(unreadable)?;
     let file_bytes = file.metadata().map_err(unreadable)?.len();
     if file_bytes < LENGTH_BYTES {
@@ -124,9 +115,7 @@ fn read_header(path: &Path) -> Result<Metadata, StoreError> {
     file.read_exact(&mut length).map_err(unreadable)?;
     let header_bytes = u64::from_le_bytes(length);
     if header_bytes > HEADER_BYTES_MAX || header_bytes > file_bytes - LENGTH_BYTES {
-        return Err(corrupt(format!(
-            "its header would have {header_bytes} of {file_bytes} bytes"
-        )));
+        return Err(corrupt(format!("its header would have {header_bytes} of {file_bytes} bytes")));
     }
     let mut header = vec![0; header_bytes as usize];
     file.read_exact(&mut header).map_err(unreadable)?;
@@ -134,9 +123,7 @@ fn read_header(path: &Path) -> Result<Metadata, StoreError> {
         serde_json::from_slice(&header).map_err(|error| corrupt(error.to_string()))?;
     let expected = LENGTH_BYTES + header_bytes + metadata.data_len() as u64;
     if expected != file_bytes {
-        return Err(corrupt(format!(
-            "it has {file_bytes} bytes, its header speaks of {expected}"
-        )));
+        return Err(corrupt(format!("it has {file_bytes} bytes, its header speaks of {expected}")));
     }
     Ok(metadata)
 }

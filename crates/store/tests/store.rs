@@ -17,15 +17,9 @@ fn write_weights(path: &Path, tensors: &[(&str, Dtype, &[usize])]) {
         .iter()
         .map(|(_, dtype, shape)| vec![0; shape.iter().product::<usize>() * dtype.bitsize() / 8])
         .collect();
-    let views = tensors
-        .iter()
-        .zip(&data)
-        .map(|((name, dtype, shape), data)| {
-            (
-                name.to_string(),
-                TensorView::new(*dtype, shape.to_vec(), data).unwrap(),
-            )
-        });
+    let views = tensors.iter().zip(&data).map(|((name, dtype, shape), data)| {
+        (name.to_string(), TensorView::new(*dtype, shape.to_vec(), data).unwrap())
+    });
     fs::write(path, safetensors::serialize(views, None).unwrap()).unwrap();
 }
 
@@ -33,10 +27,7 @@ fn write_model(folder: &Path, config: &str) {
     fs::create_dir_all(folder).unwrap();
     fs::write(folder.join("config.json"), config).unwrap();
     fs::write(folder.join("tokenizer.json"), "{}").unwrap();
-    write_weights(
-        &folder.join("model.safetensors"),
-        &[("w", Dtype::F32, &[2, 3])],
-    );
+    write_weights(&folder.join("model.safetensors"), &[("w", Dtype::F32, &[2, 3])]);
 }
 
 /// A temporary home with a cache and a folder of models.
@@ -87,19 +78,10 @@ impl Place {
 fn a_hugging_face_name_leads_to_its_snapshot() {
     let place = Place::new();
     let snapshot = place.in_hub("mlx-community/Qwen3-0.6B-4bit");
-    let found = place
-        .store()
-        .resolve("mlx-community/Qwen3-0.6B-4bit")
-        .unwrap();
-    assert_eq!(
-        (found.folder, found.source),
-        (snapshot.clone(), Source::Hub)
-    );
+    let found = place.store().resolve("mlx-community/Qwen3-0.6B-4bit").unwrap();
+    assert_eq!((found.folder, found.source), (snapshot.clone(), Source::Hub));
     assert_eq!(found.name, "mlx-community/Qwen3-0.6B-4bit");
-    let at = place
-        .store()
-        .resolve(&format!("mlx-community/Qwen3-0.6B-4bit@{COMMIT}"))
-        .unwrap();
+    let at = place.store().resolve(&format!("mlx-community/Qwen3-0.6B-4bit@{COMMIT}")).unwrap();
     assert_eq!(at.folder, snapshot);
     assert!(matches!(
         place.store().resolve("mlx-community/Qwen3-0.6B-4bit@v9"),
@@ -108,10 +90,7 @@ fn a_hugging_face_name_leads_to_its_snapshot() {
     // Another case is another name, even where the file system would find it.
     assert!(matches!(
         place.store().resolve("MLX-community/qwen3-0.6b-4bit"),
-        Err(StoreError::Unknown {
-            nearest: Some(_),
-            ..
-        })
+        Err(StoreError::Unknown { nearest: Some(_), .. })
     ));
 }
 
@@ -135,12 +114,7 @@ fn a_reference_cannot_lead_outside() {
     write_model(&place.path("outside"), QWEN);
     fs::write(place.path("hub/models--o--n/refs/main"), "../../../outside").unwrap();
     let found = place.store().resolve("o/n").unwrap();
-    assert!(
-        found
-            .folder
-            .starts_with(place.path("hub/models--o--n/snapshots")),
-        "{found:?}"
-    );
+    assert!(found.folder.starts_with(place.path("hub/models--o--n/snapshots")), "{found:?}");
 }
 
 #[test]
@@ -152,16 +126,9 @@ fn an_incomplete_download_is_told_with_its_cure() {
         r#"{"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}}"#,
     )
     .unwrap();
-    write_weights(
-        &snapshot.join("model-00001-of-00002.safetensors"),
-        &[("a", Dtype::F16, &[4])],
-    );
+    write_weights(&snapshot.join("model-00001-of-00002.safetensors"), &[("a", Dtype::F16, &[4])]);
     // As a download in progress leaves it: the link is there, the blob is not.
-    symlink(
-        "../../blobs/gone",
-        snapshot.join("model-00002-of-00002.safetensors"),
-    )
-    .unwrap();
+    symlink("../../blobs/gone", snapshot.join("model-00002-of-00002.safetensors")).unwrap();
     let error = place.store().resolve("o/n").unwrap_err();
     assert_eq!(
         error.to_string(),
@@ -177,27 +144,16 @@ fn an_incomplete_download_is_told_with_its_cure() {
 #[test]
 fn an_index_that_names_files_elsewhere_is_damaged() {
     let place = Place::new();
-    for odd in [
-        "../secret.safetensors",
-        "/etc/passwd",
-        "a/b.safetensors",
-        "x.bin",
-        ".safetensors",
-    ] {
+    for odd in ["../secret.safetensors", "/etc/passwd", "a/b.safetensors", "x.bin", ".safetensors"]
+    {
         let folder = place.path("models/m");
         write_model(&folder, QWEN);
         let index = format!(r#"{{"weight_map": {{"a": {odd:?}}}}}"#);
         fs::write(folder.join("model.safetensors.index.json"), index).unwrap();
-        assert!(
-            matches!(place.store().resolve("m"), Err(StoreError::Corrupt { .. })),
-            "{odd}"
-        );
+        assert!(matches!(place.store().resolve("m"), Err(StoreError::Corrupt { .. })), "{odd}");
     }
     fs::write(place.path("models/m/model.safetensors.index.json"), "[]").unwrap();
-    assert!(matches!(
-        place.store().resolve("m"),
-        Err(StoreError::Corrupt { .. })
-    ));
+    assert!(matches!(place.store().resolve("m"), Err(StoreError::Corrupt { .. })));
 }
 
 #[test]
@@ -231,26 +187,14 @@ fn a_path_is_one_model_however_it_is_written() {
             "{written}"
         );
     }
-    assert!(matches!(
-        place.store().resolve("~other/m"),
-        Err(StoreError::BadName { .. })
-    ));
+    assert!(matches!(place.store().resolve("~other/m"), Err(StoreError::BadName { .. })));
     let up = format!("{plain}/../größe");
-    assert!(matches!(
-        place.store().resolve(&up),
-        Err(StoreError::BadName { .. })
-    ));
+    assert!(matches!(place.store().resolve(&up), Err(StoreError::BadName { .. })));
     let missing = place.store().resolve("/no/such/folder").unwrap_err();
     assert!(matches!(missing, StoreError::Unknown { .. }), "{missing}");
 
-    let strict = Store::new(StorePaths {
-        paths_allowed: false,
-        ..place.paths.clone()
-    });
-    assert!(matches!(
-        strict.resolve(&plain),
-        Err(StoreError::PathsNotAllowed { .. })
-    ));
+    let strict = Store::new(StorePaths { paths_allowed: false, ..place.paths.clone() });
+    assert!(matches!(strict.resolve(&plain), Err(StoreError::PathsNotAllowed { .. })));
 }
 
 #[test]
@@ -259,26 +203,14 @@ fn configured_names_come_first_and_stand_in_for_nothing() {
     write_model(&place.path("demo"), QWEN);
     place.in_hub("o/n");
     place.paths.named = vec![
-        NamedFolder {
-            name: "mlxd-demo".to_owned(),
-            folder: place.path("demo"),
-        },
-        NamedFolder {
-            name: "o/n".to_owned(),
-            folder: place.path("demo"),
-        },
-        NamedFolder {
-            name: "gone".to_owned(),
-            folder: place.path("gone"),
-        },
+        NamedFolder { name: "mlxd-demo".to_owned(), folder: place.path("demo") },
+        NamedFolder { name: "o/n".to_owned(), folder: place.path("demo") },
+        NamedFolder { name: "gone".to_owned(), folder: place.path("gone") },
     ];
     let store = place.store();
     assert_eq!(store.resolve("mlxd-demo").unwrap().source, Source::Named);
     assert_eq!(store.resolve("o/n").unwrap().folder, place.path("demo"));
-    assert!(matches!(
-        store.resolve("gone"),
-        Err(StoreError::Incomplete { .. })
-    ));
+    assert!(matches!(store.resolve("gone"), Err(StoreError::Incomplete { .. })));
     let names: Vec<String> = store.list().into_iter().map(|entry| entry.name).collect();
     assert_eq!(names, ["mlxd-demo", "o/n"]);
     assert_eq!(
@@ -314,21 +246,12 @@ fn the_list_shows_what_can_be_loaded() {
     let list = place.store().list();
     let names: Vec<&str> = list.iter().map(|entry| entry.name.as_str()).collect();
     assert_eq!(names, ["local", "o/qwen", "org/inner"]);
-    assert_eq!(
-        (list[0].architecture.as_str(), list[0].source),
-        ("llama", Source::Folder)
-    );
+    assert_eq!((list[0].architecture.as_str(), list[0].source), ("llama", Source::Folder));
     let file = fs::metadata(place.path("models/local/model.safetensors")).unwrap();
     assert_eq!(list[0].size_bytes, file.len());
-    assert!(
-        list.iter()
-            .all(|entry| entry.created_unix_s > 1_600_000_000)
-    );
+    assert!(list.iter().all(|entry| entry.created_unix_s > 1_600_000_000));
     for entry in &list {
-        assert_eq!(
-            place.store().resolve(&entry.name).unwrap().folder,
-            entry.folder
-        );
+        assert_eq!(place.store().resolve(&entry.name).unwrap().folder, entry.folder);
     }
 }
 
@@ -342,10 +265,7 @@ fn nothing_anywhere_is_no_error() {
     );
     let place = Place::new();
     fs::remove_dir(place.path("hub")).unwrap();
-    assert!(matches!(
-        place.store().resolve("o/n"),
-        Err(StoreError::Unknown { .. })
-    ));
+    assert!(matches!(place.store().resolve("o/n"), Err(StoreError::Unknown { .. })));
 }
 
 #[test]
@@ -405,10 +325,7 @@ fn a_header_that_lies_is_damaged() {
     ] {
         fs::write(&file, &bad).unwrap();
         let result = weight_summary(&folder);
-        assert!(
-            matches!(result, Err(StoreError::Corrupt { .. })),
-            "{bad:?}: {result:?}"
-        );
+        assert!(matches!(result, Err(StoreError::Corrupt { .. })), "{bad:?}: {result:?}");
     }
 }
 

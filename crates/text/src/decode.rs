@@ -78,10 +78,7 @@ impl Decoder {
         let mut decoder = Decoder {
             tokenizer: tokenizer.clone(),
             specials,
-            state: State {
-                strip_left: strip.map_or(0, |(_, count)| count),
-                ..State::default()
-            },
+            state: State { strip_left: strip.map_or(0, |(_, count)| count), ..State::default() },
             text: String::new(),
         };
         for &id in prompt_tail {
@@ -115,9 +112,7 @@ impl Decoder {
         self.state.started = true;
         if pieces.joining == Joining::Window {
             let raw = self.tokenizer.raw();
-            self.state
-                .window
-                .push(id, out, |ids| raw.decode(ids, false));
+            self.state.window.push(id, out, |ids| raw.decode(ids, false));
         } else {
             self.state.push_piece(piece, pieces, out);
         }
@@ -135,9 +130,7 @@ impl Decoder {
             Joining::ByteRuns => self.state.close_run(pieces, &mut out),
             Joining::Window => {
                 let raw = self.tokenizer.raw();
-                self.state
-                    .window
-                    .flush(&mut out, |ids| raw.decode(ids, false));
+                self.state.window.flush(&mut out, |ids| raw.decode(ids, false));
             }
         }
         self.state = State {

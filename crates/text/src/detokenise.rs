@@ -36,13 +36,7 @@ pub struct StopHit {
 impl Detokeniser {
     /// Joins a decoder and a matcher.
     pub fn new(decoder: Decoder, stops: StopMatcher) -> Detokeniser {
-        Detokeniser {
-            decoder,
-            stops,
-            tokens: 0,
-            decoded: String::new(),
-            text: String::new(),
-        }
+        Detokeniser { decoder, stops, tokens: 0, decoded: String::new(), text: String::new() }
     }
 
     /// Takes the next token. After a stop string nothing more comes.
@@ -76,10 +70,7 @@ impl Detokeniser {
     fn delta(&self) -> Delta<'_> {
         Delta {
             text: &self.text,
-            stop: self.stops.hit().map(|index| StopHit {
-                index,
-                tokens: self.tokens,
-            }),
+            stop: self.stops.hit().map(|index| StopHit { index, tokens: self.tokens }),
         }
     }
 }

@@ -19,9 +19,7 @@ pub(crate) fn read_text(path: &Path, bytes_max: u64) -> Result<Option<String>, T
         Err(error) => return Err(refuse(path, error)),
     };
     let mut bytes = Vec::new();
-    file.take(bytes_max + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|error| refuse(path, error))?;
+    file.take(bytes_max + 1).read_to_end(&mut bytes).map_err(|error| refuse(path, error))?;
     if bytes.len() as u64 > bytes_max {
         return Err(refuse(path, format!("is larger than {bytes_max} bytes")));
     }
@@ -46,8 +44,5 @@ pub(crate) fn read_object(path: &Path) -> Result<Option<Value>, TextError> {
 
 /// An error about this file.
 pub(crate) fn refuse(path: &Path, reason: impl ToString) -> TextError {
-    TextError::File {
-        path: path.to_owned(),
-        reason: reason.to_string(),
-    }
+    TextError::File { path: path.to_owned(), reason: reason.to_string() }
 }

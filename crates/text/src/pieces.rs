@@ -55,10 +55,7 @@ struct Table {
 
 impl Table {
     fn with_capacity(count: usize) -> Table {
-        Table {
-            bytes: Vec::with_capacity(count * 8),
-            ends: Vec::with_capacity(count),
-        }
+        Table { bytes: Vec::with_capacity(count * 8), ends: Vec::with_capacity(count) }
     }
 
     fn push(&mut self, piece: &[u8]) -> Result<(), TextError> {
@@ -109,18 +106,13 @@ impl Pieces {
         };
         let byte_of_char = byte_level_alphabet();
         for id in 0..count as u32 {
-            let Some(token) = added
-                .simple_id_to_token(id)
-                .or_else(|| tokenizer.get_model().id_to_token(id))
+            let Some(token) =
+                added.simple_id_to_token(id).or_else(|| tokenizer.get_model().id_to_token(id))
             else {
                 pieces.push(&[], &[], 0)?;
                 continue;
             };
-            let special = if added.is_special_token(&token) {
-                SPECIAL
-            } else {
-                0
-            };
+            let special = if added.is_special_token(&token) { SPECIAL } else { 0 };
             let [first, rest] = plan.apply(&token);
             let byte = match plan.joining {
                 Joining::ByteRuns => byte_token(&rest),
@@ -185,11 +177,8 @@ struct Plan<'a> {
 
 impl<'a> Plan<'a> {
     fn of(chain: &[&'a DecoderWrapper]) -> Plan<'a> {
-        let per_token: Vec<_> = chain
-            .iter()
-            .copied()
-            .take_while(|stage| acts_per_token(stage))
-            .collect();
+        let per_token: Vec<_> =
+            chain.iter().copied().take_while(|stage| acts_per_token(stage)).collect();
         let spaced = chain.is_empty();
         let positional = spaced || per_token.iter().any(|stage| is_positional(stage));
         let (joining, strip_start) = match joining_of(&chain[per_token.len()..]) {
@@ -205,13 +194,7 @@ impl<'a> Plan<'a> {
                 strip_start,
             };
         }
-        Plan {
-            per_token,
-            spaced,
-            positional,
-            joining,
-            strip_start,
-        }
+        Plan { per_token, spaced, positional, joining, strip_start }
     }
 
     /// The token's text as the first of an output, and as a later one.
@@ -241,10 +224,7 @@ impl<'a> Plan<'a> {
 /// Whether a stage maps each token to one token, knowing no more than whether it is the first.
 fn acts_per_token(stage: &DecoderWrapper) -> bool {
     use DecoderWrapper as D;
-    matches!(
-        stage,
-        D::Replace(_) | D::Metaspace(_) | D::WordPiece(_) | D::Strip(_)
-    )
+    matches!(stage, D::Replace(_) | D::Metaspace(_) | D::WordPiece(_) | D::Strip(_))
 }
 
 fn strips_ends(stage: &DecoderWrapper) -> bool {
@@ -281,11 +261,9 @@ fn joining_of(stages: &[&DecoderWrapper]) -> Option<(Joining, Option<(char, usiz
 fn flatten(decoder: Option<&DecoderWrapper>) -> Vec<&DecoderWrapper> {
     match decoder {
         None => Vec::new(),
-        Some(DecoderWrapper::Sequence(sequence)) => sequence
-            .get_decoders()
-            .iter()
-            .flat_map(|decoder| flatten(Some(decoder)))
-            .collect(),
+        Some(DecoderWrapper::Sequence(sequence)) => {
+            sequence.get_decoders().iter().flat_map(|decoder| flatten(Some(decoder))).collect()
+        }
         Some(decoder) => vec![decoder],
     }
 }
@@ -313,10 +291,8 @@ fn byte_token(token: &str) -> Option<u8> {
 /// Byte-level text back to its bytes; a token with a character outside that alphabet is
 /// itself (an added token, say).
 fn to_bytes(byte_of_char: &[Option<u8>; 324], token: String) -> Vec<u8> {
-    let bytes: Option<Vec<u8>> = token
-        .chars()
-        .map(|c| byte_of_char.get(c as usize).copied().flatten())
-        .collect();
+    let bytes: Option<Vec<u8>> =
+        token.chars().map(|c| byte_of_char.get(c as usize).copied().flatten()).collect();
     bytes.unwrap_or_else(|| token.into_bytes())
 }
 
@@ -350,9 +326,8 @@ mod tests {
             .filter(|(_, byte)| byte.is_some())
             .map(|(c, _)| char::from_u32(c as u32).unwrap())
             .collect();
-        let mut theirs: Vec<char> = tokenizers::pre_tokenizers::byte_level::ByteLevel::alphabet()
-            .into_iter()
-            .collect();
+        let mut theirs: Vec<char> =
+            tokenizers::pre_tokenizers::byte_level::ByteLevel::alphabet().into_iter().collect();
         theirs.sort_unstable();
         assert_eq!(ours, theirs);
     }

@@ -38,12 +38,7 @@ impl Automaton {
             }
             borders[at] = border;
         }
-        Automaton {
-            index,
-            pattern,
-            borders: borders.into(),
-            matched: 0,
-        }
+        Automaton { index, pattern, borders: borders.into(), matched: 0 }
     }
 
     /// Takes one byte; true if the pattern is now complete.
@@ -67,11 +62,7 @@ impl StopMatcher {
             .filter(|(_, stop)| !stop.is_empty())
             .map(|(index, stop)| Automaton::new(index, stop))
             .collect();
-        StopMatcher {
-            stops,
-            held: String::new(),
-            hit: None,
-        }
+        StopMatcher { stops, held: String::new(), hit: None }
     }
 
     /// Takes the next text and appends to `out` what is certain to come before any stop string.
@@ -156,18 +147,12 @@ mod tests {
 
     #[test]
     fn a_stop_across_chunks_is_cut_whole() {
-        assert_eq!(
-            stream(&["\nUser:"], &["Hi.\nU", "se", "r: no"]),
-            ("Hi.".into(), Some(0))
-        );
+        assert_eq!(stream(&["\nUser:"], &["Hi.\nU", "se", "r: no"]), ("Hi.".into(), Some(0)));
     }
 
     #[test]
     fn a_false_start_is_given_back() {
-        assert_eq!(
-            stream(&["END"], &["E", "N", "ough"]),
-            ("ENough".into(), None)
-        );
+        assert_eq!(stream(&["END"], &["E", "N", "ough"]), ("ENough".into(), None));
         assert_eq!(stream(&["END"], &["the E", "N"]), ("the EN".into(), None));
     }
 
@@ -184,9 +169,6 @@ mod tests {
 
     #[test]
     fn nothing_follows_a_hit() {
-        assert_eq!(
-            stream(&["é"], &["caf", "é", " au lait"]),
-            ("caf".into(), Some(0))
-        );
+        assert_eq!(stream(&["é"], &["caf", "é", " au lait"]), ("caf".into(), Some(0)));
     }
 }

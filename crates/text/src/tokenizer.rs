@@ -26,10 +26,7 @@ pub struct TokenizerLimits {
 
 impl Default for TokenizerLimits {
     fn default() -> Self {
-        TokenizerLimits {
-            file_bytes_max: 256 * 1024 * 1024,
-            text_bytes_max: 4 * 1024 * 1024,
-        }
+        TokenizerLimits { file_bytes_max: 256 * 1024 * 1024, text_bytes_max: 4 * 1024 * 1024 }
     }
 }
 
@@ -39,15 +36,8 @@ impl Default for TokenizerLimits {
 pub struct SpecialTokens(Vec<(String, String)>);
 
 /// The names that a special token may have, as `transformers` knows them.
-const SPECIAL_NAMES: [&str; 7] = [
-    "bos_token",
-    "eos_token",
-    "unk_token",
-    "sep_token",
-    "pad_token",
-    "cls_token",
-    "mask_token",
-];
+const SPECIAL_NAMES: [&str; 7] =
+    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
 impl SpecialTokens {
     /// Reads them from `tokenizer_config.json`'s object; each a string or an object with
@@ -135,8 +125,7 @@ impl Tokenizer {
                 .map_err(|error| TextError::Tokenizer(format!("does not parse: {error}")))?;
             add_configured_tokens(&mut raw, config)?;
             raw.with_padding(None);
-            raw.with_truncation(None)
-                .map_err(|error| TextError::Tokenizer(error.to_string()))?;
+            raw.with_truncation(None).map_err(|error| TextError::Tokenizer(error.to_string()))?;
             let pieces = Pieces::build(&raw)?;
             Ok((raw, pieces))
         }));
@@ -179,10 +168,7 @@ impl Tokenizer {
         bytes_max: usize,
     ) -> Result<Vec<u32>, TextError> {
         if text.len() > bytes_max {
-            return Err(TextError::TextTooLong {
-                bytes: text.len(),
-                bytes_max,
-            });
+            return Err(TextError::TextTooLong { bytes: text.len(), bytes_max });
         }
         let encoding = self
             .inner
@@ -204,11 +190,7 @@ impl Tokenizer {
             let ids: Vec<u32> = ids
                 .iter()
                 .copied()
-                .filter(|&id| {
-                    pieces
-                        .rest(id)
-                        .is_some_and(|p| !(skip_special && p.special))
-                })
+                .filter(|&id| pieces.rest(id).is_some_and(|p| !(skip_special && p.special)))
                 .collect();
             return match ids.is_empty() {
                 true => String::new(),
@@ -310,11 +292,8 @@ fn add_configured_tokens(raw: &mut tokenizers::Tokenizer, config: &Value) -> Res
     }
     missing.sort_by_key(|(id, _)| *id);
     let refused = |error: tokenizers::Error| TextError::Tokenizer(error.to_string());
-    raw.add_tokens(missing.into_iter().map(|(_, token)| token))
-        .map_err(refused)?;
-    let named = SPECIAL_NAMES
-        .iter()
-        .filter_map(|name| token_content(config.get(name)?));
+    raw.add_tokens(missing.into_iter().map(|(_, token)| token)).map_err(refused)?;
+    let named = SPECIAL_NAMES.iter().filter_map(|name| token_content(config.get(name)?));
     let listed = ["additional_special_tokens", "extra_special_tokens"]
         .iter()
         .filter_map(|name| config.get(name)?.as_array())
@@ -355,9 +334,8 @@ fn token_content(value: &Value) -> Option<&str> {
 /// `eos_token_id` of a configuration, one or several, also where a multimodal model nests it.
 fn eos_of(config: &Value) -> Vec<u32> {
     let id = |value: &Value| value.as_u64().and_then(|id| u32::try_from(id).ok());
-    let found = config
-        .get("eos_token_id")
-        .or_else(|| config.get("text_config")?.get("eos_token_id"));
+    let found =
+        config.get("eos_token_id").or_else(|| config.get("text_config")?.get("eos_token_id"));
     match found {
         Some(Value::Array(ids)) => ids.iter().filter_map(id).collect(),
         Some(one) => id(one).into_iter().collect(),

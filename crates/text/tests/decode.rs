@@ -47,17 +47,10 @@ fn ids(size: u32) -> impl Strategy<Value = (Vec<u32>, String)> {
         1 => size.saturating_sub(4)..size + 1,
     ];
     let text = prop::collection::vec(
-        prop_oneof![
-            "[ a-z.,'?]{1,12}",
-            "\\PC{1,4}",
-            "日本語|é|🙂|👩‍👩‍👧|\n| {1,4}|worker|n't| '"
-        ],
+        prop_oneof!["[ a-z.,'?]{1,12}", "\\PC{1,4}", "日本語|é|🙂|👩‍👩‍👧|\n| {1,4}|worker|n't| '"],
         0..8,
     );
-    (
-        prop::collection::vec(id, 0..40),
-        text.prop_map(|t| t.concat()),
-    )
+    (prop::collection::vec(id, 0..40), text.prop_map(|t| t.concat()))
 }
 
 /// Runs a property for every kind, sharing out the cases.
@@ -73,15 +66,13 @@ fn for_every_kind(
             failure_persistence: None,
             ..ProptestConfig::default()
         });
-        let outcome = runner.run(
-            &(ids(size), any::<prop::sample::Index>()),
-            |((mut ids, text), at)| {
+        let outcome =
+            runner.run(&(ids(size), any::<prop::sample::Index>()), |((mut ids, text), at)| {
                 let place = at.index(ids.len() + 1);
                 let encoded = tokenizer.encode(&text, false).expect("ids");
                 ids.splice(place..place, encoded);
                 property(&kind, &tokenizer, &library, ids)
-            },
-        );
+            });
         if let Err(error) = outcome {
             panic!("{}: {error}", kind.name);
         }
@@ -139,10 +130,7 @@ fn a_prompt_tail_is_the_context_and_not_the_text() {
         let shown = before.trim_end_matches('\u{FFFD}');
         prop_assert!(all.ends_with(&text), "{text:?} is no end of {all:?}");
         prop_assert!(all.len() - text.len() <= before.len());
-        prop_assert!(
-            all.len() - text.len() >= shown.len(),
-            "{text:?} repeats the prompt"
-        );
+        prop_assert!(all.len() - text.len() >= shown.len(), "{text:?} repeats the prompt");
         Ok(())
     });
 }
@@ -160,10 +148,7 @@ fn a_leading_space_depends_on_the_prompt() {
         text + &decoder.finish()
     };
     assert_eq!(text(&[]), "worker");
-    assert_eq!(
-        text(&tokenizer.encode("The", false).expect("ids")),
-        " worker"
-    );
+    assert_eq!(text(&tokenizer.encode("The", false).expect("ids")), " worker");
 }
 
 #[test]
@@ -172,17 +157,10 @@ fn a_newline_token_at_the_prompts_end_is_not_repeated() {
     let newline = tokenizer.token_id("<0x0A>").expect("a byte token");
     let smile: Vec<u32> = "🙂"
         .bytes()
-        .map(|byte| {
-            tokenizer
-                .token_id(&format!("<0x{byte:02X}>"))
-                .expect("a byte token")
-        })
+        .map(|byte| tokenizer.token_id(&format!("<0x{byte:02X}>")).expect("a byte token"))
         .collect();
     let mut decoder = Decoder::new(&tokenizer, &[newline]);
-    let texts: Vec<String> = smile
-        .iter()
-        .map(|&id| decoder.push(id).to_owned())
-        .collect();
+    let texts: Vec<String> = smile.iter().map(|&id| decoder.push(id).to_owned()).collect();
     assert_eq!(texts.concat() + &decoder.finish(), "🙂");
 }
 
@@ -192,20 +170,12 @@ fn a_long_run_of_bytes_still_moves() {
     let text = "ភាសាខ្មែរ".repeat(40);
     let ids: Vec<u32> = text
         .bytes()
-        .map(|byte| {
-            tokenizer
-                .token_id(&format!("<0x{byte:02X}>"))
-                .expect("a byte token")
-        })
+        .map(|byte| tokenizer.token_id(&format!("<0x{byte:02X}>")).expect("a byte token"))
         .collect();
     let texts = incremental(&tokenizer, &ids, SpecialText::Skip);
     assert_eq!(texts.concat(), text);
     let before_the_end: usize = texts[..ids.len()].iter().map(String::len).sum();
-    assert!(
-        before_the_end >= text.len() - 256,
-        "{before_the_end} of {}",
-        text.len()
-    );
+    assert!(before_the_end >= text.len() - 256, "{before_the_end} of {}", text.len());
 }
 
 #[test]

@@ -52,39 +52,23 @@ fn encodes_and_decodes_as_transformers_does() {
         let texts: Vec<String> = (0..60).map(|_| text(&mut random)).collect();
         // At least one token: some of the library's decoders cannot take none.
         let ids: Vec<Vec<u32>> = (0..60)
-            .map(|_| {
-                (0..random.usize(1..30))
-                    .map(|_| random.u32(3..size))
-                    .collect()
-            })
+            .map(|_| (0..random.usize(1..30)).map(|_| random.u32(3..size)).collect())
             .collect();
         requests.push(json!({"json": kind.json, "texts": texts, "ids": ids}));
         tokenizers.push((kind.name, tokenizer, texts, ids));
     }
     let answer = support::reference(&json!({"now": support::NOW, "tokenizers": requests}));
-    for ((name, tokenizer, texts, ids), theirs) in tokenizers
-        .iter()
-        .zip(answer["tokenizers"].as_array().expect("a list"))
+    for ((name, tokenizer, texts, ids), theirs) in
+        tokenizers.iter().zip(answer["tokenizers"].as_array().expect("a list"))
     {
         for (at, text) in texts.iter().enumerate() {
             let encoded = json!(tokenizer.encode(text, false).expect("ids"));
             assert_eq!(encoded, theirs["encoded"][at], "{name}: {text:?}");
         }
         for (at, ids) in ids.iter().enumerate() {
-            assert_eq!(
-                tokenizer.decode(ids, true),
-                theirs["decoded"][at],
-                "{name}: {ids:?}"
-            );
-            assert_eq!(
-                tokenizer.decode(ids, false),
-                theirs["shown"][at],
-                "{name}: {ids:?}"
-            );
+            assert_eq!(tokenizer.decode(ids, true), theirs["decoded"][at], "{name}: {ids:?}");
+            assert_eq!(tokenizer.decode(ids, false), theirs["shown"][at], "{name}: {ids:?}");
         }
     }
-    assert_eq!(
-        answer["tokenizers"].as_array().map(Vec::len),
-        Some(tokenizers.len())
-    );
+    assert_eq!(answer["tokenizers"].as_array().map(Vec::len), Some(tokenizers.len()));
 }

@@ -34,14 +34,8 @@ fn end_of_text_ids_come_from_every_file() {
     let json = kinds::named("byte-level").json;
     let folder = folder(&[
         ("tokenizer.json", &json),
-        (
-            "tokenizer_config.json",
-            r#"{"eos_token": {"content": "<|end|>", "lstrip": false}}"#,
-        ),
-        (
-            "generation_config.json",
-            r#"{"eos_token_id": [7, 5, 4000000000]}"#,
-        ),
+        ("tokenizer_config.json", r#"{"eos_token": {"content": "<|end|>", "lstrip": false}}"#),
+        ("generation_config.json", r#"{"eos_token_id": [7, 5, 4000000000]}"#),
         ("config.json", r#"{"text_config": {"eos_token_id": 5}}"#),
     ]);
     let tokenizer = Tokenizer::load(folder.path()).expect("a tokenizer");
@@ -62,18 +56,12 @@ fn tokens_of_the_configuration_are_added_and_special() {
     let folder = folder(&[
         ("tokenizer.json", &json),
         ("tokenizer_config.json", &config.to_string()),
-        (
-            "special_tokens_map.json",
-            r#"{"bos_token": "other", "unk_token": "<|unk|>"}"#,
-        ),
+        ("special_tokens_map.json", r#"{"bos_token": "other", "unk_token": "<|unk|>"}"#),
     ]);
     let tokenizer = Tokenizer::load(folder.path()).expect("a tokenizer");
     assert_eq!(tokenizer.token_id("<|begin|>"), Some(next as u32));
     assert!(tokenizer.is_special(next as u32));
-    assert_eq!(
-        tokenizer.special_tokens().get("bos_token"),
-        Some("<|begin|>")
-    );
+    assert_eq!(tokenizer.special_tokens().get("bos_token"), Some("<|begin|>"));
     assert_eq!(tokenizer.special_tokens().get("unk_token"), Some("<|unk|>"));
     let ids = tokenizer.encode("<|begin|>fox", false).expect("ids");
     assert_eq!(ids[0], next as u32);
@@ -86,10 +74,7 @@ fn files_that_lie_give_errors_that_name_them() {
     let cases: [(&[(&str, &str)], &str); 7] = [
         (&[], "tokenizer.json: is missing"),
         (&[("tokenizer.json", "{")], "tokenizer.json: does not parse"),
-        (
-            &[("tokenizer.json", "{}")],
-            "tokenizer.json: does not parse",
-        ),
+        (&[("tokenizer.json", "{}")], "tokenizer.json: does not parse"),
         (
             &[(
                 "tokenizer.json",
@@ -104,51 +89,32 @@ fn files_that_lie_give_errors_that_name_them() {
             )],
             "no tokens",
         ),
+        (&[("tokenizer.json", &good), ("config.json", "[]")], "config.json: holds no JSON object"),
         (
-            &[("tokenizer.json", &good), ("config.json", "[]")],
-            "config.json: holds no JSON object",
-        ),
-        (
-            &[
-                ("tokenizer.json", &good),
-                ("tokenizer_config.json", "nonsense"),
-            ],
+            &[("tokenizer.json", &good), ("tokenizer_config.json", "nonsense")],
             "tokenizer_config.json: is not valid JSON",
         ),
     ];
     for (files, expected) in cases {
-        let error = Tokenizer::load(folder(files).path())
-            .expect_err(expected)
-            .to_string();
+        let error = Tokenizer::load(folder(files).path()).expect_err(expected).to_string();
         assert!(error.contains(expected), "{error} does not say {expected}");
     }
-    let limits = TokenizerLimits {
-        file_bytes_max: 100,
-        text_bytes_max: 10,
-    };
+    let limits = TokenizerLimits { file_bytes_max: 100, text_bytes_max: 10 };
     let folder = folder(&[("tokenizer.json", &good)]);
-    let error = Tokenizer::load_within(folder.path(), limits)
-        .expect_err("too large")
-        .to_string();
+    let error = Tokenizer::load_within(folder.path(), limits).expect_err("too large").to_string();
     assert!(error.contains("larger than 100 bytes"), "{error}");
 }
 
 #[test]
 fn a_text_over_the_limit_is_refused_with_both_numbers() {
-    let limits = TokenizerLimits {
-        text_bytes_max: 10,
-        ..TokenizerLimits::default()
-    };
+    let limits = TokenizerLimits { text_bytes_max: 10, ..TokenizerLimits::default() };
     let tokenizer =
         Tokenizer::from_json(&kinds::named("byte-level").json, &Value::Null, &[], limits);
     let tokenizer = tokenizer.expect("a tokenizer");
     assert!(tokenizer.encode("0123456789", true).is_ok());
     assert_eq!(
         tokenizer.encode("0123456789a", true),
-        Err(TextError::TextTooLong {
-            bytes: 11,
-            bytes_max: 10
-        })
+        Err(TextError::TextTooLong { bytes: 11, bytes_max: 10 })
     );
 }
 
@@ -161,19 +127,12 @@ fn templates_are_found_in_order_of_precedence() {
     let json = ("chat_template.json", r#"{"chat_template": "json"}"#);
     let jinja = ("chat_template.jinja", "jinja");
     let messages = user("x".into());
-    let input = RenderInput {
-        messages: &messages,
-        ..RenderInput::default()
-    };
+    let input = RenderInput { messages: &messages, ..RenderInput::default() };
     let rendered = |files: &[(&str, &str)]| render(folder(files).path(), &input).expect("a text");
     assert_eq!(rendered(&[config]), "config <s>");
     assert_eq!(rendered(&[config, json]), "json");
     assert_eq!(rendered(&[config, json, jinja]), "jinja");
-    assert!(
-        ChatTemplate::load(folder(&[]).path())
-            .expect("no error")
-            .is_none()
-    );
+    assert!(ChatTemplate::load(folder(&[]).path()).expect("no error").is_none());
 }
 
 #[test]
@@ -181,10 +140,7 @@ fn named_templates_are_chosen_by_name_or_need() {
     let list = json!({"chat_template": [
         {"name": "default", "template": "plain"}, {"name": "tool_use", "template": "tools"}]});
     let messages = user("x".into());
-    let input = RenderInput {
-        messages: &messages,
-        ..RenderInput::default()
-    };
+    let input = RenderInput { messages: &messages, ..RenderInput::default() };
     let tools = json!([{"type": "function"}]);
     let none = json!([]);
     for folder in [
@@ -196,35 +152,14 @@ fn named_templates_are_chosen_by_name_or_need() {
     ] {
         let rendered = |input: RenderInput<'_>| render(folder.path(), &input);
         assert_eq!(rendered(input).as_deref(), Ok("plain"));
+        assert_eq!(rendered(RenderInput { tools: Some(&tools), ..input }).as_deref(), Ok("tools"));
+        assert_eq!(rendered(RenderInput { tools: Some(&none), ..input }).as_deref(), Ok("plain"));
         assert_eq!(
-            rendered(RenderInput {
-                tools: Some(&tools),
-                ..input
-            })
-            .as_deref(),
+            rendered(RenderInput { template: Some("tool_use"), ..input }).as_deref(),
             Ok("tools")
         );
-        assert_eq!(
-            rendered(RenderInput {
-                tools: Some(&none),
-                ..input
-            })
-            .as_deref(),
-            Ok("plain")
-        );
-        assert_eq!(
-            rendered(RenderInput {
-                template: Some("tool_use"),
-                ..input
-            })
-            .as_deref(),
-            Ok("tools")
-        );
-        let error = rendered(RenderInput {
-            template: Some("rag"),
-            ..input
-        })
-        .expect_err("no such template");
+        let error =
+            rendered(RenderInput { template: Some("rag"), ..input }).expect_err("no such template");
         assert_eq!(
             error.to_string(),
             r#"the model has no chat template named "rag"; it has: default, tool_use"#
@@ -235,9 +170,7 @@ fn named_templates_are_chosen_by_name_or_need() {
 #[test]
 fn a_template_that_does_not_parse_is_named_with_its_line() {
     let folder = folder(&[("chat_template.jinja", "a\n{% if %}")]);
-    let error = ChatTemplate::load(folder.path())
-        .expect_err("a syntax error")
-        .to_string();
+    let error = ChatTemplate::load(folder.path()).expect_err("a syntax error").to_string();
     assert!(error.contains("line 2"), "{error}");
 }
 
@@ -250,10 +183,7 @@ fn limits_end_a_template_that_does_not() {
         recursion_max: 50,
     };
     let messages = user("x".into());
-    let input = RenderInput {
-        messages: &messages,
-        ..RenderInput::default()
-    };
+    let input = RenderInput { messages: &messages, ..RenderInput::default() };
     let outcome = |source: &str| {
         let sources = vec![("default".to_owned(), source.to_owned())];
         ChatTemplate::from_sources(sources, Default::default(), limits)?.render_as_given(&input)
@@ -264,10 +194,7 @@ fn limits_end_a_template_that_does_not() {
         over("instructions", 100_000)
     );
     assert_eq!(outcome("{{ 'x' * 1001 }}"), over("bytes of output", 1000));
-    assert_eq!(
-        outcome(&"x".repeat(201)),
-        over("bytes of the template", 200)
-    );
+    assert_eq!(outcome(&"x".repeat(201)), over("bytes of the template", 200));
     let error = outcome("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}").expect_err("recursion");
     assert!(error.to_string().contains("recursion"), "{error}");
 }
@@ -279,23 +206,14 @@ fn content_takes_the_form_that_the_template_reads() {
     let both = "{% if messages[0].content is string %}{{ messages[0].content }}{% else %}\
                 {% for part in messages[0].content %}({{ part.text }}){% endfor %}{% endif %}";
     let parts = json!([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]);
-    for (source, from_text, from_parts) in [
-        (text_only, "ab!", "a\nb!"),
-        (parts_only, "[ab]", "[a][b]"),
-        (both, "ab", "(a)(b)"),
-    ] {
+    for (source, from_text, from_parts) in
+        [(text_only, "ab!", "a\nb!"), (parts_only, "[ab]", "[a][b]"), (both, "ab", "(a)(b)")]
+    {
         let folder = folder(&[("chat_template.jinja", source)]);
         for (content, expected) in [(json!("ab"), from_text), (parts.clone(), from_parts)] {
             let messages = user(content);
-            let input = RenderInput {
-                messages: &messages,
-                ..RenderInput::default()
-            };
-            assert_eq!(
-                render(folder.path(), &input).as_deref(),
-                Ok(expected),
-                "{source}"
-            );
+            let input = RenderInput { messages: &messages, ..RenderInput::default() };
+            assert_eq!(render(folder.path(), &input).as_deref(), Ok(expected), "{source}");
         }
     }
 }
@@ -307,12 +225,6 @@ fn a_refusal_of_the_template_is_told_in_its_words() {
         "{% macro check(m) %}{{ raise_exception('No ' ~ m.role ~ ' here') }}{% endmacro %}{{ check(messages[0]) }}",
     )]);
     let messages = user("x".into());
-    let input = RenderInput {
-        messages: &messages,
-        ..RenderInput::default()
-    };
-    assert_eq!(
-        render(folder.path(), &input),
-        Err(TextError::Refused("No user here".into()))
-    );
+    let input = RenderInput { messages: &messages, ..RenderInput::default() };
+    assert_eq!(render(folder.path(), &input), Err(TextError::Refused("No user here".into())));
 }

@@ -7,9 +7,8 @@ use mlxd_text::{ChatTemplate, RenderInput, SpecialTokens, TemplateLimits};
 use serde_json::{Map, Value, json};
 
 /// Characters that mean something to a template, or are rare in one.
-const ODD: [char; 16] = [
-    '{', '}', '%', '\'', '"', '[', ']', '(', ')', '|', '.', '-', '+', ' ', '9', '\u{e9}',
-];
+const ODD: [char; 16] =
+    ['{', '}', '%', '\'', '"', '[', ']', '(', ')', '|', '.', '-', '+', ' ', '9', '\u{e9}'];
 
 fn sources() -> Vec<String> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/templates");
@@ -42,36 +41,15 @@ fn mutated(source: &str, random: &mut fastrand::Rng) -> String {
 }
 
 fn value(random: &mut fastrand::Rng, depth: u8) -> Value {
-    let keys = [
-        "role",
-        "content",
-        "tool_calls",
-        "function",
-        "arguments",
-        "name",
-        "type",
-        "text",
-    ];
-    let words = [
-        "user",
-        "system",
-        "assistant",
-        "tool",
-        "",
-        "{}",
-        "<think>",
-        "日本",
-        "text",
-    ];
+    let keys = ["role", "content", "tool_calls", "function", "arguments", "name", "type", "text"];
+    let words = ["user", "system", "assistant", "tool", "", "{}", "<think>", "日本", "text"];
     match random.u8(0..if depth == 0 { 5 } else { 8 }) {
         0 => Value::Null,
         1 => random.bool().into(),
         2 => random.i64(..).into(),
         3 => random.f64().into(),
         4 => (*random.choice(&words).expect("one")).into(),
-        5 => (0..random.usize(0..4))
-            .map(|_| value(random, depth - 1))
-            .collect(),
+        5 => (0..random.usize(0..4)).map(|_| value(random, depth - 1)).collect(),
         _ => {
             let entry = |random: &mut fastrand::Rng| {
                 let key = random.choice(&keys).expect("one").to_string();
@@ -87,10 +65,7 @@ fn value(random: &mut fastrand::Rng, depth: u8) -> Value {
 #[test]
 fn nonsense_never_panics() {
     let mut random = fastrand::Rng::with_seed(11);
-    let limits = TemplateLimits {
-        instructions_max: 200_000,
-        ..TemplateLimits::default()
-    };
+    let limits = TemplateLimits { instructions_max: 200_000, ..TemplateLimits::default() };
     let sources = sources();
     let (mut compiled, mut rendered) = (0, 0);
     for round in 0..3000 {
@@ -101,9 +76,7 @@ fn nonsense_never_panics() {
         };
         let messages: Vec<Value> = match round % 2 {
             0 => vec![json!({"role": "user", "content": "Hello"}); 3],
-            _ => (0..random.usize(0..4))
-                .map(|_| value(&mut random, 4))
-                .collect(),
+            _ => (0..random.usize(0..4)).map(|_| value(&mut random, 4)).collect(),
         };
         let tools = random.bool().then(|| value(&mut random, 4));
         let outcome = catch_unwind(AssertUnwindSafe(|| {
@@ -124,8 +97,5 @@ fn nonsense_never_panics() {
         compiled += usize::from(outcome.is_some());
         rendered += usize::from(outcome == Some(true));
     }
-    assert!(
-        compiled > 1000 && rendered > 300,
-        "{compiled} compiled, {rendered} rendered"
-    );
+    assert!(compiled > 1000 && rendered > 300, "{compiled} compiled, {rendered} rendered");
 }

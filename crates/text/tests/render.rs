@@ -48,10 +48,7 @@ fn templates() -> BTreeMap<String, String> {
         .map(|entry| {
             let path = entry.expect("an entry").path();
             let name = path.file_stem().expect("a name").to_string_lossy();
-            (
-                name.into_owned(),
-                std::fs::read_to_string(&path).expect("text"),
-            )
+            (name.into_owned(), std::fs::read_to_string(&path).expect("text"))
         })
         .collect()
 }
@@ -120,10 +117,7 @@ fn difference(ours: &Result<String, TextError>, theirs: &Value) -> Option<String
     match (ours, theirs.get("text").and_then(Value::as_str)) {
         (Ok(ours), Some(theirs)) if ours == theirs => None,
         (Ok(ours), Some(theirs)) => Some(first_difference(ours, theirs)),
-        (Ok(ours), None) => Some(format!(
-            "theirs fails ({}), ours: {ours:?}",
-            theirs["error"]
-        )),
+        (Ok(ours), None) => Some(format!("theirs fails ({}), ours: {ours:?}", theirs["error"])),
         (Err(error), Some(theirs)) => Some(format!("ours fails ({error}), theirs: {theirs:.200?}")),
         (Err(error), None) => {
             let raised = theirs["raised"] == true;
@@ -162,10 +156,7 @@ fn renders_as_transformers_does() {
         }
     }
     for (template, count) in rendered {
-        assert!(
-            count >= 10,
-            "the reference renders only {count} cases of\n{template}"
-        );
+        assert!(count >= 10, "the reference renders only {count} cases of\n{template}");
     }
     assert!(
         wrong.is_empty(),

@@ -28,9 +28,7 @@ fn chunks(text: &str, places: &[prop::sample::Index]) -> Vec<String> {
     cuts.extend([0, letters.len()]);
     cuts.sort_unstable();
     let between = cuts.windows(2);
-    between
-        .map(|cut| letters[cut[0]..cut[1]].iter().collect())
-        .collect()
+    between.map(|cut| letters[cut[0]..cut[1]].iter().collect()).collect()
 }
 
 fn few_letters() -> impl Strategy<Value = String> {
@@ -105,9 +103,7 @@ fn run(tokenizer: &Tokenizer, ids: &[u32], stop: &str) -> (String, Option<StopHi
 #[test]
 fn a_stop_across_tokens_is_found_and_cut() {
     let tokenizer = byte_level();
-    let ids = tokenizer
-        .encode("Answer: 42 🙂🙂 done", false)
-        .expect("ids");
+    let ids = tokenizer.encode("Answer: 42 🙂🙂 done", false).expect("ids");
     let (text, stop) = run(&tokenizer, &ids, "🙂🙂 d");
     assert_eq!(text, "Answer: 42 ");
     let hit = stop.expect("a stop");
@@ -124,19 +120,14 @@ fn an_unfinished_end_is_shown() {
     let tokenizer = byte_level();
     let ids = tokenizer.encode("ok 🦊", false).expect("ids");
     let (text, stop) = run(&tokenizer, &ids[..ids.len() - 1], "never");
-    assert_eq!(
-        (&text[..], stop),
-        (&tokenizer.decode(&ids[..ids.len() - 1], true)[..], None)
-    );
+    assert_eq!((&text[..], stop), (&tokenizer.decode(&ids[..ids.len() - 1], true)[..], None));
     assert!(text.ends_with('\u{FFFD}'), "{text:?}");
 }
 
 #[test]
 fn replay_rebuilds_the_state() {
     let tokenizer = byte_level();
-    let ids = tokenizer
-        .encode("one tw th 🙂 two three", false)
-        .expect("ids");
+    let ids = tokenizer.encode("one tw th 🙂 two three", false).expect("ids");
     let decoder = || Decoder::new(&tokenizer, &[]);
     let new = || Detokeniser::new(decoder(), StopMatcher::new(&["two".into()]));
     let mut unbroken = new();

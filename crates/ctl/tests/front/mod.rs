@@ -33,10 +33,8 @@ impl Front {
     pub fn new(replies: impl IntoIterator<Item = (&'static str, Reply)>) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let listener = UnixListener::bind(folder.path().join("s")).unwrap();
-        let mut replies: HashMap<String, Reply> = replies
-            .into_iter()
-            .map(|(call, reply)| (call.to_owned(), reply))
-            .collect();
+        let mut replies: HashMap<String, Reply> =
+            replies.into_iter().map(|(call, reply)| (call.to_owned(), reply)).collect();
         replies
             .entry("GET /admin/v1/version".to_owned())
             .or_insert_with(|| Reply::Json(200, version(protocol())));
@@ -57,10 +55,7 @@ impl Front {
     /// Requests so far, as `METHOD /path?query` and body, without the greeting.
     pub fn seen(&self) -> Vec<(String, String)> {
         let seen = self.seen.lock().unwrap();
-        seen.iter()
-            .filter(|(call, _)| !call.ends_with("/version"))
-            .cloned()
-            .collect()
+        seen.iter().filter(|(call, _)| !call.ends_with("/version")).cloned().collect()
     }
 
     /// Runs `mlxctl` on this front.
@@ -74,11 +69,7 @@ impl Front {
 /// `mlxctl` that finds no configuration and no standard socket of this machine.
 pub fn mlxctl(arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mlxctl"));
-    command
-        .args(arguments)
-        .env_clear()
-        .env("HOME", "/nonexistent")
-        .stdin(Stdio::null());
+    command.args(arguments).env_clear().env("HOME", "/nonexistent").stdin(Stdio::null());
     command
 }
 
@@ -133,10 +124,7 @@ pub fn status(models: &[String]) -> Reply {
 }
 
 pub fn refusal(status: u16, code: &str, message: &str) -> Reply {
-    Reply::Json(
-        status,
-        format!(r#"{{"error": {{"code": "{code}", "message": "{message}"}}}}"#),
-    )
+    Reply::Json(status, format!(r#"{{"error": {{"code": "{code}", "message": "{message}"}}}}"#))
 }
 
 fn serve(
@@ -165,13 +153,9 @@ fn serve(
     reader.read_exact(&mut body).unwrap();
     let call = first.rsplit_once(' ').unwrap().0.to_owned();
     let path = call.split('?').next().unwrap().to_owned();
-    seen.lock()
-        .unwrap()
-        .push((call, String::from_utf8(body).unwrap()));
-    let reply = replies
-        .get(&path)
-        .cloned()
-        .unwrap_or_else(|| refusal(404, "bad_request", "no such call"));
+    seen.lock().unwrap().push((call, String::from_utf8(body).unwrap()));
+    let reply =
+        replies.get(&path).cloned().unwrap_or_else(|| refusal(404, "bad_request", "no such call"));
     // Whether the client stays to read it is the client's affair.
     let _ = answer(stream, reply);
 }
@@ -189,10 +173,7 @@ fn answer(mut stream: UnixStream, reply: Reply) -> std::io::Result<()> {
         Reply::Broken(pieces) => (pieces, End::Broken),
         Reply::Open(pieces) => (pieces, End::Open),
     };
-    write!(
-        stream,
-        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n"
-    )?;
+    write!(stream, "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n")?;
     for piece in pieces {
         write!(stream, "{:x}\r\n", piece.len())?;
         stream.write_all(&piece)?;

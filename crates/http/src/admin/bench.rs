@@ -34,15 +34,9 @@ pub(super) async fn bench<B: Backend>(
     };
     let leg = app.backend.bench(&call.model, spec).await?;
     let models = app.backend.status().await.models;
-    let status = models
-        .into_iter()
-        .find(|status| status.name == model.id.as_str());
+    let status = models.into_iter().find(|status| status.name == model.id.as_str());
     let status = status.ok_or_else(|| Refused::bad_request(format!("{} is gone", model.id)))?;
-    Ok(Json(BenchAnswer {
-        prompt_tokens,
-        leg,
-        status,
-    }))
+    Ok(Json(BenchAnswer { prompt_tokens, leg, status }))
 }
 
 fn prompt(model: &OpenModel, question: &str) -> Result<Vec<u32>, TextError> {

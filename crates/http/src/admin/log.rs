@@ -32,12 +32,7 @@ impl Tail {
         let metadata = file.metadata().await?;
         let position = metadata.len().saturating_sub(bytes);
         file.seek(SeekFrom::Start(position)).await?;
-        Ok(Self {
-            path,
-            file,
-            inode: metadata.ino(),
-            position,
-        })
+        Ok(Self { path, file, inode: metadata.ino(), position })
     }
 
     /// The file's bytes. With `follow` also what is written later, until that is cancelled.
@@ -98,10 +93,7 @@ mod tests {
 
     async fn text(stream: &mut (impl Stream<Item = io::Result<Bytes>> + Unpin)) -> String {
         let piece = tokio::time::timeout(Duration::from_secs(10), stream.next());
-        let piece = piece
-            .await
-            .expect("something within ten seconds")
-            .expect("not the end");
+        let piece = piece.await.expect("something within ten seconds").expect("not the end");
         String::from_utf8(piece.unwrap().to_vec()).unwrap()
     }
 
@@ -115,19 +107,13 @@ mod tests {
         let mut stream = pin!(tail.into_stream(Some(stop.clone())));
         assert_eq!(text(&mut stream).await, "three");
 
-        let mut file = std::fs::OpenOptions::new()
-            .append(true)
-            .open(&path)
-            .unwrap();
+        let mut file = std::fs::OpenOptions::new().append(true).open(&path).unwrap();
         file.write_all(b" four").unwrap();
         assert_eq!(text(&mut stream).await, " four");
 
         std::fs::rename(&path, folder.path().join("worker.log.1")).unwrap();
         std::fs::write(&path, "a new one, longer than the old one was").unwrap();
-        assert_eq!(
-            text(&mut stream).await,
-            "a new one, longer than the old one was"
-        );
+        assert_eq!(text(&mut stream).await, "a new one, longer than the old one was");
 
         stop.cancel();
         assert!(stream.next().await.is_none());

@@ -81,14 +81,7 @@ impl Head {
             Shape::Chat => (start("chat.completion.chunk"), start("chat.completion")),
             Shape::Text => (start("text_completion"), start("text_completion")),
         };
-        Self {
-            id,
-            shape,
-            tokenizer,
-            include_usage,
-            chunk_start,
-            answer_start,
-        }
+        Self { id, shape, tokenizer, include_usage, chunk_start, answer_start }
     }
 
     fn open_chunk(&self, out: &mut BytesMut, index: usize) {
@@ -107,24 +100,14 @@ impl Head {
                 put(out, "\"}]");
             }
         }
-        put(
-            out,
-            if self.include_usage {
-                ",\"usage\":null}\n\n"
-            } else {
-                "}\n\n"
-            },
-        );
+        put(out, if self.include_usage { ",\"usage\":null}\n\n" } else { "}\n\n" });
     }
 
     /// The chunk that begins a chat's choice.
     pub(crate) fn role_chunk(&self, out: &mut BytesMut, index: usize) {
         if self.shape == Shape::Chat {
             self.open_chunk(out, index);
-            put(
-                out,
-                ",\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"logprobs\":null",
-            );
+            put(out, ",\"delta\":{\"role\":\"assistant\",\"content\":\"\"},\"logprobs\":null");
             self.close_chunk(out, None);
         }
     }
@@ -183,14 +166,7 @@ impl Head {
     pub(crate) fn answer(&self, out: &mut BytesMut, choices: &[Whole<'_>], usage: Usage) {
         put(out, &self.answer_start);
         for (index, choice) in choices.iter().enumerate() {
-            put(
-                out,
-                if index == 0 {
-                    "{\"index\":"
-                } else {
-                    ",{\"index\":"
-                },
-            );
+            put(out, if index == 0 { "{\"index\":" } else { ",{\"index\":" });
             put_json(out, &index);
             match self.shape {
                 Shape::Chat => {
@@ -249,18 +225,10 @@ impl Head {
 
     /// The older shape: four lists side by side.
     fn put_text_logprobs(&self, out: &mut BytesMut, tokens: &[TokenLogprob]) {
-        list(out, "{\"tokens\":[", tokens, |out, t| {
-            put_json(out, &self.token_text(t.token))
-        });
-        list(out, "],\"token_logprobs\":[", tokens, |out, t| {
-            put_logprob(out, t.logprob)
-        });
-        list(out, "],\"top_logprobs\":[", tokens, |out, t| {
-            self.put_alternatives(out, t)
-        });
-        list(out, "],\"text_offset\":[", tokens, |out, t| {
-            put_json(out, &t.offset_chars)
-        });
+        list(out, "{\"tokens\":[", tokens, |out, t| put_json(out, &self.token_text(t.token)));
+        list(out, "],\"token_logprobs\":[", tokens, |out, t| put_logprob(out, t.logprob));
+        list(out, "],\"top_logprobs\":[", tokens, |out, t| self.put_alternatives(out, t));
+        list(out, "],\"text_offset\":[", tokens, |out, t| put_json(out, &t.offset_chars));
         put(out, "]}");
     }
 
@@ -289,11 +257,7 @@ impl Head {
 
 impl Usage {
     fn write(self, out: &mut BytesMut) {
-        let Self {
-            prompt_tokens,
-            completion_tokens,
-            cached_tokens,
-        } = self;
+        let Self { prompt_tokens, completion_tokens, cached_tokens } = self;
         let total_tokens = prompt_tokens + completion_tokens;
         write!(
             out,
@@ -333,14 +297,7 @@ fn put_json(out: &mut BytesMut, value: &(impl Serialize + ?Sized)) {
 }
 
 fn put_logprob(out: &mut BytesMut, logprob: f32) {
-    put_json(
-        out,
-        &if logprob.is_finite() {
-            logprob
-        } else {
-            LOGPROB_LEAST
-        },
-    );
+    put_json(out, &if logprob.is_finite() { logprob } else { LOGPROB_LEAST });
 }
 
 fn json_string(text: &str) -> String {

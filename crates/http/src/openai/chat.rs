@@ -33,12 +33,7 @@ impl ValidChat {
         refuse_older_functions(&fields)?;
         let tools = take_tools(&mut fields, limits)?;
         let template_arguments = take_template_arguments(&mut fields)?;
-        Ok(Self {
-            common,
-            messages,
-            tools,
-            template_arguments,
-        })
+        Ok(Self { common, messages, tools, template_arguments })
     }
 }
 
@@ -48,18 +43,14 @@ fn take_logprobs(fields: &mut Fields, limits: &RequestLimits) -> Result<Option<u
     match (wanted, top) {
         (true, top) => Ok(Some(top.unwrap_or(0) as u8)),
         (false, None | Some(0)) => Ok(None),
-        (false, Some(_)) => Err(ApiError::field(
-            "top_logprobs",
-            "'top_logprobs' goes with 'logprobs': true only",
-        )),
+        (false, Some(_)) => {
+            Err(ApiError::field("top_logprobs", "'top_logprobs' goes with 'logprobs': true only"))
+        }
     }
 }
 
 fn refuse_older_functions(fields: &Fields) -> Result<(), ApiError> {
-    match ["functions", "function_call"]
-        .into_iter()
-        .find(|name| fields.has(name))
-    {
+    match ["functions", "function_call"].into_iter().find(|name| fields.has(name)) {
         None => Ok(()),
         Some(name) => Err(ApiError::unsupported(
             name,
@@ -72,17 +63,10 @@ fn refuse_older_functions(fields: &Fields) -> Result<(), ApiError> {
 fn take_tools(fields: &mut Fields, limits: &RequestLimits) -> Result<Option<Value>, ApiError> {
     let tools = fields.list("tools")?.filter(|tools| !tools.is_empty());
     for (index, tool) in tools.iter().flatten().enumerate() {
-        let named = tool
-            .get("function")
-            .and_then(|f| f.get("name"))
-            .is_some_and(Value::is_string);
+        let named = tool.get("function").and_then(|f| f.get("name")).is_some_and(Value::is_string);
         if tool.get("type").and_then(Value::as_str) != Some("function") || !named {
             let name = format!("tools[{index}]");
-            return Err(wrong(
-                &name,
-                "an object of type \"function\" with function.name",
-                tool,
-            ));
+            return Err(wrong(&name, "an object of type \"function\" with function.name", tool));
         }
     }
     let count = tools.as_ref().map_or(0, Vec::len);
@@ -100,11 +84,9 @@ fn take_tools(fields: &mut Fields, limits: &RequestLimits) -> Result<Option<Valu
         Some(Value::String(choice)) if choice == "none" => Ok(None),
         Some(Value::String(choice)) if choice == "required" => Err(forced_tool()),
         Some(Value::Object(_)) => Err(forced_tool()),
-        Some(other) => Err(wrong(
-            "tool_choice",
-            "\"none\", \"auto\", \"required\" or an object",
-            &other,
-        )),
+        Some(other) => {
+            Err(wrong("tool_choice", "\"none\", \"auto\", \"required\" or an object", &other))
+        }
     }
 }
 
@@ -121,10 +103,7 @@ fn take_template_arguments(fields: &mut Fields) -> Result<Map<String, Value>, Ap
     for own in ["messages", "tools", "add_generation_prompt"] {
         if arguments.contains_key(own) {
             let name = format!("chat_template_kwargs.{own}");
-            return Err(ApiError::field(
-                &name,
-                format!("'{name}' is set by the request itself"),
-            ));
+            return Err(ApiError::field(&name, format!("'{name}' is set by the request itself")));
         }
     }
     if let Some(thinking) = fields.flag("enable_thinking")? {

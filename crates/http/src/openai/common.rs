@@ -68,9 +68,7 @@ impl Common {
                 ApiError::field("model", "'model' is missing; name one of GET /v1/models")
             })?;
         refuse_constraints(fields)?;
-        let n = fields
-            .integer("n", 1..=i64::from(limits.n_max))?
-            .unwrap_or(1);
+        let n = fields.integer("n", 1..=i64::from(limits.n_max))?.unwrap_or(1);
         let stream = fields.flag("stream")?.unwrap_or(false);
         Ok(Self {
             model,
@@ -95,9 +93,7 @@ impl SamplingAsked {
             temperature: fields.number("temperature", 0.0..=2.0)?,
             top_p: fields.number("top_p", 0.0..=1.0)?,
             // -1 is how some clients say "all".
-            top_k: fields
-                .integer("top_k", -1..=1_000_000)?
-                .map(|k| k.max(0) as u32),
+            top_k: fields.integer("top_k", -1..=1_000_000)?.map(|k| k.max(0) as u32),
             min_p: fields.number("min_p", 0.0..=1.0)?,
             repetition_penalty: fields.number("repetition_penalty", 0.01..=10.0)?,
             repetition_window: window.map(|tokens| tokens as u32),
@@ -152,11 +148,7 @@ fn take_stream_options(fields: &mut Fields, stream: bool) -> Result<bool, ApiErr
     match options.get("include_usage") {
         None | Some(Value::Null) => Ok(false),
         Some(Value::Bool(wanted)) => Ok(*wanted),
-        Some(other) => Err(wrong(
-            "stream_options.include_usage",
-            "true or false",
-            other,
-        )),
+        Some(other) => Err(wrong("stream_options.include_usage", "true or false", other)),
     }
 }
 
@@ -171,9 +163,7 @@ fn take_seed(fields: &mut Fields) -> Result<Option<u64>, ApiError> {
     let Some(value) = fields.take("seed") else {
         return Ok(None);
     };
-    let seed = value
-        .as_u64()
-        .or_else(|| whole(&value).map(|seed| seed as u64));
+    let seed = value.as_u64().or_else(|| whole(&value).map(|seed| seed as u64));
     match seed {
         Some(seed) => Ok(Some(seed)),
         None => Err(wrong("seed", "a whole number of 64 bits", &value)),
@@ -230,10 +220,7 @@ fn take_logit_bias(
     let entry = |(token, bias): (&String, &Value)| {
         let name = format!("logit_bias.{token}");
         let id: u32 = token.parse().map_err(|_| {
-            ApiError::field(
-                &name,
-                format!("'logit_bias' has token ids as keys, got {token:?}"),
-            )
+            ApiError::field(&name, format!("'logit_bias' has token ids as keys, got {token:?}"))
         })?;
         match bias.as_f64() {
             Some(value) if (-100.0..=100.0).contains(&value) => Ok((id, value as f32)),

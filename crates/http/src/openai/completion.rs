@@ -45,14 +45,8 @@ impl ValidCompletion {
                  not computed; leave one of them out",
             ));
         }
-        if fields
-            .text("suffix")?
-            .is_some_and(|suffix| !suffix.is_empty())
-        {
-            return Err(ApiError::unsupported(
-                "suffix",
-                "'suffix' is not supported; leave it out",
-            ));
+        if fields.text("suffix")?.is_some_and(|suffix| !suffix.is_empty()) {
+            return Err(ApiError::unsupported("suffix", "'suffix' is not supported; leave it out"));
         }
         let best_of = fields.integer("best_of", 1..=128)?;
         if best_of.is_some_and(|best_of| best_of != i64::from(common.n)) {
@@ -70,11 +64,7 @@ impl ValidCompletion {
                 format!("'prompt' times 'n' makes {choices} choices, at most {max} are taken"),
             ));
         }
-        Ok(Self {
-            common,
-            prompts,
-            echo,
-        })
+        Ok(Self { common, prompts, echo })
     }
 }
 
@@ -88,11 +78,7 @@ fn take_prompts(fields: &mut Fields) -> Result<Vec<Prompt>, ApiError> {
     match list.first() {
         None => Err(ApiError::field("prompt", "'prompt' is an empty list")),
         Some(Value::Number(_)) => Ok(vec![tokens("prompt", &list)?]),
-        Some(_) => list
-            .into_iter()
-            .enumerate()
-            .map(|(i, value)| one_of_list(i, value))
-            .collect(),
+        Some(_) => list.into_iter().enumerate().map(|(i, value)| one_of_list(i, value)).collect(),
     }
 }
 
@@ -107,25 +93,15 @@ fn one_of_list(index: usize, value: Value) -> Result<Prompt, ApiError> {
 
 fn tokens(name: &str, ids: &[Value]) -> Result<Prompt, ApiError> {
     if ids.is_empty() {
-        return Err(ApiError::field(
-            name,
-            format!("'{name}' is an empty list of tokens"),
-        ));
+        return Err(ApiError::field(name, format!("'{name}' is an empty list of tokens")));
     }
     let id = |(at, value): (usize, &Value)| {
-        whole(value)
-            .and_then(|id| u32::try_from(id).ok())
-            .ok_or_else(|| {
-                let name = format!("{name}[{at}]");
-                ApiError::field(
-                    &name,
-                    format!("'{name}' must be a token id, got {}", kind_of(value)),
-                )
-            })
+        whole(value).and_then(|id| u32::try_from(id).ok()).ok_or_else(|| {
+            let name = format!("{name}[{at}]");
+            ApiError::field(&name, format!("'{name}' must be a token id, got {}", kind_of(value)))
+        })
     };
-    Ok(Prompt::Tokens(
-        ids.iter().enumerate().map(id).collect::<Result<_, _>>()?,
-    ))
+    Ok(Prompt::Tokens(ids.iter().enumerate().map(id).collect::<Result<_, _>>()?))
 }
 
 fn expected(name: &str, got: &Value) -> ApiError {

@@ -27,9 +27,7 @@ impl Fields {
                 "the request's body must be a JSON object, got {}",
                 kind_of(&other)
             ))),
-            Err(error) => Err(malformed(format!(
-                "the request's body is not valid JSON: {error}"
-            ))),
+            Err(error) => Err(malformed(format!("the request's body is not valid JSON: {error}"))),
         }
     }
 
@@ -124,19 +122,14 @@ impl From<Map<String, Value>> for Fields {
 pub(crate) fn whole(value: &Value) -> Option<i64> {
     let exact = value.as_i64();
     exact.or_else(|| {
-        let float = value
-            .as_f64()
-            .filter(|f| f.fract() == 0.0 && f.abs() < 9e15)?;
+        let float = value.as_f64().filter(|f| f.fract() == 0.0 && f.abs() < 9e15)?;
         value.is_f64().then_some(float as i64)
     })
 }
 
 /// "'temperature' must be a number from 0 to 2, got a string".
 pub(crate) fn wrong(name: &str, expected: &str, got: &Value) -> ApiError {
-    ApiError::field(
-        name,
-        format!("'{name}' must be {expected}, got {}", shown(got)),
-    )
+    ApiError::field(name, format!("'{name}' must be {expected}, got {}", shown(got)))
 }
 
 /// A short value itself, the kind of a long one.

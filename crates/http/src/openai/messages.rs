@@ -5,22 +5,12 @@ use crate::limits::RequestLimits;
 use crate::openai::fields::{kind_of, wrong};
 use serde_json::{Map, Value, json};
 
-const ROLES: [&str; 6] = [
-    "system",
-    "developer",
-    "user",
-    "assistant",
-    "tool",
-    "function",
-];
+const ROLES: [&str; 6] = ["system", "developer", "user", "assistant", "tool", "function"];
 
 /// Checks all messages. Each keeps its fields, with the content as a string or as text parts.
 pub(crate) fn check(list: Vec<Value>, limits: &RequestLimits) -> Result<Vec<Value>, ApiError> {
     if list.is_empty() {
-        return Err(ApiError::field(
-            "messages",
-            "'messages' is empty; give at least one message",
-        ));
+        return Err(ApiError::field("messages", "'messages' is empty; give at least one message"));
     }
     if list.len() > limits.messages_max {
         let (got, max) = (list.len(), limits.messages_max);
@@ -29,10 +19,7 @@ pub(crate) fn check(list: Vec<Value>, limits: &RequestLimits) -> Result<Vec<Valu
             format!("'messages' has {got} entries, at most {max} are taken"),
         ));
     }
-    list.into_iter()
-        .enumerate()
-        .map(|(index, value)| check_one(index, value))
-        .collect()
+    list.into_iter().enumerate().map(|(index, value)| check_one(index, value)).collect()
 }
 
 fn check_one(index: usize, value: Value) -> Result<Value, ApiError> {
@@ -44,16 +31,10 @@ fn check_one(index: usize, value: Value) -> Result<Value, ApiError> {
         Some(Value::String(role)) if ROLES.contains(&role.as_str()) => role.clone(),
         other => {
             let got = other.unwrap_or(&Value::Null);
-            return Err(wrong(
-                &at("role"),
-                &format!("one of {}", ROLES.join(", ")),
-                got,
-            ));
+            return Err(wrong(&at("role"), &format!("one of {}", ROLES.join(", ")), got));
         }
     };
-    let calls = message
-        .get("tool_calls")
-        .is_some_and(|calls| !calls.is_null());
+    let calls = message.get("tool_calls").is_some_and(|calls| !calls.is_null());
     let content = match message.remove("content") {
         Some(text @ Value::String(_)) => text,
         Some(Value::Array(parts)) => Value::Array(text_parts(&at("content"), parts)?),
@@ -111,10 +92,7 @@ fn check_tool_calls(index: usize, message: &Map<String, Value>) -> Result<(), Ap
         Some(Value::Array(calls)) => calls,
         other => {
             let got = other.map_or("null", kind_of);
-            return Err(ApiError::field(
-                &name,
-                format!("'{name}' must be a list, got {got}"),
-            ));
+            return Err(ApiError::field(&name, format!("'{name}' must be a list, got {got}")));
         }
     };
     for (number, call) in calls.iter().enumerate() {

@@ -59,11 +59,7 @@ impl LogprobQueue {
             top: entry.top.clone(),
             offset_chars,
         };
-        self.waiting.push_back(Waiting {
-            start,
-            end: self.bytes,
-            token,
-        });
+        self.waiting.push_back(Waiting { start, end: self.bytes, token });
     }
 
     /// Lets go what belongs to the first `given` bytes of text.
@@ -76,10 +72,7 @@ impl LogprobQueue {
     /// Ends the answer after `given` bytes of text, of which a stop string may have cut off more.
     pub(crate) fn finish(&mut self, given: usize, cut: bool, out: &mut Vec<TokenLogprob>) {
         self.release(given, out);
-        let rest = self
-            .waiting
-            .drain(..)
-            .filter(|waiting| !cut || waiting.start < given);
+        let rest = self.waiting.drain(..).filter(|waiting| !cut || waiting.start < given);
         out.extend(rest.map(|waiting| waiting.token));
     }
 }

@@ -72,9 +72,7 @@ impl<T: Tokens> SseBody<T> {
             }
             if !choice.delta.is_empty() || !choice.delta_logprobs.is_empty() {
                 let logprobs = choice.has_logprobs().then_some(&choice.delta_logprobs[..]);
-                answer
-                    .head
-                    .delta_chunk(buffer, index, &choice.delta, logprobs);
+                answer.head.delta_chunk(buffer, index, &choice.delta, logprobs);
                 choice.delta.clear();
                 choice.delta_logprobs.clear();
             }

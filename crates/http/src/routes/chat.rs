@@ -22,17 +22,8 @@ pub(crate) async fn chat<B: Backend>(
     let model = app.backend.open_model(&chat.common.model).await?;
     let (asked, common) = (model.clone(), chat.common.clone());
     let tokens_max = app.limits.request.prompt_tokens_max;
-    let prepared = app
-        .preparer
-        .run(move || prepare::chat(&asked, &chat, tokens_max))
-        .await?;
+    let prepared = app.preparer.run(move || prepare::chat(&asked, &chat, tokens_max)).await?;
     let prompts = vec![prepared];
-    let submission = Submission {
-        model,
-        common,
-        shape: Shape::Chat,
-        prompts,
-        place,
-    };
+    let submission = Submission { model, common, shape: Shape::Chat, prompts, place };
     submission.respond(&app, &request).await
 }

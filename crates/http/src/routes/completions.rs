@@ -17,11 +17,8 @@ pub(crate) async fn complete<B: Backend>(
     app: Data<App<B>>,
 ) -> Result<HttpResponse, ApiError> {
     let bytes = body::read(&request, payload, &app.limits, &app.metrics).await?;
-    let ValidCompletion {
-        common,
-        prompts,
-        echo,
-    } = parse(&app, bytes, ValidCompletion::parse).await?;
+    let ValidCompletion { common, prompts, echo } =
+        parse(&app, bytes, ValidCompletion::parse).await?;
     let place = app.start_answer()?;
     let model = app.backend.open_model(&common.model).await?;
     let asked = model.clone();
@@ -31,12 +28,6 @@ pub(crate) async fn complete<B: Backend>(
         prompts.into_iter().map(one).collect::<Result<Vec<_>, _>>()
     };
     let prompts = app.preparer.run(encode).await?;
-    let submission = Submission {
-        model,
-        common,
-        shape: Shape::Text,
-        prompts,
-        place,
-    };
+    let submission = Submission { model, common, shape: Shape::Text, prompts, place };
     submission.respond(&app, &request).await
 }

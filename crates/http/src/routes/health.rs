@@ -35,11 +35,9 @@ pub(crate) async fn metrics<B: Backend>(app: Data<App<B>>) -> HttpResponse {
 
 /// A line for whoever looks.
 pub(crate) async fn hello<B: Backend>(app: Data<App<B>>) -> HttpResponse {
-    HttpResponse::Ok()
-        .content_type("text/plain; charset=utf-8")
-        .body(format!(
-            "mlxd {} serves the OpenAI API at {}\n",
-            env!("CARGO_PKG_VERSION"),
-            app.base_url
-        ))
+    HttpResponse::Ok().content_type("text/plain; charset=utf-8").body(format!(
+        "mlxd {} serves the OpenAI API at {}\n",
+        env!("CARGO_PKG_VERSION"),
+        app.base_url
+    ))
 }

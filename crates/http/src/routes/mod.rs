@@ -14,22 +14,10 @@ use actix_web::{HttpRequest, HttpResponse, Resource, Route, guard, web};
 pub(crate) fn api<B: Backend>(config: &mut web::ServiceConfig) {
     config
         .app_data(web::PathConfig::default().error_handler(|_, request| no_route(request).into()))
-        .service(resource(
-            "/v1/chat/completions",
-            "POST",
-            web::post().to(chat::chat::<B>),
-        ))
-        .service(resource(
-            "/v1/completions",
-            "POST",
-            web::post().to(completions::complete::<B>),
-        ))
+        .service(resource("/v1/chat/completions", "POST", web::post().to(chat::chat::<B>)))
+        .service(resource("/v1/completions", "POST", web::post().to(completions::complete::<B>)))
         .service(resource("/v1/models", GET, get().to(models::list::<B>)))
-        .service(resource(
-            "/v1/models/{id:.*}",
-            GET,
-            get().to(models::one::<B>),
-        ))
+        .service(resource("/v1/models/{id:.*}", GET, get().to(models::one::<B>)))
         .service(resource("/health", GET, get().to(health::health::<B>)))
         .service(resource("/ready", GET, get().to(health::ready::<B>)))
         .service(resource("/metrics", GET, get().to(health::metrics::<B>)))
@@ -52,9 +40,7 @@ pub(crate) fn resource(path: &str, allowed: &'static str, route: Route) -> Resou
             allowed,
         })
     };
-    web::resource(path)
-        .route(route)
-        .default_service(web::to(refuse))
+    web::resource(path).route(route).default_service(web::to(refuse))
 }
 
 /// Whatever no route takes.
@@ -63,8 +49,5 @@ pub(crate) async fn nothing_here(request: HttpRequest) -> Result<HttpResponse, A
 }
 
 fn no_route(request: &HttpRequest) -> ApiError {
-    ApiError::NoRoute {
-        method: request.method().to_string(),
-        path: request.path().to_owned(),
-    }
+    ApiError::NoRoute { method: request.method().to_string(), path: request.path().to_owned() }
 }

@@ -21,10 +21,7 @@ pub(crate) async fn one<B: Backend>(
     name: Path<String>,
 ) -> Result<HttpResponse, ApiError> {
     let find = |entries: &[CatalogEntry], name: &str| {
-        entries
-            .iter()
-            .find(|entry| entry.listed.id == name)
-            .map(model_object)
+        entries.iter().find(|entry| entry.listed.id == name).map(model_object)
     };
     let entries = app.backend.catalog().await;
     if let Some(object) = find(&entries, &name) {

@@ -40,9 +40,7 @@ impl Submission {
         let mut answer = self.start(app, request)?;
         if !stream {
             let body = answer.collect().await?;
-            return Ok(HttpResponse::Ok()
-                .content_type("application/json")
-                .body(body));
+            return Ok(HttpResponse::Ok().content_type("application/json").body(body));
         }
         // The head waits for the first token, so that what fails before it has its own status;
         // but not for so long that the client gives up.
@@ -64,13 +62,7 @@ impl Submission {
         app: &App<B>,
         request: &HttpRequest,
     ) -> Result<Answer<B::Tokens>, ApiError> {
-        let Self {
-            model,
-            common,
-            shape,
-            prompts,
-            place,
-        } = self;
+        let Self { model, common, shape, prompts, place } = self;
         check_logit_bias(&common, &model)?;
         let trace = request.extensions().get::<TraceId>().cloned();
         let trace = trace.unwrap_or_else(|| TraceId::of(request.headers()));
@@ -87,9 +79,7 @@ impl Submission {
             let prompt = &prepared.prompt;
             prompt_tokens += prompt.len() as u32;
             let room = model.context_tokens - prompt.len() as u32;
-            let wanted = common
-                .max_tokens
-                .unwrap_or(app.limits.request.max_tokens_default);
+            let wanted = common.max_tokens.unwrap_or(app.limits.request.max_tokens_default);
             for _ in 0..common.n {
                 let seed = prepare::seed_of_choice(seed, choices.len());
                 let tokens = app.backend.generate(Job {
@@ -124,46 +114,28 @@ impl Submission {
             common.include_usage,
             text.tokenizer.clone(),
         );
-        Ok(Answer::new(
-            head,
-            choices,
-            prompt_tokens,
-            common.n as usize,
-            place,
-        ))
+        Ok(Answer::new(head, choices, prompt_tokens, common.n as usize, place))
     }
 }
 
 fn unix_seconds() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 fn check_logit_bias(common: &Common, model: &OpenModel) -> Result<(), ApiError> {
     let size = model.text.tokenizer.vocab_size();
-    match common
-        .logit_bias
-        .iter()
-        .find(|(id, _)| *id as usize >= size)
-    {
+    match common.logit_bias.iter().find(|(id, _)| *id as usize >= size) {
         None => Ok(()),
         Some((id, _)) => Err(ApiError::field(
             format!("logit_bias.{id}"),
-            format!(
-                "'logit_bias' names the token {id}; the model's ids are 0 to {}",
-                size - 1
-            ),
+            format!("'logit_bias' names the token {id}; the model's ids are 0 to {}", size - 1),
         )),
     }
 }
 
 /// `X-Priority: high`, `normal` or `low`; what is none of them is normal.
 fn priority_of(request: &HttpRequest) -> Priority {
-    let value = request
-        .headers()
-        .get("x-priority")
-        .and_then(|value| value.to_str().ok());
+    let value = request.headers().get("x-priority").and_then(|value| value.to_str().ok());
     match value {
         Some(word) if word.eq_ignore_ascii_case("high") => Priority::High,
         Some(word) if word.eq_ignore_ascii_case("low") => Priority::Low,

@@ -40,39 +40,26 @@ impl Response {
     pub(super) fn chunks(&self) -> Vec<Value> {
         let events = self.events();
         let json = events.iter().filter(|event| *event != "[DONE]");
-        json.map(|event| serde_json::from_str(event).unwrap())
-            .collect()
+        json.map(|event| serde_json::from_str(event).unwrap()).collect()
     }
 
     fn read(bytes: &[u8]) -> Self {
         let text = String::from_utf8_lossy(bytes);
         let (head, rest) = text.split_once("\r\n\r\n").unwrap_or((&text, ""));
-        let status = head
-            .split(' ')
-            .nth(1)
-            .and_then(|s| s.parse().ok())
-            .expect("a status line");
-        let mut response = Self {
-            status,
-            head: head.to_owned(),
-            body: String::new(),
-            whole: false,
-        };
+        let status = head.split(' ').nth(1).and_then(|s| s.parse().ok()).expect("a status line");
+        let mut response =
+            Self { status, head: head.to_owned(), body: String::new(), whole: false };
         if response.header("transfer-encoding") == Some("chunked") {
             let mut rest = rest;
             while let Some((size, after)) = rest.split_once("\r\n") {
                 let size = usize::from_str_radix(size, 16).unwrap();
                 response.whole = size == 0;
-                response
-                    .body
-                    .push_str(after.get(..size).expect("a whole chunk"));
+                response.body.push_str(after.get(..size).expect("a whole chunk"));
                 rest = after.get(size + 2..).unwrap_or("");
             }
         } else {
             response.body = rest.to_owned();
-            let length = response
-                .header("content-length")
-                .and_then(|l| l.parse().ok());
+            let length = response.header("content-length").and_then(|l| l.parse().ok());
             response.whole = length == Some(rest.len());
         }
         response
@@ -104,10 +91,7 @@ pub(super) async fn send(
 ) -> TcpStream {
     let mut stream = TcpStream::connect(address).await.unwrap();
     let head = head(method, path, headers, body.len());
-    stream
-        .write_all(format!("{head}{body}").as_bytes())
-        .await
-        .unwrap();
+    stream.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
     stream
 }
 
@@ -126,14 +110,7 @@ pub(super) async fn get(address: SocketAddr, path: &str) -> Response {
 }
 
 pub(super) async fn post(address: SocketAddr, path: &str, body: &str) -> Response {
-    request(
-        address,
-        "POST",
-        path,
-        "content-type: application/json\r\n",
-        body,
-    )
-    .await
+    request(address, "POST", path, "content-type: application/json\r\n", body).await
 }
 
 pub(super) async fn over_socket(
@@ -144,10 +121,7 @@ pub(super) async fn over_socket(
 ) -> Response {
     let mut stream = UnixStream::connect(socket).await.unwrap();
     let head = head(method, path, "", body.len());
-    stream
-        .write_all(format!("{head}{body}").as_bytes())
-        .await
-        .unwrap();
+    stream.write_all(format!("{head}{body}").as_bytes()).await.unwrap();
     to_the_end(stream).await
 }
 
@@ -158,17 +132,11 @@ pub(super) async fn read_until(stream: &mut TcpStream, text: &str) -> String {
         while !String::from_utf8_lossy(&seen).contains(text) {
             let mut piece = [0; 4096];
             let read = stream.read(&mut piece).await.unwrap();
-            assert!(
-                read > 0,
-                "closed before {text:?}: {}",
-                String::from_utf8_lossy(&seen)
-            );
+            assert!(read > 0, "closed before {text:?}: {}", String::from_utf8_lossy(&seen));
             seen.extend_from_slice(&piece[..read]);
         }
     };
-    tokio::time::timeout(Duration::from_secs(20), reading)
-        .await
-        .expect("within twenty seconds");
+    tokio::time::timeout(Duration::from_secs(20), reading).await.expect("within twenty seconds");
     String::from_utf8_lossy(&seen).into_owned()
 }
 

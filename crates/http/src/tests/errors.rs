@@ -15,18 +15,12 @@ const CHAT: &str = "/v1/chat/completions";
 #[track_caller]
 fn error_of(response: &Response) -> (u16, String, String) {
     let body = response.json();
-    let error = body["error"]
-        .as_object()
-        .unwrap_or_else(|| panic!("{response:?}"));
+    let error = body["error"].as_object().unwrap_or_else(|| panic!("{response:?}"));
     assert_eq!(body.as_object().unwrap().len(), 1);
     let mut keys: Vec<&str> = error.keys().map(String::as_str).collect();
     keys.sort_unstable();
     assert_eq!(keys, ["code", "message", "param", "type"]);
-    let kind = if response.status < 500 {
-        "invalid_request_error"
-    } else {
-        "server_error"
-    };
+    let kind = if response.status < 500 { "invalid_request_error" } else { "server_error" };
     assert_eq!(error["type"], kind);
     assert_eq!(response.header("content-type"), Some("application/json"));
     assert!(response.header("x-request-id").is_some(), "{response:?}");
@@ -51,69 +45,27 @@ fn chat_body(content: &str) -> String {
 async fn paths_and_methods() {
     let front = Front::start(HttpLimits::default());
     let at = front.address;
-    refused(
-        &get(at, "/v2/chat").await,
-        404,
-        "unknown_url",
-        &["GET", "/v2/chat", "/v1"],
-    );
-    refused(
-        &post(at, "/nothing", "{}").await,
-        404,
-        "unknown_url",
-        &["POST"],
-    );
+    refused(&get(at, "/v2/chat").await, 404, "unknown_url", &["GET", "/v2/chat", "/v1"]);
+    refused(&post(at, "/nothing", "{}").await, 404, "unknown_url", &["POST"]);
     let wrong = get(at, CHAT).await;
     refused(&wrong, 405, "method_not_allowed", &["GET", "POST"]);
     assert_eq!(wrong.header("allow"), Some("POST"));
-    refused(
-        &post(at, "/v1/models", "{}").await,
-        405,
-        "method_not_allowed",
-        &["GET"],
-    );
-    refused(
-        &request(at, "OPTIONS", CHAT, "", "").await,
-        405,
-        "method_not_allowed",
-        &["OPTIONS"],
-    );
+    refused(&post(at, "/v1/models", "{}").await, 405, "method_not_allowed", &["GET"]);
+    refused(&request(at, "OPTIONS", CHAT, "", "").await, 405, "method_not_allowed", &["OPTIONS"]);
     let options = request(at, "OPTIONS", CHAT, "origin: http://x\r\n", "").await;
-    assert_eq!(
-        options.header("access-control-allow-origin"),
-        None,
-        "no page is given leave"
-    );
+    assert_eq!(options.header("access-control-allow-origin"), None, "no page is given leave");
     front.stop().await;
 }
 
 #[actix_web::test]
 async fn bodies() {
-    let limits = HttpLimits {
-        body_bytes_max: 1000,
-        ..HttpLimits::default()
-    };
+    let limits = HttpLimits { body_bytes_max: 1000, ..HttpLimits::default() };
     let front = Front::start(limits);
     let at = front.address;
-    refused(
-        &post(at, CHAT, "{nope").await,
-        400,
-        "invalid_json",
-        &["line 1"],
-    );
-    refused(
-        &post(at, CHAT, "{\"model\": 1}").await,
-        400,
-        "invalid_value",
-        &["'model'"],
-    );
+    refused(&post(at, CHAT, "{nope").await, 400, "invalid_json", &["line 1"]);
+    refused(&post(at, CHAT, "{\"model\": 1}").await, 400, "invalid_value", &["'model'"]);
     let long = chat_body(&"x".repeat(2000));
-    refused(
-        &post(at, CHAT, &long).await,
-        413,
-        "request_too_large",
-        &["1000 bytes"],
-    );
+    refused(&post(at, CHAT, &long).await, 413, "request_too_large", &["1000 bytes"]);
 
     // A body without an announced length is cut off where it goes over.
     let mut stream = TcpStream::connect(at).await.unwrap();
@@ -132,10 +84,7 @@ async fn bodies() {
 
 #[actix_web::test]
 async fn a_body_that_does_not_come_times_out_in_shape() {
-    let limits = HttpLimits {
-        body_timeout: Duration::from_millis(50),
-        ..HttpLimits::default()
-    };
+    let limits = HttpLimits { body_timeout: Duration::from_millis(50), ..HttpLimits::default() };
     let front = Front::start(limits);
     let mut stream = TcpStream::connect(front.address).await.unwrap();
     let head = format!("POST {CHAT} HTTP/1.1\r\nhost: x\r\ncontent-length: 10\r\n\r\n{{");
@@ -147,10 +96,7 @@ async fn a_body_that_does_not_come_times_out_in_shape() {
 
 #[actix_web::test]
 async fn a_head_that_does_not_come_ends_the_connection() {
-    let limits = HttpLimits {
-        header_timeout: Duration::from_millis(50),
-        ..HttpLimits::default()
-    };
+    let limits = HttpLimits { header_timeout: Duration::from_millis(50), ..HttpLimits::default() };
     let front = Front::start(limits);
     let mut stream = TcpStream::connect(front.address).await.unwrap();
     stream.write_all(b"POST /v1/chat").await.unwrap();
@@ -164,31 +110,12 @@ async fn models_that_cannot_answer() {
     let front = Front::start(HttpLimits::default());
     let at = front.address;
     let unknown = json!({"model": "org/fak", "messages": [{"role": "user", "content": "hi"}]});
-    let words = [
-        "\"org/fak\"",
-        "did you mean \"org/fake\"",
-        "these exist: org/fake",
-    ];
-    refused(
-        &post(at, CHAT, &unknown.to_string()).await,
-        404,
-        "model_not_found",
-        &words,
-    );
-    refused(
-        &get(at, "/v1/models/no/such").await,
-        404,
-        "model_not_found",
-        &["no/such"],
-    );
+    let words = ["\"org/fak\"", "did you mean \"org/fake\"", "these exist: org/fake"];
+    refused(&post(at, CHAT, &unknown.to_string()).await, 404, "model_not_found", &words);
+    refused(&get(at, "/v1/models/no/such").await, 404, "model_not_found", &["no/such"]);
     let bare = json!({"model": "bare", "messages": [{"role": "user", "content": "hi"}]});
     let words = ["chat template", "/v1/completions"];
-    refused(
-        &post(at, CHAT, &bare.to_string()).await,
-        400,
-        "no_chat_template",
-        &words,
-    );
+    refused(&post(at, CHAT, &bare.to_string()).await, 400, "no_chat_template", &words);
     front.stop().await;
 }
 
@@ -198,43 +125,24 @@ async fn prompts_that_do_not_fit() {
     let at = front.address;
     let context = CONTEXT_TOKENS.to_string();
     let long = post(at, CHAT, &chat_body(&"x".repeat(193))).await;
-    refused(
-        &long,
-        400,
-        "context_length_exceeded",
-        &[&context, "has 200"],
-    );
+    refused(&long, 400, "context_length_exceeded", &[&context, "has 200"]);
     assert_eq!(long.json()["error"]["param"], "messages");
     let complete = |prompt: Value| json!({"model": MODEL, "prompt": prompt}).to_string();
     let long = post(at, "/v1/completions", &complete(json!("x".repeat(300)))).await;
-    refused(
-        &long,
-        400,
-        "context_length_exceeded",
-        &[&context, "has 300"],
-    );
+    refused(&long, 400, "context_length_exceeded", &[&context, "has 300"]);
     let empty = post(at, "/v1/completions", &complete(json!(""))).await;
     refused(&empty, 400, "invalid_value", &["empty prompt"]);
     let foreign = post(at, "/v1/completions", &complete(json!([5, 257]))).await;
     refused(&foreign, 400, "invalid_value", &["257", "0 to 256"]);
     let mut bias: Value = serde_json::from_str(&chat_body("hi")).unwrap();
     bias["logit_bias"] = json!({"999": 1});
-    refused(
-        &post(at, CHAT, &bias.to_string()).await,
-        400,
-        "invalid_value",
-        &["999", "256"],
-    );
+    refused(&post(at, CHAT, &bias.to_string()).await, 400, "invalid_value", &["999", "256"]);
     front.stop().await;
 }
 
 #[actix_web::test]
 async fn no_room_is_a_refusal_with_a_time() {
-    let limits = HttpLimits {
-        streams_max: 1,
-        retry_after_s: 7,
-        ..HttpLimits::default()
-    };
+    let limits = HttpLimits { streams_max: 1, retry_after_s: 7, ..HttpLimits::default() };
     let mut front = Front::start(limits);
     let at = front.address;
     let first = tokio::spawn(async move { post(at, CHAT, &chat_body("hi")).await });
@@ -250,14 +158,8 @@ async fn no_room_is_a_refusal_with_a_time() {
     assert_eq!(third.await.unwrap().status, 200);
     front.stop().await;
 
-    let request = RequestLimits {
-        prepare_queued_max: 0,
-        ..RequestLimits::default()
-    };
-    let front = Front::start(HttpLimits {
-        request,
-        ..HttpLimits::default()
-    });
+    let request = RequestLimits { prepare_queued_max: 0, ..RequestLimits::default() };
+    let front = Front::start(HttpLimits { request, ..HttpLimits::default() });
     let full = post(front.address, CHAT, &chat_body("hi")).await;
     refused(&full, 503, "overloaded", &["prepared"]);
     front.stop().await;
@@ -275,10 +177,7 @@ async fn a_refusal_of_the_worker_is_the_clients_fault() {
     ];
     for (code, status, word) in table {
         let answer = tokio::spawn(async move { post(at, CHAT, &chat_body("hi")).await });
-        let refusal = Refusal {
-            code,
-            message: "said the worker".into(),
-        };
+        let refusal = Refusal { code, message: "said the worker".into() };
         front.sequence().await.end("", End::Refused(refusal));
         refused(&answer.await.unwrap(), status, word, &["said the worker"]);
     }

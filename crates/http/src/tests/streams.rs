@@ -12,9 +12,7 @@ const CHAT: &str = "/v1/chat/completions";
 fn chat_body(more: Value) -> String {
     let mut body =
         json!({"model": MODEL, "stream": true, "messages": [{"role": "user", "content": "hi"}]});
-    body.as_object_mut()
-        .unwrap()
-        .extend(more.as_object().unwrap().clone());
+    body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     body.to_string()
 }
 
@@ -28,30 +26,13 @@ async fn a_chat_stream_has_openais_shape() {
     sequence.say("Hi");
     let mut seen = read_until(&mut stream, "\"Hi\"").await;
     // Half of a character shows nothing; its other half comes with what follows.
-    sequence.publish(
-        vec![Entry {
-            token: 0xC3,
-            logprob: 0.0,
-            top: vec![],
-        }],
-        None,
-    );
-    sequence.publish(
-        vec![Entry {
-            token: 0xA9,
-            logprob: 0.0,
-            top: vec![],
-        }],
-        None,
-    );
+    sequence.publish(vec![Entry { token: 0xC3, logprob: 0.0, top: vec![] }], None);
+    sequence.publish(vec![Entry { token: 0xA9, logprob: 0.0, top: vec![] }], None);
     seen += &read_until(&mut stream, "é").await;
     sequence.end("", End::Length);
     let answer = finish(seen, stream).await;
     assert!(answer.whole, "{answer:?}");
-    assert_eq!(
-        answer.header("content-type"),
-        Some("text/event-stream; charset=utf-8")
-    );
+    assert_eq!(answer.header("content-type"), Some("text/event-stream; charset=utf-8"));
     assert_eq!(answer.events().last().unwrap(), "[DONE]");
 
     let chunks = answer.chunks();
@@ -71,10 +52,7 @@ async fn a_chat_stream_has_openais_shape() {
         choice(json!({}), json!("length")),
         json!([]),
     ];
-    let choices: Vec<_> = chunks
-        .iter()
-        .map(|chunk| chunk["choices"].clone())
-        .collect();
+    let choices: Vec<_> = chunks.iter().map(|chunk| chunk["choices"].clone()).collect();
     assert_eq!(choices, expected);
     let (last, before) = chunks.split_last().unwrap();
     assert!(before.iter().all(|chunk| chunk["usage"].is_null()));
@@ -91,11 +69,7 @@ async fn without_include_usage_no_chunk_speaks_of_it() {
     front.sequence().await.end("one two", End::Stop);
     let chunks = answer.await.unwrap().chunks();
     assert!(chunks.iter().all(|chunk| chunk.get("usage").is_none()));
-    assert_eq!(
-        chunks.len(),
-        3,
-        "what came together is one delta: {chunks:?}"
-    );
+    assert_eq!(chunks.len(), 3, "what came together is one delta: {chunks:?}");
     assert_eq!(chunks[1]["choices"][0]["delta"]["content"], "one two");
     front.stop().await;
 }
@@ -118,21 +92,11 @@ async fn choices_are_interleaved_by_index() {
         .iter()
         .map(|chunk| {
             let choice = &chunk["choices"][0];
-            let word = choice["delta"]["content"]
-                .as_str()
-                .or(choice["finish_reason"].as_str());
+            let word = choice["delta"]["content"].as_str().or(choice["finish_reason"].as_str());
             (choice["index"].as_u64().unwrap(), word.unwrap().to_owned())
         })
         .collect();
-    let expected = [
-        (0, ""),
-        (1, ""),
-        (1, "B"),
-        (0, "A"),
-        (0, "stop"),
-        (1, "b"),
-        (1, "length"),
-    ];
+    let expected = [(0, ""), (1, ""), (1, "B"), (0, "A"), (0, "stop"), (1, "b"), (1, "length")];
     assert_eq!(said, expected.map(|(index, word)| (index, word.to_owned())));
     front.stop().await;
 }
@@ -145,16 +109,9 @@ async fn a_text_stream_has_the_older_shape() {
     let answer = tokio::spawn(async move { post(address, "/v1/completions", &body).await });
     front.sequence().await.end("ce", End::Stop);
     let answer = answer.await.unwrap();
-    let choices: Vec<_> = answer
-        .chunks()
-        .iter()
-        .map(|chunk| chunk["choices"][0].clone())
-        .collect();
+    let choices: Vec<_> = answer.chunks().iter().map(|chunk| chunk["choices"][0].clone()).collect();
     let choice = |text: &str, reason: Value| json!({"index": 0, "text": text, "logprobs": null, "finish_reason": reason});
-    assert_eq!(
-        choices,
-        [choice("Once", Value::Null), choice("", json!("stop"))]
-    );
+    assert_eq!(choices, [choice("Once", Value::Null), choice("", json!("stop"))]);
     assert_eq!(answer.chunks()[0]["object"], "text_completion");
     assert_eq!(answer.events().last().unwrap(), "[DONE]");
     front.stop().await;
@@ -175,25 +132,15 @@ async fn a_stream_that_breaks_off_never_ends_cleanly() {
     let error: Value = serde_json::from_str(events.last().unwrap()).unwrap();
     assert_eq!(error["error"]["code"], "worker_died");
     let chunks = answer.chunks();
-    assert_eq!(
-        chunks[chunks.len() - 2]["choices"][0]["delta"]["content"],
-        " and"
-    );
-    assert!(
-        chunks
-            .iter()
-            .all(|chunk| chunk["choices"][0]["finish_reason"].is_null())
-    );
+    assert_eq!(chunks[chunks.len() - 2]["choices"][0]["delta"]["content"], " and");
+    assert!(chunks.iter().all(|chunk| chunk["choices"][0]["finish_reason"].is_null()));
     front.stop().await;
 }
 
 #[actix_web::test]
 async fn silence_is_filled_with_comments() {
     let ping = Duration::from_millis(20);
-    let mut front = Front::start(HttpLimits {
-        stream_ping: ping,
-        ..HttpLimits::default()
-    });
+    let mut front = Front::start(HttpLimits { stream_ping: ping, ..HttpLimits::default() });
     let mut stream = send(front.address, "POST", CHAT, "", &chat_body(json!({}))).await;
     let sequence = front.sequence().await;
     // Nothing was generated: the head and the role come when the client would get impatient.

@@ -11,10 +11,7 @@ pub(super) fn strftime_now(now: SystemTime) -> Value {
     Value::from_function(move |format: &str| -> Result<String, Error> {
         let now = Timestamp::try_from(now).unwrap_or(Timestamp::UNIX_EPOCH);
         write(format, &now.to_zoned(TimeZone::system())).map_err(|reason| {
-            Error::new(
-                ErrorKind::InvalidOperation,
-                format!("strftime_now({format:?}): {reason}"),
-            )
+            Error::new(ErrorKind::InvalidOperation, format!("strftime_now({format:?}): {reason}"))
         })
     })
 }

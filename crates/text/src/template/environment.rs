@@ -59,10 +59,7 @@ impl Compiled {
         environment
             .add_template_owned(NAME, prepared(source))
             .map_err(|error| TextError::Template(describe(&error)))?;
-        Ok(Compiled {
-            environment,
-            source: source.to_owned(),
-        })
+        Ok(Compiled { environment, source: source.to_owned() })
     }
 
     /// The template as the model's author wrote it.
@@ -80,11 +77,8 @@ impl Compiled {
             .environment
             .get_template(NAME)
             .map_err(|error| TextError::Template(describe(&error)))?;
-        let mut out = Bounded {
-            bytes: Vec::new(),
-            bytes_max: limits.output_bytes_max,
-            full: false,
-        };
+        let mut out =
+            Bounded { bytes: Vec::new(), bytes_max: limits.output_bytes_max, full: false };
         let result = template.render_captured_to(context, &mut out).map(|_| ());
         if out.full {
             return Err(TextError::TemplateLimit {
@@ -121,10 +115,7 @@ impl Write for Bounded {
 }
 
 fn dialect() -> Result<Environment<'static>, Error> {
-    let syntax = SyntaxConfig::builder()
-        .trim_blocks(true)
-        .lstrip_blocks(true)
-        .build()?;
+    let syntax = SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build()?;
     let mut environment = Environment::new();
     environment.set_syntax(syntax);
     environment.set_undefined_behavior(UndefinedBehavior::Lenient);

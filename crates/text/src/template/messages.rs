@@ -28,10 +28,8 @@ pub(super) fn complete(messages: Vec<Value>) -> Result<Vec<Value>, TextError> {
                 reason: "the message is not an object".into(),
             });
         };
-        let fields: Map<String, Value> = fields
-            .into_iter()
-            .filter(|(_, value)| !value.is_null())
-            .collect();
+        let fields: Map<String, Value> =
+            fields.into_iter().filter(|(_, value)| !value.is_null()).collect();
         let named = REASONING_FIELDS.iter().find_map(|name| fields.get(*name));
         let Some(reasoning) = named.cloned() else {
             return Ok(Value::Object(fields));
@@ -61,10 +59,7 @@ pub(super) fn normalise(
             fields.insert("role".into(), "system".into());
         }
         if let Some(content) = fields.get_mut("content") {
-            reshape(content, shape).map_err(|reason| TextError::Content {
-                message: at,
-                reason,
-            })?;
+            reshape(content, shape).map_err(|reason| TextError::Content { message: at, reason })?;
         }
         if let Some(Value::Array(calls)) = fields.get_mut("tool_calls") {
             calls.iter_mut().for_each(parse_arguments);
@@ -136,16 +131,12 @@ pub(super) fn mark_end(messages: &mut [Value]) -> Result<String, TextError> {
         message: at,
         reason: "continue_final_message needs a last message with text".into(),
     };
-    let content = messages
-        .last_mut()
-        .and_then(|message| message.get_mut("content"))
-        .ok_or_else(nothing)?;
+    let content =
+        messages.last_mut().and_then(|message| message.get_mut("content")).ok_or_else(nothing)?;
     let text = match content {
-        Value::Array(parts) => parts
-            .iter_mut()
-            .rev()
-            .find_map(|part| part.get_mut("text"))
-            .ok_or_else(nothing)?,
+        Value::Array(parts) => {
+            parts.iter_mut().rev().find_map(|part| part.get_mut("text")).ok_or_else(nothing)?
+        }
         text => text,
     };
     let original = text.as_str().ok_or_else(nothing)?.to_owned();
@@ -209,9 +200,6 @@ mod tests {
         let messages = [json!({"role": "developer", "content": "x"})];
         let role =
             |knows| normalise(&messages, ContentShape::Text, knows).unwrap()[0]["role"].clone();
-        assert_eq!(
-            (role(false), role(true)),
-            ("system".into(), "developer".into())
-        );
+        assert_eq!((role(false), role(true)), ("system".into(), "developer".into()));
     }
 }

@@ -70,16 +70,8 @@ fn stripped(text: &str, args: &[Value], start: bool, end: bool) -> Result<Value,
         Some(chars) => chars.contains(c),
         None => is_space(c),
     };
-    let text = if start {
-        text.trim_start_matches(cut)
-    } else {
-        text
-    };
-    let text = if end {
-        text.trim_end_matches(cut)
-    } else {
-        text
-    };
+    let text = if start { text.trim_start_matches(cut) } else { text };
+    let text = if end { text.trim_end_matches(cut) } else { text };
     Ok(Value::from(text))
 }
 
@@ -88,10 +80,7 @@ fn separator_and_count(args: &[Value]) -> Result<(Option<&str>, Option<usize>), 
     if separator == Some("") {
         return Err(invalid("empty separator"));
     }
-    Ok((
-        separator,
-        count.and_then(|count| usize::try_from(count).ok()),
-    ))
+    Ok((separator, count.and_then(|count| usize::try_from(count).ok())))
 }
 
 fn split(text: &str, args: &[Value]) -> Result<Value, Error> {
@@ -120,10 +109,8 @@ fn rsplit(text: &str, args: &[Value]) -> Result<Value, Error> {
     let (Some(separator), Some(count)) = (separator, count) else {
         return split(text, args);
     };
-    let mut parts: Vec<Value> = text
-        .rsplitn(count.saturating_add(1), separator)
-        .map(Value::from)
-        .collect();
+    let mut parts: Vec<Value> =
+        text.rsplitn(count.saturating_add(1), separator).map(Value::from).collect();
     parts.reverse();
     Ok(parts.into_iter().collect())
 }

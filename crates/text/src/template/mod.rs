@@ -154,13 +154,7 @@ impl ChatTemplate {
                 name,
             });
         }
-        Ok(ChatTemplate {
-            inner: Arc::new(Inner {
-                templates,
-                specials,
-                limits,
-            }),
-        })
+        Ok(ChatTemplate { inner: Arc::new(Inner { templates, specials, limits }) })
     }
 
     /// The names of the templates.
@@ -266,11 +260,8 @@ impl ChatTemplate {
     fn shape_of(&self, named: &Named) -> ContentShape {
         *named.shape.get_or_init(|| {
             messages::probe(|messages| {
-                let input = RenderInput {
-                    messages,
-                    add_generation_prompt: true,
-                    ..RenderInput::default()
-                };
+                let input =
+                    RenderInput { messages, add_generation_prompt: true, ..RenderInput::default() };
                 self.run(named, &input, messages.to_vec()).ok()
             })
         })

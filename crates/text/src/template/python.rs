@@ -19,11 +19,9 @@ pub(super) fn from_json(value: &Json) -> Value {
             _ => Value::from(number.as_f64().unwrap_or(f64::NAN)),
         },
         Json::Array(items) => items.iter().map(from_json).collect(),
-        Json::Object(entries) => Value::from_pairs(
-            entries
-                .iter()
-                .map(|(key, value)| (&key[..], from_json(value))),
-        ),
+        Json::Object(entries) => {
+            Value::from_pairs(entries.iter().map(|(key, value)| (&key[..], from_json(value))))
+        }
     }
 }
 
@@ -147,9 +145,7 @@ pub(super) fn tojson(value: &Value, options: Kwargs) -> Result<Value, Error> {
             (Some(text), _) => text.to_owned(),
             (_, Some(count)) if count <= DEPTH_MAX => " ".repeat(count),
             _ => {
-                return Err(invalid(
-                    "tojson: indent is neither a small number nor a text",
-                ));
+                return Err(invalid("tojson: indent is neither a small number nor a text"));
             }
         }),
     };
@@ -168,9 +164,7 @@ pub(super) fn tojson(value: &Value, options: Kwargs) -> Result<Value, Error> {
         out: String::new(),
         indent,
         separators,
-        ensure_ascii: options
-            .get::<Option<bool>>("ensure_ascii")?
-            .unwrap_or(false),
+        ensure_ascii: options.get::<Option<bool>>("ensure_ascii")?.unwrap_or(false),
         sort_keys: options.get::<Option<bool>>("sort_keys")?.unwrap_or(false),
     };
     options.assert_all_used()?;
@@ -193,9 +187,7 @@ impl JsonWriter {
         match value.kind() {
             ValueKind::Undefined => return Err(invalid("tojson: the value is undefined")),
             ValueKind::None => self.out.push_str("null"),
-            ValueKind::Bool => self
-                .out
-                .push_str(if value.is_true() { "true" } else { "false" }),
+            ValueKind::Bool => self.out.push_str(if value.is_true() { "true" } else { "false" }),
             ValueKind::Number => self.number(value)?,
             ValueKind::String => self.string(value.as_str().unwrap_or_default()),
             ValueKind::Map => {
@@ -307,9 +299,7 @@ impl JsonWriter {
 }
 
 fn deeper(depth: usize) -> Result<usize, Error> {
-    depth
-        .checked_sub(1)
-        .ok_or_else(|| invalid("the value is nested too deeply"))
+    depth.checked_sub(1).ok_or_else(|| invalid("the value is nested too deeply"))
 }
 
 fn invalid(reason: impl Into<std::borrow::Cow<'static, str>>) -> Error {

@@ -24,10 +24,7 @@ pub(super) fn find(
     if let Some(source) = read_text(&folder.join("chat_template.jinja"), bytes_max)? {
         found.push(("default".to_owned(), source));
     }
-    found.extend(additional(
-        &folder.join("additional_chat_templates"),
-        bytes_max,
-    )?);
+    found.extend(additional(&folder.join("additional_chat_templates"), bytes_max)?);
     if !found.is_empty() {
         return Ok(found);
     }
@@ -62,10 +59,7 @@ fn additional(folder: &Path, bytes_max: u64) -> Result<Vec<(String, String)>, Te
             continue;
         }
         if found.len() == TEMPLATES_MAX {
-            return Err(refuse(
-                folder,
-                format!("holds more than {TEMPLATES_MAX} templates"),
-            ));
+            return Err(refuse(folder, format!("holds more than {TEMPLATES_MAX} templates")));
         }
         if let Some(source) = read_text(&path, bytes_max)? {
             found.push((name.to_owned(), source));
@@ -84,10 +78,9 @@ fn from_value(value: &Value) -> Result<Vec<(String, String)>, String> {
     let wrong = || "chat_template is neither a text nor a list of named texts".to_owned();
     match value {
         Value::String(source) => Ok(vec![("default".to_owned(), source.clone())]),
-        Value::Array(entries) if entries.len() <= TEMPLATES_MAX => entries
-            .iter()
-            .map(|entry| one(entry).ok_or_else(wrong))
-            .collect(),
+        Value::Array(entries) if entries.len() <= TEMPLATES_MAX => {
+            entries.iter().map(|entry| one(entry).ok_or_else(wrong)).collect()
+        }
         Value::Object(entries) if entries.len() <= TEMPLATES_MAX => entries
             .iter()
             .map(|(name, text)| Some((name.clone(), text.as_str()?.to_owned())))

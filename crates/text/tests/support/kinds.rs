@@ -37,14 +37,8 @@ pub fn all() -> Vec<Kind> {
     let sequence = |decoders: &[&Value]| json!({"type": "Sequence", "decoders": decoders});
     let kinds = [
         ("byte-level", byte_level()),
-        (
-            "byte fallback, stripped",
-            byte_fallback(sequence(&[&spaced, &bytes, &fuse, &strip])),
-        ),
-        (
-            "byte fallback",
-            byte_fallback(sequence(&[&spaced, &bytes, &fuse])),
-        ),
+        ("byte fallback, stripped", byte_fallback(sequence(&[&spaced, &bytes, &fuse, &strip]))),
+        ("byte fallback", byte_fallback(sequence(&[&spaced, &bytes, &fuse]))),
         ("metaspace", pieces(metaspace("first"))),
         ("metaspace without prefix", pieces(metaspace("never"))),
         ("word pieces", words(wordpiece(true))),
@@ -53,20 +47,11 @@ pub fn all() -> Vec<Kind> {
         ("word ends", word_ends()),
         ("fused, then replaced", pieces(sequence(&[&fuse, &spaced]))),
     ];
-    kinds
-        .into_iter()
-        .map(|(name, json)| Kind {
-            name,
-            json: json.to_string(),
-        })
-        .collect()
+    kinds.into_iter().map(|(name, json)| Kind { name, json: json.to_string() }).collect()
 }
 
 /// The tokenizer of this name.
-#[allow(
-    dead_code,
-    reason = "not every test that shares this module asks by name"
-)]
+#[allow(dead_code, reason = "not every test that shares this module asks by name")]
 pub fn named(name: &str) -> Kind {
     let found = all().into_iter().find(|kind| kind.name == name);
     found.expect("a kind of this name")
@@ -100,9 +85,7 @@ fn trained(
     );
     let mut tokenizer: tokenizers::Tokenizer = nothing.to_string().parse().expect("stages");
     let mut trainer = trainer.into();
-    tokenizer
-        .train(&mut trainer, CORPUS.iter())
-        .expect("training");
+    tokenizer.train(&mut trainer, CORPUS.iter()).expect("training");
     serde_json::to_value(tokenizer.get_model()).expect("a model")
 }
 
@@ -137,17 +120,9 @@ fn byte_fallback(decoder: Value) -> Value {
         {"type": "Prepend", "prepend": "▁"},
         {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
     ]});
-    let trainer = BpeTrainer::builder()
-        .vocab_size(400)
-        .show_progress(false)
-        .limit_alphabet(70)
-        .build();
-    let mut model = trained(
-        BPE::default().into(),
-        trainer,
-        normalizer.clone(),
-        Value::Null,
-    );
+    let trainer =
+        BpeTrainer::builder().vocab_size(400).show_progress(false).limit_alphabet(70).build();
+    let mut model = trained(BPE::default().into(), trainer, normalizer.clone(), Value::Null);
     let mut vocabulary: BTreeMap<usize, String> = BTreeMap::new();
     for (token, id) in model["vocab"].as_object().expect("a vocabulary") {
         vocabulary.insert(id.as_u64().expect("an id") as usize + 259, token.clone());
@@ -158,46 +133,23 @@ fn byte_fallback(decoder: Value) -> Value {
     for byte in 0..256 {
         vocabulary.insert(byte + 3, format!("<0x{byte:02X}>"));
     }
-    model["vocab"] = vocabulary
-        .iter()
-        .map(|(id, token)| (token.clone(), json!(id)))
-        .collect();
+    model["vocab"] = vocabulary.iter().map(|(id, token)| (token.clone(), json!(id))).collect();
     model["byte_fallback"] = true.into();
     model["unk_token"] = "<unk>".into();
     model["fuse_unk"] = true.into();
-    let tokens = json!([
-        added(0, "<unk>", true),
-        added(1, "<s>", true),
-        added(2, "</s>", true)
-    ]);
-    file(
-        model,
-        tokens,
-        [normalizer, Value::Null, Value::Null, decoder],
-    )
+    let tokens = json!([added(0, "<unk>", true), added(1, "<s>", true), added(2, "</s>", true)]);
+    file(model, tokens, [normalizer, Value::Null, Value::Null, decoder])
 }
 
 /// `▁` pieces without byte fallback.
 fn pieces(decoder: Value) -> Value {
     let metaspace =
         json!({"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always", "split": true});
-    let trainer = BpeTrainer::builder()
-        .vocab_size(400)
-        .show_progress(false)
-        .build();
-    let model = trained(
-        BPE::default().into(),
-        trainer,
-        Value::Null,
-        metaspace.clone(),
-    );
+    let trainer = BpeTrainer::builder().vocab_size(400).show_progress(false).build();
+    let model = trained(BPE::default().into(), trainer, Value::Null, metaspace.clone());
     let next = model["vocab"].as_object().expect("a vocabulary").len();
     let tokens = json!([added(next, "</s>", true), added(next + 1, "<tool>", false)]);
-    file(
-        model,
-        tokens,
-        [Value::Null, metaspace, Value::Null, decoder],
-    )
+    file(model, tokens, [Value::Null, metaspace, Value::Null, decoder])
 }
 
 /// BERT's word pieces.
@@ -208,12 +160,8 @@ fn words(decoder: Value) -> Value {
         .show_progress(false)
         .special_tokens(vec![tokenizers::AddedToken::from("[UNK]", true)])
         .build();
-    let mut model = trained(
-        WordPiece::default().into(),
-        trainer,
-        Value::Null,
-        pre_tokenizer.clone(),
-    );
+    let mut model =
+        trained(WordPiece::default().into(), trainer, Value::Null, pre_tokenizer.clone());
     let vocabulary = model["vocab"].as_object_mut().expect("a vocabulary");
     for token in ["do", "not", "'s", "n't", "?", ".", "'"] {
         let next = vocabulary.len();
@@ -222,11 +170,7 @@ fn words(decoder: Value) -> Value {
     let next = vocabulary.len();
     let unknown = vocabulary["[UNK]"].as_u64().expect("an id") as usize;
     let tokens = json!([added(unknown, "[UNK]", true), added(next, "[SEP]", true)]);
-    file(
-        model,
-        tokens,
-        [Value::Null, pre_tokenizer, Value::Null, decoder],
-    )
+    file(model, tokens, [Value::Null, pre_tokenizer, Value::Null, decoder])
 }
 
 /// GPT-1: a suffix ends a word.
@@ -237,17 +181,8 @@ fn word_ends() -> Value {
         .show_progress(false)
         .end_of_word_suffix("</w>".into())
         .build();
-    let mut model = trained(
-        BPE::default().into(),
-        trainer,
-        Value::Null,
-        pre_tokenizer.clone(),
-    );
+    let mut model = trained(BPE::default().into(), trainer, Value::Null, pre_tokenizer.clone());
     model["end_of_word_suffix"] = "</w>".into();
     let decoder = json!({"type": "BPEDecoder", "suffix": "</w>"});
-    file(
-        model,
-        json!([]),
-        [Value::Null, pre_tokenizer, Value::Null, decoder],
-    )
+    file(model, json!([]), [Value::Null, pre_tokenizer, Value::Null, decoder])
 }
