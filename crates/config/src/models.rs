@@ -1,7 +1,7 @@
 //! `[models]`: where models are, how they run, and a table for each that differs.
 
 use crate::section::section;
-use crate::value::{FullPath, ListOf, OneOf, Optional, Truth, Word, words};
+use crate::value::{Allowed, FullPath, ListOf, OneOf, Optional, Truth, Word, words};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -52,6 +52,8 @@ section! {
         path: Option<PathBuf> = None, Optional(FullPath);
         /// Other names for it in requests.
         aliases: Vec<String> = Vec::new(), ListOf { each: Word("a name"), max: 64 };
+        /// Groups it belongs to, for `mlxctl start GROUP:*` and its like.
+        groups: Vec<String> = Vec::new(), ListOf { each: GroupName, max: 64 };
         /// Load it when the front starts.
         preload: bool = false, Truth;
         /// See `[models]`.
@@ -66,6 +68,20 @@ section! {
         device: Option<Device> = None, Optional(OneOf);
         /// See `[models]`.
         cache_bytes_max: Option<u64> = None, Optional(0..=1 << 50);
+    }
+}
+
+/// A name without what `mlxctl` reads as something else.
+struct GroupName;
+
+impl Allowed<String> for GroupName {
+    fn must_be(&self) -> String {
+        "a group's name, of letters, digits, dots, dashes and underscores".to_owned()
+    }
+
+    fn admits(&self, value: &String) -> bool {
+        (1..=64).contains(&value.len())
+            && value.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
     }
 }
 

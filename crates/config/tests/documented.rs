@@ -105,6 +105,7 @@ fn the_examples_are_taken_too() {
     let config = parse(&uncommented);
     let model = &config.models.tables["example"];
     assert_eq!(model.aliases, ["small", "fast"]);
+    assert_eq!(model.groups, ["coding"]);
     assert!(model.running_max.is_some() && model.path.is_some());
     assert_ne!(*model, ModelTable::default());
     assert_eq!(config.models.all.context_tokens_max, Some(32768));

@@ -168,6 +168,7 @@ mod tests {
         let lives = matches!(state, WorkerState::Running | WorkerState::Starting);
         ModelStatus {
             name: name.to_owned(),
+            groups: Vec::new(),
             state,
             reason: None,
             pid: lives.then_some(4711),

@@ -298,6 +298,9 @@ impl Dispatch {
                 models.push(never_asked_for(name));
             }
         }
+        for model in &mut models {
+            model.groups = self.0.source.groups(&model.name);
+        }
         models.sort_by(|a, b| a.name.cmp(&b.name));
         Status {
             server: self.version(),
@@ -480,6 +483,7 @@ impl Dispatch {
 fn never_asked_for(name: String) -> ModelStatus {
     ModelStatus {
         name,
+        groups: Vec::new(),
         state: WorkerState::Stopped,
         reason: None,
         pid: None,
@@ -520,6 +524,7 @@ fn model_status(id: &ModelId, slot: &Slot, memory: &HashMap<u32, u64>) -> ModelS
     let idle = running == 0;
     ModelStatus {
         name: id.to_string(),
+        groups: Vec::new(),
         state: view.state,
         reason: view.reason.clone(),
         pid: view.pid,

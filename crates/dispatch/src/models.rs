@@ -21,6 +21,9 @@ pub trait ModelSource: Send + Sync + 'static {
 
     /// The models that `mlxctl status` shows even when nobody asked for them yet. Does not block.
     fn configured(&self) -> Vec<String>;
+
+    /// The groups that a model belongs to. Does not block.
+    fn groups(&self, model: &str) -> Vec<String>;
 }
 
 /// Limits over all models.

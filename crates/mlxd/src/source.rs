@@ -136,6 +136,11 @@ impl ModelSource for Models {
         let built_in = self.is_built_in(mlxd_demo::NAME).then(|| mlxd_demo::NAME.to_owned());
         tables.chain(built_in).collect()
     }
+
+    fn groups(&self, model: &str) -> Vec<String> {
+        let table = self.config.models.tables.get(model);
+        table.map(|table| table.groups.clone()).unwrap_or_default()
+    }
 }
 
 impl Models {

@@ -87,6 +87,9 @@ pub struct Status {
 pub struct ModelStatus {
     /// Its name in requests.
     pub name: String,
+    /// Groups it belongs to by configuration.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<String>,
     /// What its worker is doing.
     pub state: WorkerState,
     /// Why it is in that state, for BACKOFF, EXITED and FATAL.
