@@ -5,10 +5,12 @@
 //! engine's tokens into what a [`Sink`] publishes.
 
 mod check;
+mod direct;
 mod engine;
 mod row;
 mod scheduler;
 mod waiting;
 
+pub use direct::{BenchError, bench_direct};
 pub use engine::{Engine, EngineFault, MemoryFigures, SeqId, SeqSpec, StepToken};
 pub use scheduler::{Counts, Limits, Scheduler, Sink};

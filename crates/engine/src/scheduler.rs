@@ -125,6 +125,11 @@ impl<E: Engine> Scheduler<E> {
         self.engine.info()
     }
 
+    /// How much it takes on.
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
     /// What is held and was done.
     pub fn counts(&self) -> Counts {
         Counts {

@@ -3,9 +3,10 @@
 mod common;
 
 use common::{Call, Kept, Said, Watched, submit};
-use mlxd_engine::{Limits, Scheduler, SeqId};
+use mlxd_engine::{Limits, Scheduler, SeqId, bench_direct};
 use mlxd_protocol::{
-    Command, Phase, Priority, RefusalCode, Report, RequestId, Submit, TokenFlags, TokenRecord,
+    BenchSpec, Command, Phase, Priority, RefusalCode, Report, RequestId, Submit, TokenFlags,
+    TokenRecord,
 };
 use mlxd_testkit::{How, Script, When};
 use std::time::{Duration, Instant};
@@ -315,4 +316,20 @@ fn a_fault_comes_out_with_what_was_being_done() {
     assert_eq!(fault.reason, "the script says fault");
     assert_eq!(records(&kept.0).len(), 2);
     assert_eq!(scheduler.running_traces().collect::<Vec<_>>(), ["t1"]);
+}
+
+#[test]
+fn a_direct_run_keeps_the_pipeline_full_and_leaves_the_engine_empty() {
+    let script = Script::default();
+    let mut engine = Watched::new(script.clone());
+    let spec = BenchSpec { prompt: vec![3; 100], new_tokens: 9, warmup_runs: 1, runs: 2 };
+    let mut alive = 0;
+    let leg = bench_direct(&mut engine, &spec, 64, &mut || alive += 1).unwrap();
+    assert_eq!(leg.tokens, script.tokens(&spec.prompt, 0, 9));
+    assert_eq!((leg.seconds.len(), leg.first_token_seconds.len()), (2, 2));
+    assert_eq!(alive, 3 * (1 + 9));
+    assert_eq!(engine.in_flight_max, 2);
+    assert_eq!(engine.inner.open_count(), 0);
+    assert_eq!(engine.inner.in_flight_count(), 0);
+    assert_eq!(engine.row_steps.len(), 3, "every run is a sequence of its own");
 }

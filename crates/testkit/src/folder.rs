@@ -11,6 +11,9 @@ const TEMPLATE: &str = "{% for message in messages %}<|im_start|>{{ message.role
     {{ message.content }}<|im_end|>\n{% endfor %}\
     {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 
+const TURN_START: &str = "<|im_start|>";
+const TURN_END: &str = "<|im_end|>";
+
 /// A temporary model folder.
 #[derive(Debug)]
 pub struct ModelFolder {
@@ -24,7 +27,7 @@ impl ModelFolder {
         let this = Self { folder };
         this.set_script(script);
         this.write("config.json", &config(script));
-        this.write("tokenizer.json", &tokenizer());
+        this.write("tokenizer.json", &tokenizer(script.clock));
         this.write("tokenizer_config.json", &tokenizer_config());
         let weights = this.path().join("model.safetensors");
         std::fs::write(weights, safetensors()).expect("the folder can be written");
@@ -70,10 +73,19 @@ fn config(script: &Script) -> Value {
     })
 }
 
-/// A byte-level BPE without merges: token `b` is byte `b`, then the two turn marks.
-fn tokenizer() -> Value {
-    let vocab: serde_json::Map<String, Value> =
+/// A byte-level BPE without merges: token `b` is byte `b`, then the two turn marks, then, if
+/// wanted, the clock's words.
+fn tokenizer(clock: bool) -> Value {
+    let mut vocab: serde_json::Map<String, Value> =
         (0..=255u8).map(|byte| (byte_char(byte).to_string(), json!(byte))).collect();
+    if clock {
+        // The library numbers added tokens after the others, except those that it finds here.
+        vocab.insert(TURN_START.into(), json!(Script::TURN_START));
+        vocab.insert(TURN_END.into(), json!(Script::END));
+        for number in 0..Script::CLOCK_WORDS {
+            vocab.insert(Script::clock_word(number), json!(Script::CLOCK_FIRST + number));
+        }
+    }
     let special = |id: u32, content: &str| {
         json!({
             "id": id, "content": content, "single_word": false, "lstrip": false,
@@ -88,8 +100,8 @@ fn tokenizer() -> Value {
         "truncation": null,
         "padding": null,
         "added_tokens": [
-            special(Script::TURN_START, "<|im_start|>"),
-            special(Script::END, "<|im_end|>"),
+            special(Script::TURN_START, TURN_START),
+            special(Script::END, TURN_END),
         ],
         "normalizer": null,
         "pre_tokenizer": byte_level,
@@ -106,7 +118,7 @@ fn tokenizer() -> Value {
 fn tokenizer_config() -> Value {
     json!({
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "eos_token": "<|im_end|>",
+        "eos_token": TURN_END,
         "chat_template": TEMPLATE,
     })
 }
@@ -150,5 +162,14 @@ mod tests {
         assert_eq!(tokenizer.decode(&ids, false).unwrap(), text);
         let turn = tokenizer.encode("<|im_start|>a<|im_end|>", false).unwrap();
         assert_eq!(turn.get_ids(), [Script::TURN_START, 97, Script::END]);
+    }
+    #[test]
+    fn its_tokenizer_writes_the_clocks_words() {
+        let folder = ModelFolder::new(&Script::of_clock());
+        let tokenizer = Tokenizer::from_file(folder.file("tokenizer.json")).unwrap();
+        let last = Script::CLOCK_FIRST + Script::CLOCK_WORDS - 1;
+        assert_eq!(tokenizer.decode(&[Script::CLOCK_FIRST, last, 97], true).unwrap(), "aaa777a");
+        let turn = tokenizer.encode("<|im_start|>aaa<|im_end|>", false).unwrap();
+        assert_eq!(turn.get_ids(), [Script::TURN_START, 97, 97, 97, Script::END]);
     }
 }

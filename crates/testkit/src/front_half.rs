@@ -181,8 +181,9 @@ impl FrontHalf {
     }
 
     fn command(&mut self, command: &ToRing) {
-        command.encode_into(&mut self.bytes);
-        self.send(kind::COMMAND, &self.bytes.clone());
+        let mut bytes = Vec::new();
+        command.encode_into(&mut bytes);
+        self.send(kind::COMMAND, &bytes);
     }
 
     /// Puts any record into the commands ring.

@@ -27,8 +27,7 @@ pub struct Script {
     /// The answer's bytes, one token each, then [`Script::END`]. Without it every (prompt, seed)
     /// has an endless answer of its own made of lower-case letters and spaces.
     pub answer: Option<String>,
-    /// Every token is a letter that tells when it was made: [`Script::clock_token`]. Goes before
-    /// `answer`.
+    /// Every token tells when it was made, as [`Script::of_clock`] has it. Goes before `answer`.
     pub clock: bool,
     /// Say [`Script::END`] after so many tokens.
     pub end_after_tokens: Option<u32>,
@@ -37,6 +36,9 @@ pub struct Script {
     /// What goes wrong, and when.
     pub faults: Vec<Fault>,
 }
+
+/// Letters of the clock's words.
+const CLOCK_LETTERS: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
 
 /// A load that ends in a typed error.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -136,28 +138,48 @@ impl Script {
     pub const TURN_START: TokenId = 256;
     /// Closes a turn: the answer's stop token.
     pub const END: TokenId = 257;
-    /// Nanoseconds that one letter of the clock lasts.
-    pub const CLOCK_LETTER_NS: u64 = 200_000;
-    /// The clock's letters, none of which JSON has to escape. After the last comes the first.
-    pub const CLOCK_LETTERS: &'static [u8; 64] =
-        b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_";
+    /// Nanoseconds that a word of the clock stands for.
+    pub const CLOCK_WORD_NS: u64 = 10_000;
+    /// Letters of a word of the clock.
+    pub const CLOCK_WORD_BYTES: usize = 3;
+    /// Words of the clock. After the last comes the first, a third of a second later.
+    pub const CLOCK_WORDS: u32 = 32 * 32 * 32;
+    /// The token of the clock's first word.
+    pub const CLOCK_FIRST: TokenId = Self::END + 1;
 
-    /// The letter of a moment on [`mlxd_ring::monotonic_ns`], which every process reads alike.
-    pub fn clock_token(now_ns: u64) -> TokenId {
-        let letter = (now_ns / Self::CLOCK_LETTER_NS) as usize % Self::CLOCK_LETTERS.len();
-        Self::CLOCK_LETTERS[letter].into()
+    /// A plan whose tokens tell when they were made: token [`CLOCK_FIRST`](Self::CLOCK_FIRST)` + n`
+    /// was made in the `n`th [`CLOCK_WORD_NS`](Self::CLOCK_WORD_NS) of a round.
+    pub fn of_clock() -> Self {
+        let vocab_size = Self::CLOCK_FIRST + Self::CLOCK_WORDS;
+        Self { clock: true, vocab_size, ..Self::default() }
     }
 
-    /// How long before `now_ns` a letter was made, to within one letter; wrong by whole rounds of
-    /// the clock for one that is older than a round.
-    pub fn clock_age_ns(letter: u8, now_ns: u64) -> Option<u64> {
-        let round = Self::CLOCK_LETTERS.len() as u64;
-        let made = Self::CLOCK_LETTERS.iter().position(|&known| known == letter)? as u64;
-        let now = now_ns / Self::CLOCK_LETTER_NS % round;
-        // In the middle of its letter, on average.
-        let within = now_ns % Self::CLOCK_LETTER_NS;
-        let age = (now + round - made) % round * Self::CLOCK_LETTER_NS + within;
-        Some(age.saturating_sub(Self::CLOCK_LETTER_NS / 2))
+    /// The token of a moment on [`mlxd_ring::monotonic_ns`], which every process reads alike.
+    pub fn clock_token(now_ns: u64) -> TokenId {
+        let word = now_ns / Self::CLOCK_WORD_NS % u64::from(Self::CLOCK_WORDS);
+        Self::CLOCK_FIRST + word as u32
+    }
+
+    /// How the tokenizer writes the clock's word `number`: none of its letters needs an escape in
+    /// JSON.
+    pub fn clock_word(number: u32) -> String {
+        let letter = |shift: u32| char::from(CLOCK_LETTERS[(number >> shift) as usize % 32]);
+        [letter(10), letter(5), letter(0)].iter().collect()
+    }
+
+    /// How long before `now_ns` a word was made. Up to [`CLOCK_WORD_NS`](Self::CLOCK_WORD_NS) too
+    /// much, and too little by whole rounds for one that is older than a round. `None`: not a word.
+    pub fn clock_age_ns(word: &[u8], now_ns: u64) -> Option<u64> {
+        if word.len() != Self::CLOCK_WORD_BYTES {
+            return None;
+        }
+        let mut number = 0;
+        for byte in word {
+            let letter = CLOCK_LETTERS.iter().position(|known| known == byte)?;
+            number = number * 32 + letter as u64;
+        }
+        let round_ns = u64::from(Self::CLOCK_WORDS) * Self::CLOCK_WORD_NS;
+        Some((now_ns % round_ns + round_ns - number * Self::CLOCK_WORD_NS) % round_ns)
     }
 
     /// The plan for a model folder: the variable's, else the folder's, else the default.
@@ -293,13 +315,15 @@ mod tests {
     }
 
     #[test]
-    fn a_letter_tells_its_age() {
-        let made = 77 * Script::CLOCK_LETTER_NS + Script::CLOCK_LETTER_NS / 2;
-        let letter = Script::clock_token(made) as u8;
-        for age in [0, 1, 150_000, 3_000_000, 12_000_000] {
-            assert_eq!(Script::clock_age_ns(letter, made + age), Some(age));
+    fn a_clocks_word_tells_its_age() {
+        let made = 77_777 * Script::CLOCK_WORD_NS;
+        let number = Script::clock_token(made) - Script::CLOCK_FIRST;
+        let word = Script::clock_word(number);
+        for age in [0, 1, 150_000, 3_000_000, 320_000_000] {
+            assert_eq!(Script::clock_age_ns(word.as_bytes(), made + age), Some(age));
         }
-        assert_eq!(Script::clock_age_ns(b'!', made), None);
+        assert_eq!(Script::clock_age_ns(b"aa", made), None);
+        assert_eq!(Script::clock_age_ns(b"a!a", made), None);
     }
 
     #[test]

@@ -114,7 +114,7 @@ impl Engine for ScriptedEngine {
             next: (spec.tokens.len() - spec.prompt_len) as u32,
             capacity_left: spec.capacity - spec.tokens.len(),
             logprobs: spec.logprobs,
-            prompt: spec.tokens,
+            prompt: spec.tokens[..spec.prompt_len].to_vec(),
         };
         let before = self.sequences.insert(seq, sequence);
         assert!(before.is_none(), "{seq:?} opened twice");

@@ -33,5 +33,5 @@ mod os;
 #[path = "macos.rs"]
 mod os;
 
-pub use loader::{BenchError, Loader, bench_direct};
+pub use loader::Loader;
 pub use run::{Program, run};

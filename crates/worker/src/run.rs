@@ -99,8 +99,7 @@ fn live(program: &Program, arguments: &Arguments, signals: Noted, mut loader: im
         }
     };
     serving.store(true, Ordering::Release);
-    let server = Server {
-        loader,
+    let mut server = Server {
         scheduler,
         commands: link.commands,
         sink: RingSink::new(link.tokens),
@@ -109,7 +108,10 @@ fn live(program: &Program, arguments: &Arguments, signals: Noted, mut loader: im
         to_front,
         finished,
     };
-    exit_code_of(server.serve())
+    match server.serve() {
+        Ok(()) => exit_code::DONE,
+        Err(end) => leave_after(end),
+    }
 }
 
 /// Waits for the front to say what to load. `None`: told to end instead.
@@ -117,9 +119,7 @@ fn await_load(inbox: &Inbox) -> Option<LoadSpec> {
     loop {
         match inbox.next()? {
             Event::Control(ToWorker::Load(spec)) => return Some(spec),
-            Event::Control(message) => {
-                tracing::error!("ignored before the load command: {message:?}");
-            }
+            Event::Control(_) => tracing::error!("told something before what to load, ignored"),
             Event::Terminate => return None,
         }
     }
@@ -157,22 +157,22 @@ pub(crate) fn tell(to_front: &IpcSender<FromWorker>, message: FromWorker) {
     }
 }
 
-/// Logs why serving ended and gives the code for it. An engine that failed is not dropped: its
-/// destructors might wait for the device.
-fn exit_code_of(end: End) -> i32 {
-    match end {
-        End::Finished => exit_code::DONE,
+/// Logs why serving ended and leaves, with everything as it is: an engine that failed might wait
+/// for its device when dropped.
+fn leave_after(end: End) -> ! {
+    let code = match end {
         End::Fault { fault, traces } => {
             tracing::error!(running = traces, "the engine failed, {fault}");
-            os::leave(exit_code::FAULT)
+            exit_code::FAULT
         }
         End::FrontGone => {
             tracing::warn!("the front is gone, leaving");
-            os::leave(exit_code::FRONT_GONE)
+            exit_code::FRONT_GONE
         }
         End::Corrupt(what) => {
             tracing::error!("the front's records make no sense: {what}");
-            os::leave(exit_code::RING_CORRUPT)
+            exit_code::RING_CORRUPT
         }
-    }
+    };
+    os::leave(code)
 }

@@ -2,12 +2,11 @@
 
 use crate::control::Finished;
 use crate::inbox::{Event, Inbox};
-use crate::loader::{BenchError, Loader};
 use crate::page::Page;
 use crate::run::tell;
 use crate::sink::RingSink;
 use ipc_channel::ipc::IpcSender;
-use mlxd_engine::{Engine, EngineFault, Scheduler};
+use mlxd_engine::{BenchError, Engine, EngineFault, Scheduler, bench_direct};
 use mlxd_protocol::{BenchSpec, Command, FromWorker, Phase, ToWorker, kind};
 use mlxd_ring::{Reader, RingError, SendError};
 use nix::errno::Errno;
@@ -26,11 +25,9 @@ const SPIN: Duration = Duration::from_micros(20);
 /// Units of work between two looks at the doorbell for the front's end.
 const TICKS_PER_DOORBELL: u64 = 256;
 
-/// Why serving ended.
+/// Why serving ended before it should.
 #[derive(Debug)]
 pub(crate) enum End {
-    /// Drained, as asked.
-    Finished,
     /// The engine failed while these requests ran.
     Fault { fault: EngineFault, traces: String },
     /// Nobody is left to serve.
@@ -58,9 +55,8 @@ impl From<SendError> for End {
 }
 
 /// A loaded worker.
-pub(crate) struct Server<L: Loader> {
-    pub(crate) loader: L,
-    pub(crate) scheduler: Scheduler<L::Engine>,
+pub(crate) struct Server<E> {
+    pub(crate) scheduler: Scheduler<E>,
     pub(crate) commands: Reader,
     pub(crate) sink: RingSink,
     pub(crate) page: Page,
@@ -81,20 +77,12 @@ enum Drain {
     Done,
 }
 
-impl<L: Loader> Server<L> {
-    /// Serves until told to end, or until nothing can be served.
-    pub(crate) fn serve(mut self) -> End {
-        match self.serve_until_drained() {
-            Ok(()) => End::Finished,
-            Err(end) => {
-                // The engine must not be dropped after a fault; the process ends anyway.
-                std::mem::forget(self);
-                end
-            }
-        }
-    }
-
-    fn serve_until_drained(&mut self) -> Result<(), End> {
+impl<E: Engine> Server<E> {
+    /// Serves until it has drained and was told to end after that.
+    ///
+    /// # Errors
+    /// Why nothing can be served any more. After a fault the engine must not even be dropped.
+    pub(crate) fn serve(&mut self) -> Result<(), End> {
         let mut drain = Drain::No;
         let mut record = Vec::new();
         let mut idle_since = None;
@@ -137,9 +125,11 @@ impl<L: Loader> Server<L> {
             Event::Control(ToWorker::Drain) => {}
             Event::Terminate => *drain = Drain::ThenEnd,
             Event::Control(ToWorker::Bench(spec)) => self.bench(&spec)?,
-            Event::Control(message @ (ToWorker::Load(_) | ToWorker::Shutdown)) => {
-                tracing::error!("ignored while serving: {message:?}");
+            Event::Control(ToWorker::Load(_)) => {
+                tracing::error!("told to load a second model, ignored");
             }
+            // The `control` thread's business; it never comes here.
+            Event::Control(ToWorker::Shutdown) => {}
         }
         if *drain != Drain::No {
             self.scheduler.drain();
@@ -199,6 +189,7 @@ impl<L: Loader> Server<L> {
     }
 
     fn bench(&mut self, spec: &BenchSpec) -> Result<(), End> {
+        let chunk = self.scheduler.limits().prefill_chunk_tokens;
         let Some(engine) = self.scheduler.idle_engine() else {
             let busy = "requests are running; a direct run needs the engine for itself";
             tell(&self.to_front, FromWorker::BenchFailed(busy.into()));
@@ -206,7 +197,7 @@ impl<L: Loader> Server<L> {
         };
         self.page.enter(Phase::Decode);
         let page = &self.page;
-        match self.loader.bench(engine, spec, &mut || page.alive()) {
+        match bench_direct(engine, spec, chunk, &mut || page.alive()) {
             Ok(leg) => tell(&self.to_front, FromWorker::BenchDone(leg)),
             Err(BenchError::Refused(refusal)) => {
                 tell(&self.to_front, FromWorker::BenchFailed(refusal.message));
