@@ -11,11 +11,7 @@ use mlx_rs::{Array, Device, random};
 
 /// The largest difference between two arrays of one shape.
 fn distance(left: &Array, right: &Array) -> Result<f32, Box<dyn Error>> {
-    Ok(left
-        .subtract(right)?
-        .abs()?
-        .max(None)?
-        .try_item_exact::<f32>()?)
+    Ok(left.subtract(right)?.abs()?.max(None)?.try_item_exact::<f32>()?)
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
@@ -27,15 +23,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let dense = matmul(&x, weight.t())?;
     let (packed, scales, biases) = quantize(&weight, 64, 8)?;
     let quantised = quantized_matmul(&x, &packed, &scales, &biases, true, 64, 8)?;
-    println!(
-        "8-bit product differs from the dense one by {:.4}",
-        distance(&dense, &quantised)?
-    );
+    println!("8-bit product differs from the dense one by {:.4}", distance(&dense, &quantised)?);
 
     let normed = fast::rms_norm(&x, Some(&Array::ones::<f32>(&[128])?), 1e-5)?;
-    let heads = normed
-        .reshape(&[1, 4, 4, 32])?
-        .transpose_axes(&[0, 2, 1, 3])?;
+    let heads = normed.reshape(&[1, 4, 4, 32])?.transpose_axes(&[0, 2, 1, 3])?;
     let rotated = fast::rope(&heads, 32, false, 10_000.0, 1.0, 0, None)?;
     let mask = ScaledDotProductAttentionMask::Causal;
     let scale = 32f32.powf(-0.5);
@@ -60,14 +51,8 @@ fn main() -> Result<(), Box<dyn Error>> {
 
     let half = dense.as_dtype(mlx_rs::Dtype::Bfloat16)?;
     eval([&half])?;
-    println!(
-        "a bfloat16 read back: {}",
-        half.try_as_slice::<half::bf16>()?[0]
-    );
+    println!("a bfloat16 read back: {}", half.try_as_slice::<half::bf16>()?[0]);
     // Needs the clock that seeds MLX's default random state.
-    println!(
-        "one unseeded draw: {:?}",
-        random::uniform::<_, f32>(0.0, 1.0, &[1], None)?
-    );
+    println!("one unseeded draw: {:?}", random::uniform::<_, f32>(0.0, 1.0, &[1], None)?);
     Ok(())
 }

@@ -85,9 +85,7 @@ impl MlxEngine {
                 eval(state.arrays())?;
             }
             let row = |id: &TokenId| {
-                let hidden = self
-                    .model
-                    .forward(&Array::from_slice(&[*id], &[1, 1]), &mut state)?;
+                let hidden = self.model.forward(&Array::from_slice(&[*id], &[1, 1]), &mut state)?;
                 let logits = self.model.logits(&hidden)?.as_dtype(Dtype::Float32)?;
                 let row = logits.to_vec_exact::<f32>();
                 row.map_err(|error| Exception::custom(error.to_string()))
@@ -114,10 +112,7 @@ impl MlxEngine {
 }
 
 fn unknown(doing: &'static str, seq: SeqId) -> EngineFault {
-    EngineFault {
-        doing,
-        reason: format!("sequence {} is not open", seq.0),
-    }
+    EngineFault { doing, reason: format!("sequence {} is not open", seq.0) }
 }
 
 impl Engine for MlxEngine {
@@ -132,13 +127,8 @@ impl Engine for MlxEngine {
     fn open(&mut self, seq: SeqId, spec: SeqSpec) -> Result<(), Refusal> {
         check(&self.info, &spec)?;
         let vocab = self.info.vocab_size as i32;
-        let sampler = Sampler::new(
-            spec.sampling,
-            spec.logprobs,
-            vocab,
-            &spec.tokens,
-            spec.prompt_len,
-        );
+        let sampler =
+            Sampler::new(spec.sampling, spec.logprobs, vocab, &spec.tokens, spec.prompt_len);
         let sequence = Sequence {
             state: self.model.state(spec.capacity as i32),
             tokens: spec.tokens,
@@ -151,18 +141,13 @@ impl Engine for MlxEngine {
 
     fn prefill(&mut self, seq: SeqId, tokens_max: usize) -> Result<usize, EngineFault> {
         let fault = in_engine("prefill");
-        let sequence = self
-            .sequences
-            .get_mut(&seq)
-            .ok_or_else(|| unknown("prefill", seq))?;
+        let sequence = self.sequences.get_mut(&seq).ok_or_else(|| unknown("prefill", seq))?;
         let count = sequence.unfilled().min(tokens_max);
         if count > 0 {
             let from = sequence.state.position as usize;
             let ids = Array::from_slice(&sequence.tokens[from..from + count], &[1, count as i32]);
             // Only the KV arrays are evaluated, so the last layer's output is never computed.
-            self.model
-                .forward(&ids, &mut sequence.state)
-                .map_err(&fault)?;
+            self.model.forward(&ids, &mut sequence.state).map_err(&fault)?;
             eval(sequence.state.arrays()).map_err(&fault)?;
         }
         Ok(sequence.unfilled())
@@ -172,10 +157,7 @@ impl Engine for MlxEngine {
         let fault = in_engine("decode");
         let mut flight = Vec::with_capacity(rows.len());
         for &seq in rows {
-            let sequence = self
-                .sequences
-                .get_mut(&seq)
-                .ok_or_else(|| unknown("decode", seq))?;
+            let sequence = self.sequences.get_mut(&seq).ok_or_else(|| unknown("decode", seq))?;
             if sequence.unfilled() > 0 || sequence.state.position >= sequence.state.capacity {
                 return Err(EngineFault {
                     doing: "decode",
@@ -207,11 +189,7 @@ impl Engine for MlxEngine {
             if !self.sequences.contains_key(&seq) {
                 continue;
             }
-            let Token {
-                id: token,
-                logprob,
-                top,
-            } = drawn.read().map_err(&fault)?;
+            let Token { id: token, logprob, top } = drawn.read().map_err(&fault)?;
             if token >= self.info.vocab_size {
                 return Err(EngineFault {
                     doing: "decode",
@@ -221,12 +199,7 @@ impl Engine for MlxEngine {
                     ),
                 });
             }
-            out.push(StepToken {
-                seq,
-                token,
-                logprob,
-                top,
-            });
+            out.push(StepToken { seq, token, logprob, top });
         }
         Ok(())
     }
@@ -254,12 +227,7 @@ impl Engine for MlxEngine {
 fn check(info: &ModelInfo, spec: &SeqSpec) -> Result<(), Refusal> {
     let refuse = |code, message: String| Err(Refusal { code, message });
     let invalid = |message: String| refuse(RefusalCode::Invalid, message);
-    let SeqSpec {
-        tokens,
-        prompt_len,
-        capacity,
-        ..
-    } = spec;
+    let SeqSpec { tokens, prompt_len, capacity, .. } = spec;
     if tokens.is_empty() || !(1..=tokens.len()).contains(prompt_len) {
         return invalid(format!(
             "a prompt of {prompt_len} tokens out of {} cannot be continued; send at least one token",
@@ -283,15 +251,10 @@ fn check(info: &ModelInfo, spec: &SeqSpec) -> Result<(), Refusal> {
         );
     }
     if *capacity < tokens.len() {
-        return invalid(format!(
-            "{} tokens do not fit a capacity of {capacity}",
-            tokens.len()
-        ));
+        return invalid(format!("{} tokens do not fit a capacity of {capacity}", tokens.len()));
     }
     if let Some(top) = spec.logprobs.filter(|top| *top > TOP_LOGPROBS_MAX) {
-        return invalid(format!(
-            "{top} log-probabilities; at most {TOP_LOGPROBS_MAX}"
-        ));
+        return invalid(format!("{top} log-probabilities; at most {TOP_LOGPROBS_MAX}"));
     }
     check_sampling(&spec.sampling, info.vocab_size).or_else(invalid)
 }
@@ -301,28 +264,16 @@ fn check_sampling(sampling: &Sampling, vocab: u32) -> Result<(), String> {
         // Written so that NaN fails.
         match value >= low && value <= high {
             true => Ok(()),
-            false => Err(format!(
-                "{name} is {value}; it must be from {low} to {high}"
-            )),
+            false => Err(format!("{name} is {value}; it must be from {low} to {high}")),
         }
     };
     const LARGE: f32 = 1e6;
     within("temperature", sampling.temperature, 0.0, LARGE)?;
     within("top_p", sampling.top_p, 0.0, 1.0)?;
     within("min_p", sampling.min_p, 0.0, 1.0)?;
-    within(
-        "repetition_penalty",
-        sampling.repetition_penalty,
-        1e-6,
-        LARGE,
-    )?;
+    within("repetition_penalty", sampling.repetition_penalty, 1e-6, LARGE)?;
     within("presence_penalty", sampling.presence_penalty, -LARGE, LARGE)?;
-    within(
-        "frequency_penalty",
-        sampling.frequency_penalty,
-        -LARGE,
-        LARGE,
-    )?;
+    within("frequency_penalty", sampling.frequency_penalty, -LARGE, LARGE)?;
     for (token, bias) in &sampling.logit_bias {
         if *token >= vocab {
             return Err(format!(

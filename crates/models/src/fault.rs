@@ -7,10 +7,7 @@ use mlxd_protocol::{LoadFault, LoadFaultKind};
 pub type Loaded<T> = Result<T, LoadFault>;
 
 fn fault(kind: LoadFaultKind, message: impl Into<String>) -> LoadFault {
-    LoadFault {
-        kind,
-        message: message.into(),
-    }
+    LoadFault { kind, message: message.into() }
 }
 
 /// A file or folder that is not there or cannot be read.
@@ -30,18 +27,10 @@ pub fn unsupported(message: impl Into<String>) -> LoadFault {
 
 /// A failure of MLX while `doing` something for the load.
 pub fn in_load(doing: &str) -> impl Fn(mlx_rs::error::Exception) -> LoadFault + '_ {
-    move |error| {
-        fault(
-            LoadFaultKind::Engine,
-            format!("{doing}: MLX says: {}", error.what()),
-        )
-    }
+    move |error| fault(LoadFaultKind::Engine, format!("{doing}: MLX says: {}", error.what()))
 }
 
 /// A failure of MLX while `doing` something for a request.
 pub fn in_engine(doing: &'static str) -> impl Fn(mlx_rs::error::Exception) -> EngineFault {
-    move |error| EngineFault {
-        doing,
-        reason: error.what().to_owned(),
-    }
+    move |error| EngineFault { doing, reason: error.what().to_owned() }
 }

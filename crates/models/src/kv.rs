@@ -40,14 +40,7 @@ fn blocks(positions: i32) -> i32 {
 impl KvLayer {
     /// An empty layer.
     pub fn new(heads: i32, width: i32, dtype: Dtype, window: Option<i32>) -> Self {
-        Self {
-            buffers: None,
-            base: 0,
-            window,
-            heads,
-            width,
-            dtype,
-        }
+        Self { buffers: None, base: 0, window, heads, width, dtype }
     }
 
     /// How many of the last positions a query sees; `None` is all.
@@ -84,10 +77,7 @@ impl KvLayer {
         buffers.keys = sys::slice_update(&buffers.keys, keys, &start, &stop)?;
         buffers.values = sys::slice_update(&buffers.values, values, &start, &stop)?;
         let start = [0, 0, first - base, 0];
-        Ok((
-            sys::slice(&buffers.keys, &start, &stop)?,
-            sys::slice(&buffers.values, &start, &stop)?,
-        ))
+        Ok((sys::slice(&buffers.keys, &start, &stop)?, sys::slice(&buffers.values, &start, &stop)?))
     }
 
     fn reserve(&mut self, position: i32, end: i32, capacity: i32) -> Result<()> {
@@ -131,9 +121,7 @@ impl KvLayer {
     /// The arrays to evaluate after a prefill chunk.
     pub fn arrays(&self) -> impl Iterator<Item = &Array> {
         let buffers = self.buffers.as_ref();
-        buffers
-            .into_iter()
-            .flat_map(|buffers| [&buffers.keys, &buffers.values])
+        buffers.into_iter().flat_map(|buffers| [&buffers.keys, &buffers.values])
     }
 }
 
@@ -179,9 +167,6 @@ mod tests {
         let mut chunks = vec![50, 300];
         chunks.extend([1; 900]);
         let rows = run(Some(64), &chunks, 10_000);
-        assert!(
-            rows <= 1024,
-            "bounded by the window, not by the length: {rows}"
-        );
+        assert!(rows <= 1024, "bounded by the window, not by the length: {rows}");
     }
 }

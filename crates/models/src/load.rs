@@ -43,23 +43,13 @@ fn checked(folder: &Path) -> Loaded<Checked> {
     let checkpoint = Checkpoint::open(folder)?;
     let plan = Plan::check(&config, &arch::inventory(&config), &checkpoint)?;
     let quantization = quantization_name(&config, &checkpoint, &plan);
-    Ok(Checked {
-        config,
-        checkpoint,
-        plan,
-        quantization,
-    })
+    Ok(Checked { config, checkpoint, plan, quantization })
 }
 
 /// Checks everything about `folder` that can be checked without MLX: config, headers, and
 /// every tensor's name, shape and type.
 pub fn check(folder: &Path) -> Result<Summary, LoadFault> {
-    let Checked {
-        config,
-        plan,
-        quantization,
-        ..
-    } = checked(folder)?;
+    let Checked { config, plan, quantization, .. } = checked(folder)?;
     Ok(Summary {
         architecture: config.model_type,
         vocab_size: config.vocab as u32,
@@ -93,16 +83,9 @@ pub fn load_with_layout(
     let layout = layout.unwrap_or(default_layout(backend));
     let context = spec
         .context_tokens_max
-        .map_or(checked.config.context, |max| {
-            max.clamp(1, checked.config.context)
-        });
+        .map_or(checked.config.context, |max| max.clamp(1, checked.config.context));
     let parameters = checked.plan.parameters;
-    let mut reader = Reader::new(
-        checked.checkpoint,
-        checked.plan,
-        !backend.is_gpu(),
-        progress,
-    )?;
+    let mut reader = Reader::new(checked.checkpoint, checked.plan, !backend.is_gpu(), progress)?;
     let (architecture, vocab) = (checked.config.model_type.clone(), checked.config.vocab);
     let model = DenseModel::load(checked.config, &mut reader, layout)?;
     let info = ModelInfo {
@@ -128,14 +111,10 @@ pub fn load_with_layout(
     Ok(engine)
 }
 
-/// What was measured faster; see the crate's notes on speed.
+/// What was measured faster; the crate's page has the figures.
 fn default_layout(backend: Backend) -> Layout {
-    Layout {
-        join_qkv: true,
-        join_gate_up: true,
-        compile: backend.is_gpu(),
-        fuse_decode: backend == Backend::Cuda,
-    }
+    let gpu = backend.is_gpu();
+    Layout { join_qkv: gpu, join_gate_up: gpu, compile: gpu, fuse_decode: backend == Backend::Cuda }
 }
 
 /// Runs what requests will run, so that the first of them does not wait for kernels.
@@ -145,9 +124,12 @@ fn warm_up(engine: &mut MlxEngine) -> Result<(), String> {
         temperature: 1.0,
         top_p: 0.9,
         top_k: 2,
+        repetition_penalty: 1.1,
+        presence_penalty: 0.1,
         ..Sampling::default()
     };
-    for (index, sampling) in [Sampling::default(), sampled].into_iter().enumerate() {
+    let kinds = [(Sampling::default(), None), (sampled, Some(1))];
+    for (index, (sampling, logprobs)) in kinds.into_iter().enumerate() {
         let seq = SeqId(u64::MAX - index as u64);
         let prompt = context.clamp(1, 16);
         let steps = (context - prompt).min(3);
@@ -155,7 +137,7 @@ fn warm_up(engine: &mut MlxEngine) -> Result<(), String> {
             tokens: vec![0; prompt],
             prompt_len: prompt,
             sampling,
-            logprobs: None,
+            logprobs,
             capacity: prompt + steps,
         };
         engine.open(seq, spec).map_err(|refusal| refusal.message)?;
@@ -186,10 +168,7 @@ fn quantization_name(config: &ModelConfig, checkpoint: &Checkpoint, plan: &Plan)
     let packed = plan.packings.values().flatten().next().is_some();
     let name = |packing: Packing| format!("{}-bit g{}", packing.bits, packing.group);
     if let Some(default) = config.quantization.default.filter(|_| packed) {
-        let mixed = plan
-            .packings
-            .values()
-            .any(|packing| *packing != Some(default));
+        let mixed = plan.packings.values().any(|packing| *packing != Some(default));
         let suffix = if mixed { " mixed" } else { "" };
         return format!("{}{suffix}", name(default));
     }

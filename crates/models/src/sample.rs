@@ -126,11 +126,7 @@ impl Sampler {
             let penalty = Array::from_f32(self.sampling.repetition_penalty);
             let seen = take_along_axis(&logits, window, -1)?;
             let zero = Array::from_f32(0.0);
-            let worse = select(
-                seen.lt(&zero)?,
-                seen.multiply(&penalty)?,
-                seen.divide(&penalty)?,
-            )?;
+            let worse = select(seen.lt(&zero)?, seen.multiply(&penalty)?, seen.divide(&penalty)?)?;
             logits = put_along_axis(&logits, window, &worse, -1)?;
         }
         if let Some(counts) = &self.counts {
@@ -147,13 +143,7 @@ impl Sampler {
 
     /// Temperature, top-k, top-p, min-p, draw. `logits` are float32.
     fn pick(&self, logits: &Array) -> Result<Array> {
-        let Sampling {
-            temperature,
-            top_p,
-            top_k,
-            min_p,
-            ..
-        } = self.sampling;
+        let Sampling { temperature, top_p, top_k, min_p, .. } = self.sampling;
         let scaled = logits.divide(Array::from_f32(temperature))?;
         let top_k = i32::try_from(top_k).unwrap_or(i32::MAX);
         let few = top_k > 0 && top_k < self.vocab;
@@ -269,11 +259,7 @@ impl Drawn {
     pub fn read(&self) -> Result<Token> {
         let id = read::<u32>(&self.token)?[0];
         let Some(logprobs) = &self.logprobs else {
-            return Ok(Token {
-                id,
-                logprob: f32::NAN,
-                top: Vec::new(),
-            });
+            return Ok(Token { id, logprob: f32::NAN, top: Vec::new() });
         };
         let logprob = read::<f32>(&logprobs.chosen)?[0];
         let top = match &logprobs.top {
@@ -288,9 +274,7 @@ impl Drawn {
 }
 
 fn read<T: mlx_rs::ArrayElement>(array: &Array) -> Result<&[T]> {
-    array
-        .try_as_slice::<T>()
-        .map_err(|error| Exception::custom(error.to_string()))
+    array.try_as_slice::<T>().map_err(|error| Exception::custom(error.to_string()))
 }
 
 /// Sampling with plain data in and out, for comparing it with other implementations.

@@ -144,10 +144,7 @@ impl CompiledSwiglu {
             mlx_sys::mlx_closure_free(plain);
             (status, closure)
         };
-        let this = Self {
-            closure,
-            _thread: std::marker::PhantomData,
-        };
+        let this = Self { closure, _thread: std::marker::PhantomData };
         match status {
             0 => Ok(this),
             _ => Err(Exception::custom("compiling swiglu was refused")),
@@ -213,10 +210,7 @@ impl CudaKernel {
         let text =
             |text: &str| CString::new(text).map_err(|error| Exception::custom(error.to_string()));
         let (name, source, dtype) = (text(name)?, text(source)?, u32::from(dtype));
-        let inputs: Vec<CString> = inputs
-            .iter()
-            .map(|input| text(input))
-            .collect::<Result<_>>()?;
+        let inputs: Vec<CString> = inputs.iter().map(|input| text(input)).collect::<Result<_>>()?;
         let mut names: Vec<_> = inputs.iter().map(|input| input.as_ptr()).collect();
         let mut output = [c"out".as_ptr()];
         // SAFETY: every text and list outlives the calls, which copy them; the two name vectors

@@ -79,9 +79,7 @@ fn an_untouched_copy_loads() {
 
 #[test]
 fn a_folder_without_anything() {
-    let empty = Spoiled {
-        folder: tempfile::tempdir().unwrap(),
-    };
+    let empty = Spoiled { folder: tempfile::tempdir().unwrap() };
     empty.refused(LoadFaultKind::Missing, &["config.json"]);
 }
 
@@ -103,10 +101,7 @@ fn a_config_that_is_no_json() {
 fn an_absurd_number_in_the_config() {
     let spoiled = Spoiled::of("arch-llama");
     spoiled.config(|config| config["hidden_size"] = json!(1_u64 << 60));
-    spoiled.refused(
-        LoadFaultKind::Corrupt,
-        &["hidden_size", "1152921504606846976"],
-    );
+    spoiled.refused(LoadFaultKind::Corrupt, &["hidden_size", "1152921504606846976"]);
 }
 
 #[test]
@@ -205,10 +200,7 @@ fn a_packed_model_that_says_it_is_not() {
     spoiled.config(|config| {
         config.as_object_mut().unwrap().remove("quantization");
     });
-    spoiled.refused(
-        LoadFaultKind::Corrupt,
-        &["model.", ".weight", "config.json wants"],
-    );
+    spoiled.refused(LoadFaultKind::Corrupt, &["model.", ".weight", "config.json wants"]);
 }
 
 #[test]

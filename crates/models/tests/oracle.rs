@@ -58,11 +58,7 @@ fn distance(ours: &[Vec<f32>], theirs: &[Vec<f32>]) -> f32 {
     // `max` would swallow a NaN.
     let largest = pairs.fold(0.0, |worst: f32, (a, b)| {
         let apart = (a - b).abs();
-        if apart > worst || apart.is_nan() {
-            apart
-        } else {
-            worst
-        }
+        if apart > worst || apart.is_nan() { apart } else { worst }
     });
     largest / deviation
 }
@@ -88,10 +84,7 @@ fn compare(case: &Path) {
         stored <= stored_tolerance,
         "{name}: logits differ from mlx-lm's on the stored weights by {stored}"
     );
-    assert!(
-        reference.stored_agrees || !exact,
-        "{name}: mlx-lm disagrees with itself"
-    );
+    assert!(reference.stored_agrees || !exact, "{name}: mlx-lm disagrees with itself");
     let tokens = greedy(&mut engine, &reference.prompt, reference.tokens.len());
     assert_eq!(tokens, reference.tokens, "{name}: greedy tokens differ");
 }
@@ -100,15 +93,8 @@ fn compare_all(prefix: &str, at_least: usize) {
     let folder = common::made_by("make.py");
     let names: Vec<String> =
         serde_json::from_slice(&fs::read(folder.join("cases.json")).unwrap()).unwrap();
-    let chosen: Vec<&String> = names
-        .iter()
-        .filter(|name| name.starts_with(prefix))
-        .collect();
-    assert!(
-        chosen.len() >= at_least,
-        "{} cases of {prefix}",
-        chosen.len()
-    );
+    let chosen: Vec<&String> = names.iter().filter(|name| name.starts_with(prefix)).collect();
+    assert!(chosen.len() >= at_least, "{} cases of {prefix}", chosen.len());
     for name in chosen {
         compare(&folder.join(name));
     }
@@ -147,10 +133,7 @@ fn infos_say_what_was_loaded() {
     // Dense float32 on the CPU, and two layers of 2 heads of 32 for keys and for values.
     assert_eq!(info.weight_bytes, 4 * info.parameters);
     assert_eq!(info.kv_bytes_per_token, 2 * 2 * 2 * 32 * 4);
-    assert!(
-        seen.windows(2).all(|pair| pair[0].0 <= pair[1].0),
-        "progress only grows"
-    );
+    assert!(seen.windows(2).all(|pair| pair[0].0 <= pair[1].0), "progress only grows");
     let (done, total) = *seen.last().unwrap();
     assert!(done == total && total > 0, "{done} of {total}");
 

@@ -99,18 +99,10 @@ fn penalties_equal_mlx_lms() {
         };
         // Known from the start, or drawn one by one: the same.
         for drawn in [0, 5, case.generated.len()] {
-            let ours = probe::adjusted(
-                &case.logits,
-                &sampling,
-                &case.prompt,
-                &case.generated,
-                drawn,
-            );
+            let ours =
+                probe::adjusted(&case.logits, &sampling, &case.prompt, &case.generated, drawn);
             for (ours, theirs) in ours.unwrap().iter().zip(&case.adjusted) {
-                assert!(
-                    (ours - theirs).abs() < 1e-5,
-                    "{ours} for {theirs}: {sampling:?}"
-                );
+                assert!((ours - theirs).abs() < 1e-5, "{ours} for {theirs}: {sampling:?}");
             }
         }
     }
@@ -189,15 +181,10 @@ fn a_replayed_sequence_goes_on_identically() {
 fn rows_do_not_disturb_each_other() {
     let mut engine = common::load(&common::made_by("make.py").join("arch-qwen2"));
     let greedy = Sampling::default();
-    let specs = [
-        spec(&[1, 2, 3], 3, &greedy),
-        spec(&[7; 30], 30, &wild()),
-        spec(&[300], 1, &greedy),
-    ];
-    let alone: Vec<Vec<TokenId>> = specs
-        .iter()
-        .map(|spec| tokens_of(&generate(&mut engine, spec.clone(), 20)))
-        .collect();
+    let specs =
+        [spec(&[1, 2, 3], 3, &greedy), spec(&[7; 30], 30, &wild()), spec(&[300], 1, &greedy)];
+    let alone: Vec<Vec<TokenId>> =
+        specs.iter().map(|spec| tokens_of(&generate(&mut engine, spec.clone(), 20))).collect();
     let seqs: Vec<SeqId> = (100..103).map(SeqId).collect();
     let mut rows: Vec<Vec<TokenId>> = vec![Vec::new(); 3];
     for (seq, spec) in seqs.iter().zip(&specs) {
@@ -241,15 +228,10 @@ fn logprobs_are_those_of_the_raw_logits() {
     let mut asked = spec(&prompt, 5, &wild());
     asked.logprobs = Some(4);
     let steps = generate(&mut engine, asked, 12);
-    let rows = engine
-        .logits_along(&prompt, &tokens_of(&steps)[..11])
-        .unwrap();
+    let rows = engine.logits_along(&prompt, &tokens_of(&steps)[..11]).unwrap();
     for (step, row) in steps.iter().zip(&rows) {
         let largest = row.iter().copied().fold(f32::MIN, f32::max);
-        let sum: f64 = row
-            .iter()
-            .map(|logit| f64::from(logit - largest).exp())
-            .sum();
+        let sum: f64 = row.iter().map(|logit| f64::from(logit - largest).exp()).sum();
         let logprob = |token: usize| row[token] - largest - sum.ln() as f32;
         assert!((step.logprob - logprob(step.token as usize)).abs() < 1e-4);
         let mut best: Vec<usize> = (0..row.len()).collect();
@@ -286,10 +268,7 @@ fn what_mlx_would_not_check_is_refused() {
         (with(|s| s.top_p = 1.5), "top_p"),
         (with(|s| s.min_p = f32::INFINITY), "min_p"),
         (with(|s| s.repetition_penalty = 0.0), "repetition_penalty"),
-        (
-            with(|s| s.frequency_penalty = f32::NAN),
-            "frequency_penalty",
-        ),
+        (with(|s| s.frequency_penalty = f32::NAN), "frequency_penalty"),
         (with(|s| s.logit_bias = vec![(320, 1.0)]), "token 320"),
         (with(|s| s.logit_bias = vec![(3, f32::NAN)]), "logit_bias"),
     ];

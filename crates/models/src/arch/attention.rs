@@ -109,20 +109,13 @@ impl Attention {
     /// What lies between the projections: `qkv`, `[1, n, (heads + 2 kv_heads) width]`, to
     /// `[1, n, heads width]`.
     pub fn core(&self, qkv: &Array, kv: &mut KvLayer, pass: &mut Pass) -> Result<Array> {
-        let Self {
-            heads,
-            kv_heads,
-            width,
-            ..
-        } = *self;
+        let Self { heads, kv_heads, width, .. } = *self;
         let length = pass.length;
         let all = heads + 2 * kv_heads;
         // One position needs no transposition: its heads lie in order either way.
         let qkv = match length {
             1 => qkv.reshape(&[1, all, 1, width])?,
-            _ => qkv
-                .reshape(&[1, length, all, width])?
-                .transpose_axes(&[0, 2, 1, 3])?,
+            _ => qkv.reshape(&[1, length, all, width])?.transpose_axes(&[0, 2, 1, 3])?,
         };
         let part = |array: &Array, from: i32, to: i32| {
             sys::slice(array, &[0, from, 0, 0], &[1, to, length, width])

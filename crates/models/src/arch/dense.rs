@@ -53,12 +53,7 @@ fn layer(index: usize, part: &str) -> String {
 pub fn inventory(config: &ModelConfig) -> Inventory {
     let mut all = Inventory::default();
     let mut module = |path: String, rows: i32, columns: i32, bias: bool| {
-        all.modules.push(Module {
-            path,
-            rows,
-            columns,
-            bias,
-        });
+        all.modules.push(Module { path, rows, columns, bias });
     };
     let (hidden, inner) = (config.hidden, config.intermediate);
     let q = config.heads * config.head_dim;
@@ -69,25 +64,10 @@ pub fn inventory(config: &ModelConfig) -> Inventory {
         module(layer(index, "self_attn.q_proj"), q, hidden, qkv_bias);
         module(layer(index, "self_attn.k_proj"), kv, hidden, qkv_bias);
         module(layer(index, "self_attn.v_proj"), kv, hidden, qkv_bias);
-        module(
-            layer(index, "self_attn.o_proj"),
-            hidden,
-            q,
-            config.output_bias,
-        );
-        module(
-            layer(index, "mlp.gate_proj"),
-            inner,
-            hidden,
-            config.mlp_bias,
-        );
+        module(layer(index, "self_attn.o_proj"), hidden, q, config.output_bias);
+        module(layer(index, "mlp.gate_proj"), inner, hidden, config.mlp_bias);
         module(layer(index, "mlp.up_proj"), inner, hidden, config.mlp_bias);
-        module(
-            layer(index, "mlp.down_proj"),
-            hidden,
-            inner,
-            config.mlp_bias,
-        );
+        module(layer(index, "mlp.down_proj"), hidden, inner, config.mlp_bias);
     }
     if config.tied {
         let parts = ["weight", "scales", "biases"];
@@ -96,15 +76,11 @@ pub fn inventory(config: &ModelConfig) -> Inventory {
         module(HEAD.into(), config.vocab, hidden, false);
     }
     for index in 0..config.layers() {
-        all.vectors
-            .push((layer(index, "input_layernorm.weight"), hidden));
-        all.vectors
-            .push((layer(index, "post_attention_layernorm.weight"), hidden));
+        all.vectors.push((layer(index, "input_layernorm.weight"), hidden));
+        all.vectors.push((layer(index, "post_attention_layernorm.weight"), hidden));
         if config.head_norms {
-            all.vectors
-                .push((layer(index, "self_attn.q_norm.weight"), config.head_dim));
-            all.vectors
-                .push((layer(index, "self_attn.k_norm.weight"), config.head_dim));
+            all.vectors.push((layer(index, "self_attn.q_norm.weight"), config.head_dim));
+            all.vectors.push((layer(index, "self_attn.k_norm.weight"), config.head_dim));
         }
     }
     all.vectors.push(("model.norm.weight".into(), hidden));
@@ -117,9 +93,8 @@ impl DenseModel {
         let embedding = reader.matrix(EMBEDDING)?;
         reader.settle(embedding.arrays())?;
         let dtype = embedding.dtype();
-        let blocks: Loaded<Vec<Block>> = (0..config.layers())
-            .map(|index| Block::load(&config, reader, layout, index))
-            .collect();
+        let blocks: Loaded<Vec<Block>> =
+            (0..config.layers()).map(|index| Block::load(&config, reader, layout, index)).collect();
         let blocks = blocks?;
         let norm = reader.vector("model.norm.weight")?;
         let head = match config.tied {
@@ -141,17 +116,7 @@ impl DenseModel {
             true => Some(CompiledSwiglu::new().map_err(in_load("compiling"))?),
             false => None,
         };
-        Ok(Self {
-            embedding,
-            blocks,
-            norm,
-            head,
-            fused_head,
-            rope,
-            swiglu,
-            config,
-            dtype,
-        })
+        Ok(Self { embedding, blocks, norm, head, fused_head, rope, swiglu, config, dtype })
     }
 
     fn arrays(&self) -> impl Iterator<Item = &Array> {
@@ -196,13 +161,7 @@ impl Block {
             .map_err(in_load("preparing kernels"))?,
             false => None,
         };
-        Ok(Self {
-            fused,
-            before_attention,
-            attention,
-            before_feed_forward,
-            feed_forward,
-        })
+        Ok(Self { fused, before_attention, attention, before_feed_forward, feed_forward })
     }
 
     fn forward(
@@ -270,18 +229,11 @@ fn fuse_head(
     norm: &Array,
     epsilon: f32,
 ) -> Result<Option<FusedProduct>> {
-    let folded = Folded {
-        norm: Some((norm, epsilon)),
-        residual: false,
-        swiglu: false,
-    };
+    let folded = Folded { norm: Some((norm, epsilon)), residual: false, swiglu: false };
     match head {
         Some(head) => FusedProduct::new(head, folded),
         None => {
-            let tied = Linear {
-                matrix: embedding.clone(),
-                bias: None,
-            };
+            let tied = Linear { matrix: embedding.clone(), bias: None };
             FusedProduct::new(&tied, folded)
         }
     }
@@ -289,21 +241,12 @@ fn fuse_head(
 
 impl Model for DenseModel {
     fn state(&self, capacity: i32) -> State {
-        let ModelConfig {
-            kv_heads,
-            head_dim,
-            windows,
-            ..
-        } = &self.config;
+        let ModelConfig { kv_heads, head_dim, windows, .. } = &self.config;
         let layers = windows
             .iter()
             .map(|window| LayerState::Kv(KvLayer::new(*kv_heads, *head_dim, self.dtype, *window)))
             .collect();
-        State {
-            layers,
-            position: 0,
-            capacity,
-        }
+        State { layers, position: 0, capacity }
     }
 
     fn forward(&self, ids: &Array, state: &mut State) -> Result<Array> {

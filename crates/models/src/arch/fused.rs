@@ -49,13 +49,7 @@ pub struct Folded<'a> {
 impl FusedProduct {
     /// Prepares the kernel for `linear`, or says `None` where it does not fit.
     pub fn new(linear: &Linear, folded: Folded) -> Result<Option<Self>> {
-        let Matrix::Packed {
-            weight,
-            scales,
-            biases,
-            packing,
-        } = &linear.matrix
-        else {
+        let Matrix::Packed { weight, scales, biases, packing } = &linear.matrix else {
             return Ok(None);
         };
         let finish = match (&linear.bias, folded.residual, folded.swiglu) {
@@ -104,11 +98,7 @@ impl FusedProduct {
         let Some(rows) = [wanted, 2, 1].into_iter().find(|rows| out % rows == 0) else {
             return Ok(None);
         };
-        let total = if finish == Finish::Swiglu {
-            2 * rows
-        } else {
-            rows
-        };
+        let total = if finish == Finish::Swiglu { 2 * rows } else { rows };
         let (extra, epilogue) = match finish {
             Finish::Plain => (None, "out[o] = static_cast<T>(sums[r]);"),
             Finish::Bias => (Some("bias"), ADDED),
@@ -139,7 +129,7 @@ impl FusedProduct {
         CudaKernel::new(
             &name,
             &inputs,
-            &format!("{constants}{body}"),
+            &terse(&format!("{constants}{body}")),
             &[1, 1, out],
             dtype,
             blocks * THREADS,
@@ -173,6 +163,12 @@ const SWIGLU: &str = "const float gate = static_cast<float>(static_cast<T>(sums[
     const float silu = static_cast<float>(static_cast<T>(gate / (1.0f + __expf(-gate))));
     out[o] = static_cast<T>(silu * up);";
 
+/// `source` without comments and indentation: MLX hashes all of it at every call.
+fn terse(source: &str) -> String {
+    let lines = source.lines().map(|line| line.split("//").next().unwrap_or("").trim());
+    lines.filter(|line| !line.is_empty()).collect::<Vec<_>>().join("\n")
+}
+
 /// The four products of a layer.
 #[derive(Debug)]
 pub struct FusedBlock {
@@ -200,16 +196,8 @@ impl FusedBlock {
         else {
             return Ok(None);
         };
-        let normed = |norm, swiglu| Folded {
-            norm: Some((norm, epsilon)),
-            residual: false,
-            swiglu,
-        };
-        let added = Folded {
-            norm: None,
-            residual: true,
-            swiglu: false,
-        };
+        let normed = |norm, swiglu| Folded { norm: Some((norm, epsilon)), residual: false, swiglu };
+        let added = Folded { norm: None, residual: true, swiglu: false };
         let parts = (
             FusedProduct::new(joined_qkv, normed(qkv.0, false))?,
             FusedProduct::new(output, added)?,
@@ -217,12 +205,9 @@ impl FusedBlock {
             FusedProduct::new(down, added)?,
         );
         Ok(match parts {
-            (Some(qkv), Some(output), Some(gate_up), Some(down)) => Some(Self {
-                qkv,
-                output,
-                gate_up,
-                down,
-            }),
+            (Some(qkv), Some(output), Some(gate_up), Some(down)) => {
+                Some(Self { qkv, output, gate_up, down })
+            }
             _ => None,
         })
     }

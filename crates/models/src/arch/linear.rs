@@ -49,12 +49,7 @@ impl Matrix {
     pub fn arrays(&self) -> impl Iterator<Item = &Array> {
         let (first, rest) = match self {
             Self::Dense { weight, .. } => (weight, [None, None]),
-            Self::Packed {
-                weight,
-                scales,
-                biases,
-                ..
-            } => (weight, [Some(scales), Some(biases)]),
+            Self::Packed { weight, scales, biases, .. } => (weight, [Some(scales), Some(biases)]),
         };
         std::iter::once(first).chain(rest.into_iter().flatten())
     }
@@ -70,12 +65,9 @@ impl Matrix {
     pub fn product(&self, x: &Array) -> Result<Array> {
         match self {
             Self::Dense { transposed, .. } => matmul(x, transposed),
-            Self::Packed {
-                weight,
-                scales,
-                biases,
-                packing,
-            } => quantized_matmul(x, weight, scales, biases, true, packing.group, packing.bits),
+            Self::Packed { weight, scales, biases, packing } => {
+                quantized_matmul(x, weight, scales, biases, true, packing.group, packing.bits)
+            }
         }
     }
 
@@ -83,12 +75,7 @@ impl Matrix {
     pub fn rows(&self, ids: &Array) -> Result<Array> {
         match self {
             Self::Dense { weight, .. } => take_axis(weight, ids, 0),
-            Self::Packed {
-                weight,
-                scales,
-                biases,
-                packing,
-            } => {
+            Self::Packed { weight, scales, biases, packing } => {
                 let biases = take_axis(biases, ids, 0)?;
                 dequantize(
                     take_axis(weight, ids, 0)?,
@@ -110,20 +97,15 @@ impl Matrix {
             return Ok(None);
         };
         let joined = |index: usize| -> Result<Array> {
-            let pieces: Vec<&Array> = parts
-                .iter()
-                .filter_map(|part| part.arrays().nth(index))
-                .collect();
+            let pieces: Vec<&Array> =
+                parts.iter().filter_map(|part| part.arrays().nth(index)).collect();
             concatenate(&pieces, 0)
         };
         Ok(Some(match packing {
             None => Self::dense(joined(0)?)?,
-            Some(packing) => Self::Packed {
-                weight: joined(0)?,
-                scales: joined(1)?,
-                biases: joined(2)?,
-                packing,
-            },
+            Some(packing) => {
+                Self::Packed { weight: joined(0)?, scales: joined(1)?, biases: joined(2)?, packing }
+            }
         }))
     }
 }

@@ -84,9 +84,7 @@ impl Rope {
 
 /// `theta ^ (0, 2, …, width − 2) / width`: the wavelengths over 2π.
 fn plain(theta: f32, width: i32) -> Result<Array> {
-    let exponents: Vec<f32> = (0..width / 2)
-        .map(|pair| (2 * pair) as f32 / width as f32)
-        .collect();
+    let exponents: Vec<f32> = (0..width / 2).map(|pair| (2 * pair) as f32 / width as f32).collect();
     let exponents = Array::from_slice(&exponents, &[width / 2]);
     Array::from_f32(theta).power(&exponents)
 }
@@ -94,19 +92,11 @@ fn plain(theta: f32, width: i32) -> Result<Array> {
 fn values(array: &Array) -> Result<Vec<f32>> {
     eval([array])?;
     let slice = array.try_as_slice::<f32>();
-    Ok(slice
-        .map_err(|error| mlx_rs::error::Exception::custom(error.to_string()))?
-        .to_vec())
+    Ok(slice.map_err(|error| mlx_rs::error::Exception::custom(error.to_string()))?.to_vec())
 }
 
 fn llama3(kind: &RopeKind, theta: f32, width: i32) -> Result<Array> {
-    let RopeKind::Llama3 {
-        factor,
-        low_freq_factor,
-        high_freq_factor,
-        original,
-    } = *kind
-    else {
+    let RopeKind::Llama3 { factor, low_freq_factor, high_freq_factor, original } = *kind else {
         return Err(mlx_rs::error::Exception::custom("not a llama3 table"));
     };
     let low_wavelength = original / low_freq_factor;
@@ -131,11 +121,7 @@ fn llama3(kind: &RopeKind, theta: f32, width: i32) -> Result<Array> {
 }
 
 fn yarn_scale(scale: f64, mscale: f64) -> f64 {
-    if scale <= 1.0 {
-        1.0
-    } else {
-        0.1 * mscale * scale.ln() + 1.0
-    }
+    if scale <= 1.0 { 1.0 } else { 0.1 * mscale * scale.ln() + 1.0 }
 }
 
 fn yarn_table(yarn: &Yarn, theta: f32, width: i32) -> Result<Array> {

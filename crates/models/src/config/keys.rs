@@ -28,10 +28,7 @@ impl<'a> Keys<'a> {
     fn named(value: &'a Value, place: String) -> Loaded<Self> {
         match value.as_object() {
             Some(map) => Ok(Self { map, place }),
-            None => Err(corrupt(format!(
-                "{place} is {}, not an object",
-                shown(value)
-            ))),
+            None => Err(corrupt(format!("{place} is {}, not an object", shown(value)))),
         }
     }
 
@@ -51,11 +48,7 @@ impl<'a> Keys<'a> {
     }
 
     fn wrong<T>(&self, key: &str, value: &Value, wanted: &str) -> Loaded<T> {
-        Err(corrupt(format!(
-            "{}: {key} is {}; expected {wanted}",
-            self.place,
-            shown(value)
-        )))
+        Err(corrupt(format!("{}: {key} is {}; expected {wanted}", self.place, shown(value))))
     }
 
     fn absent<T>(&self, key: &str) -> Loaded<T> {
@@ -64,9 +57,7 @@ impl<'a> Keys<'a> {
 
     /// The object under `key`.
     pub fn object(&self, key: &str) -> Loaded<Option<Keys<'a>>> {
-        self.get(key)
-            .map(|value| Self::named(value, format!("{}: {key}", self.place)))
-            .transpose()
+        self.get(key).map(|value| Self::named(value, format!("{}: {key}", self.place))).transpose()
     }
 
     /// A text.

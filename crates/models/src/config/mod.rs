@@ -112,9 +112,7 @@ impl ModelConfig {
         let hidden = keys.size("hidden_size", WIDTH_MAX)?;
         let layers = keys.size("num_hidden_layers", LAYERS_MAX)? as usize;
         let heads = keys.size("num_attention_heads", HEADS_MAX)?;
-        let kv_heads = keys
-            .optional_size("num_key_value_heads", HEADS_MAX)?
-            .unwrap_or(heads);
+        let kv_heads = keys.optional_size("num_key_value_heads", HEADS_MAX)?.unwrap_or(heads);
         if heads % kv_heads != 0 {
             return Err(corrupt(format!(
                 "config.json: num_attention_heads is {heads}, which num_key_value_heads ({kv_heads}) does not divide"
@@ -206,9 +204,7 @@ fn context(keys: &Keys, family: Family) -> Loaded<u32> {
         Family::Mistral => 131_072,
         Family::Qwen2 | Family::Qwen3 => 32_768,
     };
-    Ok(keys
-        .optional_size("max_position_embeddings", CONTEXT_MAX)?
-        .unwrap_or(absent) as u32)
+    Ok(keys.optional_size("max_position_embeddings", CONTEXT_MAX)?.unwrap_or(absent) as u32)
 }
 
 /// Which layers see only the last positions.

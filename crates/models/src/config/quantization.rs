@@ -84,10 +84,7 @@ impl Quantization {
                 _ => {}
             }
         }
-        Ok(Self {
-            default: Some(default),
-            overrides,
-        })
+        Ok(Self { default: Some(default), overrides })
     }
 }
 
@@ -129,10 +126,7 @@ mod tests {
         }}))
         .unwrap();
         assert_eq!(read.default, Packing::new(4, 64));
-        assert_eq!(
-            read.overrides["model.layers.0.mlp.down_proj"],
-            Packing::new(8, 32)
-        );
+        assert_eq!(read.overrides["model.layers.0.mlp.down_proj"], Packing::new(8, 32));
         assert_eq!(read.overrides["lm_head"], None);
         assert_eq!(read.overrides["model.embed_tokens"], Packing::new(4, 64));
     }
@@ -140,23 +134,11 @@ mod tests {
     #[test]
     fn what_mlx_cannot_pack_is_refused_by_name() {
         for (value, word) in [
-            (
-                json!({"quantization": {"bits": 7, "group_size": 64}}),
-                "bits 7",
-            ),
-            (
-                json!({"quantization": {"bits": 4, "group_size": 48}}),
-                "group_size 48",
-            ),
+            (json!({"quantization": {"bits": 7, "group_size": 64}}), "bits 7"),
+            (json!({"quantization": {"bits": 4, "group_size": 48}}), "group_size 48"),
             (json!({"quantization": {"bits": 4}}), "group_size"),
-            (
-                json!({"quantization": {"bits": 4, "group_size": 32, "mode": "mxfp4"}}),
-                "mxfp4",
-            ),
-            (
-                json!({"quantization_config": {"quant_method": "gptq", "bits": 4}}),
-                "gptq",
-            ),
+            (json!({"quantization": {"bits": 4, "group_size": 32, "mode": "mxfp4"}}), "mxfp4"),
+            (json!({"quantization_config": {"quant_method": "gptq", "bits": 4}}), "gptq"),
             (json!({"quantization": 4}), "quantization"),
             (
                 json!({"quantization": {"bits": 4, "group_size": 64, "lm_head": {"bits": 99, "group_size": 64}}}),

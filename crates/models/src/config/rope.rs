@@ -86,42 +86,29 @@ impl RopeConfig {
             )));
         }
         let traditional = family != Family::Qwen3 && top.flag("rope_traditional", false)?;
-        Ok(Self {
-            theta,
-            traditional,
-            kind,
-        })
+        Ok(Self { theta, traditional, kind })
     }
 }
 
 fn kind(keys: &Keys, head_dim: i32) -> Loaded<RopeKind> {
     let name = match keys.optional_text("type")? {
         Some(name) => name,
-        None => keys
-            .optional_text("rope_type")?
-            .unwrap_or_else(|| "default".to_owned()),
+        None => keys.optional_text("rope_type")?.unwrap_or_else(|| "default".to_owned()),
     };
     let original = |absent: f64| -> Loaded<f64> {
         let key = "original_max_position_embeddings";
-        Ok(keys
-            .optional_positive(key, CONTEXT_MAX as f64)?
-            .unwrap_or(absent))
+        Ok(keys.optional_positive(key, CONTEXT_MAX as f64)?.unwrap_or(absent))
     };
     let number = |key: &str, absent: f64| -> Loaded<f64> {
         Ok(keys.optional_number(key, FACTOR_MAX)?.unwrap_or(absent))
     };
     match name.as_str() {
         "default" => Ok(RopeKind::Default),
-        "linear" => Ok(RopeKind::Linear {
-            factor: keys.positive("factor", FACTOR_MAX)?,
-        }),
+        "linear" => Ok(RopeKind::Linear { factor: keys.positive("factor", FACTOR_MAX)? }),
         "llama3" => {
-            let low = keys
-                .optional_positive("low_freq_factor", FACTOR_MAX)?
-                .unwrap_or(1.0) as f32;
-            let high = keys
-                .optional_positive("high_freq_factor", FACTOR_MAX)?
-                .unwrap_or(4.0) as f32;
+            let low = keys.optional_positive("low_freq_factor", FACTOR_MAX)?.unwrap_or(1.0) as f32;
+            let high =
+                keys.optional_positive("high_freq_factor", FACTOR_MAX)?.unwrap_or(4.0) as f32;
             if high <= low {
                 return Err(corrupt(format!(
                     "{}: high_freq_factor ({high}) is not above low_freq_factor ({low})",
@@ -138,12 +125,8 @@ fn kind(keys: &Keys, head_dim: i32) -> Loaded<RopeKind> {
         "yarn" if head_dim >= 2 => Ok(RopeKind::Yarn(Yarn {
             factor: f64::from(keys.positive("factor", FACTOR_MAX)?),
             original: original(4096.0)?,
-            beta_fast: keys
-                .optional_positive("beta_fast", FACTOR_MAX)?
-                .unwrap_or(32.0),
-            beta_slow: keys
-                .optional_positive("beta_slow", FACTOR_MAX)?
-                .unwrap_or(1.0),
+            beta_fast: keys.optional_positive("beta_fast", FACTOR_MAX)?.unwrap_or(32.0),
+            beta_slow: keys.optional_positive("beta_slow", FACTOR_MAX)?.unwrap_or(1.0),
             mscale: number("mscale", 1.0)?,
             mscale_all_dim: number("mscale_all_dim", 0.0)?,
         })),

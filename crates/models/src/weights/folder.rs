@@ -49,10 +49,8 @@ impl Checkpoint {
             Some(index) => shard_names(index)?,
             None => listed_names(folder)?,
         };
-        let mut checkpoint = Self {
-            files: Vec::with_capacity(names.len()),
-            tensors: HashMap::new(),
-        };
+        let mut checkpoint =
+            Self { files: Vec::with_capacity(names.len()), tensors: HashMap::new() };
         for name in &names {
             checkpoint.add(folder, name)?;
         }
@@ -69,9 +67,7 @@ impl Checkpoint {
             let placed = Placed { file, entry };
             if let Some(before) = self.tensors.insert(tensor.clone(), placed) {
                 let before = self.files[before.file].display();
-                return Err(corrupt(format!(
-                    "tensor {tensor} is in {name} and in {before}"
-                )));
+                return Err(corrupt(format!("tensor {tensor} is in {name} and in {before}")));
             }
         }
         self.files.push(path);
@@ -133,11 +129,8 @@ fn listed_names(folder: &Path) -> Loaded<Vec<String>> {
         .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
         .filter(|name| name.ends_with(".safetensors"))
         .collect();
-    let mut names: Vec<String> = all
-        .iter()
-        .filter(|name| name.starts_with("model"))
-        .cloned()
-        .collect();
+    let mut names: Vec<String> =
+        all.iter().filter(|name| name.starts_with("model")).cloned().collect();
     if names.is_empty() {
         names = all;
     }
@@ -173,10 +166,7 @@ fn read_tensors(path: &Path, name: &str) -> Loaded<Tensors> {
     }
     let file_bytes = found.len();
     if file_bytes < 8 {
-        let short = HeaderError::Short {
-            got: file_bytes,
-            wanted: 8,
-        };
+        let short = HeaderError::Short { got: file_bytes, wanted: 8 };
         return Err(lie(short));
     }
     let mut prefix = [0; 8];

@@ -71,27 +71,20 @@ pub fn header_length(prefix: [u8; 8], file_bytes: u64) -> Result<u64, HeaderErro
         return Err(HeaderError::Huge { claimed });
     }
     if file_bytes < 8 + claimed {
-        return Err(HeaderError::Short {
-            got: file_bytes,
-            wanted: 8 + claimed,
-        });
+        return Err(HeaderError::Short { got: file_bytes, wanted: 8 + claimed });
     }
     Ok(claimed)
 }
 
 /// Checks a header's JSON against the `data_bytes` bytes that follow it.
 pub fn parse_header(json: &[u8], data_bytes: u64) -> Result<Tensors, HeaderError> {
-    let Entries(entries) =
-        serde_json::from_slice(json).map_err(|error| HeaderError::Malformed {
-            reason: error.to_string(),
-        })?;
+    let Entries(entries) = serde_json::from_slice(json)
+        .map_err(|error| HeaderError::Malformed { reason: error.to_string() })?;
     let mut tensors = HashMap::with_capacity(entries.len());
     let mut spans = Vec::with_capacity(entries.len());
     for (name, raw) in entries {
-        let entry = check(&raw, data_bytes).map_err(|reason| HeaderError::Tensor {
-            name: name.clone(),
-            reason,
-        })?;
+        let entry = check(&raw, data_bytes)
+            .map_err(|reason| HeaderError::Tensor { name: name.clone(), reason })?;
         spans.push((raw.data_offsets, name.clone()));
         if tensors.insert(name.clone(), entry).is_some() {
             let reason = "it is named twice".to_owned();
@@ -135,11 +128,7 @@ fn check(raw: &RawEntry, data_bytes: u64) -> Result<TensorEntry, String> {
             end - begin
         ));
     }
-    Ok(TensorEntry {
-        dtype,
-        shape,
-        bytes: end - begin,
-    })
+    Ok(TensorEntry { dtype, shape, bytes: end - begin })
 }
 
 /// No two tensors share a byte, and every byte belongs to one.
@@ -159,10 +148,7 @@ fn check_spans(mut spans: Vec<((u64, u64), String)>, data_bytes: u64) -> Result<
         covered = end;
     }
     if covered != data_bytes {
-        let reason = format!(
-            "{} bytes after the last tensor belong to none",
-            data_bytes - covered
-        );
+        let reason = format!("{} bytes after the last tensor belong to none", data_bytes - covered);
         return Err(HeaderError::Malformed { reason });
     }
     Ok(())
@@ -278,13 +264,7 @@ mod tests {
         let huge = header_length(u64::MAX.to_le_bytes(), 16);
         assert_eq!(huge, Err(HeaderError::Huge { claimed: u64::MAX }));
         let short = header_length(100u64.to_le_bytes(), 16);
-        assert_eq!(
-            short,
-            Err(HeaderError::Short {
-                got: 16,
-                wanted: 108
-            })
-        );
+        assert_eq!(short, Err(HeaderError::Short { got: 16, wanted: 108 }));
         assert_eq!(header_length(8u64.to_le_bytes(), 16), Ok(8));
     }
 

@@ -54,16 +54,8 @@ impl Plan {
         inventory: &Inventory,
         checkpoint: &Checkpoint,
     ) -> Loaded<Self> {
-        let mut plan = Self {
-            packings: HashMap::new(),
-            parameters: 0,
-            bytes: 0,
-        };
-        let mut audit = Audit {
-            checkpoint,
-            seen: BTreeSet::new(),
-            bytes: 0,
-        };
+        let mut plan = Self { packings: HashMap::new(), parameters: 0, bytes: 0 };
+        let mut audit = Audit { checkpoint, seen: BTreeSet::new(), bytes: 0 };
         for (name, length) in &inventory.vectors {
             audit.floats(name, &[*length])?;
             plan.parameters += *length as u64;
@@ -116,12 +108,7 @@ struct Audit<'a> {
 
 impl Audit<'_> {
     fn module(&mut self, module: &Module, packing: Option<Packing>) -> Loaded<()> {
-        let Module {
-            path,
-            rows,
-            columns,
-            bias,
-        } = module;
+        let Module { path, rows, columns, bias } = module;
         match packing {
             None => self.floats(&format!("{path}.weight"), &[*rows, *columns])?,
             Some(packing) => {
@@ -136,9 +123,7 @@ impl Audit<'_> {
                     packing.bits, packing.group
                 );
                 let name = format!("{path}.weight");
-                self.tensor(&name, &[*rows, words], "U32", &why, |dtype| {
-                    dtype == Dtype::Uint32
-                })?;
+                self.tensor(&name, &[*rows, words], "U32", &why, |dtype| dtype == Dtype::Uint32)?;
                 let groups = [*rows, columns / packing.group];
                 for part in ["scales", "biases"] {
                     self.tensor(&format!("{path}.{part}"), &groups, FLOATS, &why, is_float)?;
@@ -168,11 +153,7 @@ impl Audit<'_> {
                 "tensor {name} is missing; config.json wants it with shape {shape:?}{why}"
             )));
         };
-        let TensorEntry {
-            dtype,
-            shape: found,
-            bytes,
-        } = &placed.entry;
+        let TensorEntry { dtype, shape: found, bytes } = &placed.entry;
         if found != shape {
             return Err(corrupt(format!(
                 "tensor {name} has shape {found:?}; config.json wants {shape:?}{why}"

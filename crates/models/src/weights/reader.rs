@@ -48,14 +48,7 @@ impl<'a> Reader<'a> {
             .map(|(name, placed)| (name, placed.entry.bytes))
             .collect();
         progress(0, plan.bytes);
-        Ok(Self {
-            lazy,
-            sizes,
-            plan,
-            dense_f32,
-            done: 0,
-            progress,
-        })
+        Ok(Self { lazy, sizes, plan, dense_f32, done: 0, progress })
     }
 
     /// How `path` is packed in the file.
@@ -103,12 +96,7 @@ impl<'a> Reader<'a> {
                 .and_then(Matrix::dense);
             return dense.map_err(in_load("unpacking the weights"));
         }
-        Ok(Matrix::Packed {
-            weight,
-            scales,
-            biases,
-            packing,
-        })
+        Ok(Matrix::Packed { weight, scales, biases, packing })
     }
 
     /// A matrix with its bias, not evaluated.
@@ -128,8 +116,6 @@ impl<'a> Reader<'a> {
         if !self.dense_f32 || array.dtype() == Dtype::Float32 {
             return Ok(array);
         }
-        array
-            .as_dtype(Dtype::Float32)
-            .map_err(in_load("widening the weights"))
+        array.as_dtype(Dtype::Float32).map_err(in_load("widening the weights"))
     }
 }

@@ -32,19 +32,13 @@ fn root() -> PathBuf {
 /// Python of the test environment that `scripts/setup` makes.
 pub fn python() -> PathBuf {
     let python = root().join(".venv/bin/python");
-    assert!(
-        python.exists(),
-        "{} is missing: run scripts/setup",
-        python.display()
-    );
+    assert!(python.exists(), "{} is missing: run scripts/setup", python.display());
     python
 }
 
 /// Runs `script` with a folder to fill, once for all test processes, and gives the folder.
 pub fn made_by(script: &str) -> PathBuf {
-    let script = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .join("oracle")
-        .join(script);
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("oracle").join(script);
     let pins = root().join("scripts/requirements.txt");
     let mut hasher = DefaultHasher::new();
     fs::read(&script).expect("the script").hash(&mut hasher);
@@ -59,11 +53,8 @@ pub fn made_by(script: &str) -> PathBuf {
     if !complete.exists() {
         let _ = fs::remove_dir_all(&folder);
         fs::create_dir_all(&folder).expect("the fixture folder");
-        let status = Command::new(python())
-            .arg(&script)
-            .arg(&folder)
-            .status()
-            .expect("python starts");
+        let status =
+            Command::new(python()).arg(&script).arg(&folder).status().expect("python starts");
         assert!(status.success(), "{} failed", script.display());
         File::create(complete).expect("the mark of completion");
     }
@@ -90,12 +81,8 @@ pub fn load(folder: &Path) -> MlxEngine {
 /// Little-endian float32, in rows of `width`.
 pub fn rows(path: &Path, width: usize) -> Vec<Vec<f32>> {
     let bytes = fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    let numbers: Vec<f32> = bytes
-        .as_chunks::<4>()
-        .0
-        .iter()
-        .map(|chunk| f32::from_le_bytes(*chunk))
-        .collect();
+    let numbers: Vec<f32> =
+        bytes.as_chunks::<4>().0.iter().map(|chunk| f32::from_le_bytes(*chunk)).collect();
     numbers.chunks(width).map(<[f32]>::to_vec).collect()
 }
 
