@@ -2,7 +2,7 @@
 //! framed records, a doorbell for each, and a page on which the worker tells how it is doing.
 //!
 //! The front makes a [`Segment`] per worker incarnation and hands its name and two descriptors to
-//! the child; the child calls [`WorkerLink::attach`]; the front unlinks the name. From then on the
+//! the child; the child calls [`WorkerLink::attach`], which unlinks the name. From then on the
 //! memory lives exactly as long as the two processes have it. This crate carries bytes of a kind
 //! from one side to the other. It knows nothing of what the kinds mean, of configuration or of
 //! processes.

@@ -140,8 +140,9 @@ impl SegmentName {
         &self.name
     }
 
-    /// Removes the name: who is attached stays attached, nobody else can attach, and the memory
-    /// goes with the last process that has it. To be called as soon as the worker has attached.
+    /// Removes the name, unless the worker has done so by attaching, and the record of it: who is
+    /// attached stays attached, nobody else can attach, and the memory goes with the last process
+    /// that has it. To be called as soon as the worker has attached.
     pub fn unlink(&mut self) {
         if std::mem::take(&mut self.linked) {
             unlink(&self.name);
@@ -319,7 +320,8 @@ impl Segment {
 }
 
 impl WorkerLink {
-    /// Attaches to the segment that the front made, with the doorbell ends that it handed over.
+    /// Attaches to the segment that the front made, with the doorbell ends that it handed over,
+    /// and removes its name: nobody else is to attach.
     ///
     /// # Errors
     /// [`SegmentError::BadName`], [`SegmentError::Open`], [`SegmentError::BadHeader`] when front
@@ -344,6 +346,8 @@ impl WorkerLink {
         if words.as_slice()[HEADER_ATTACHED].swap(1, Ordering::AcqRel) != 0 {
             return Err(SegmentError::AlreadyAttached(name.to_owned()));
         }
+        // Not left to the front, which may be killed before it hears of this.
+        unlink(name);
         let adopt = |fd| Doorbell::adopt(fd).map_err(SegmentError::Doorbell);
         Ok(Self {
             commands: Reader::new(

@@ -75,13 +75,19 @@ fn every_descriptor_is_closed_on_exec() {
 }
 
 #[test]
-fn one_worker_attaches_and_none_after_the_name_is_gone() {
+fn one_worker_attaches_and_takes_the_name_away() {
     let mut segment = Segment::create(&SegmentSpec::default()).expect("made");
     assert!(!segment.is_attached());
     let _worker = attach(segment.name()).expect("attached");
     assert!(segment.is_attached());
     let error = attach(segment.name()).expect_err("a second one");
-    assert!(matches!(error, SegmentError::AlreadyAttached(_)), "{error}");
+    assert!(matches!(error, SegmentError::Open { .. }), "{error}");
+    segment.unlink();
+}
+
+#[test]
+fn none_attaches_after_the_front_took_the_name_away() {
+    let mut segment = Segment::create(&SegmentSpec::default()).expect("made");
     segment.unlink();
     let error = attach(segment.name()).expect_err("after the unlink");
     assert!(matches!(error, SegmentError::Open { .. }), "{error}");
@@ -96,9 +102,7 @@ fn a_dropped_segment_or_link_leaves_no_name() {
 
     let segment = Segment::create(&SegmentSpec::default()).expect("made");
     let name = segment.name().to_owned();
-    let link = segment.into_front();
-    assert!(attach(&name).is_ok(), "still linked");
-    drop(link);
+    drop(segment.into_front());
     assert!(matches!(attach(&name), Err(SegmentError::Open { .. })));
 }
 
@@ -190,5 +194,18 @@ mod forged {
         }
         let _forged = Forgery::new(name, &sound, total as i64);
         attach(name).expect("the sound one");
+    }
+
+    #[test]
+    fn a_segment_that_has_its_worker_takes_no_other() {
+        let magic = u64::from_be_bytes(*b"mlxdring");
+        let total = 8192 + 2 * (512 + 4096);
+        let mut words = vec![magic, 1, total, 4096, 4096];
+        words.resize(16, 0);
+        words.push(1);
+        let name = "/mlxd-00000000000000000000beef";
+        let _forged = Forgery::new(name, &words, total as i64);
+        let error = attach(name).expect_err("a second one");
+        assert!(matches!(error, SegmentError::AlreadyAttached(_)), "{error}");
     }
 }
