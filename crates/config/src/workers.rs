@@ -1,7 +1,7 @@
 //! `[workers]`: how worker processes are started, watched, stopped and started again.
 
 use crate::section::section;
-use crate::value::{FullPath, Optional, PowerOfTwo};
+use crate::value::{FullPath, Optional, PowerOfTwo, Truth};
 use std::path::PathBuf;
 
 section! {
@@ -41,6 +41,12 @@ section! {
         commands_ring_bytes: usize = 1024 * 1024, PowerOfTwo(4096..=256 * 1024 * 1024);
         /// Ring that carries tokens back.
         tokens_ring_bytes: usize = 1024 * 1024, PowerOfTwo(4096..=256 * 1024 * 1024);
+        /// Crash reports kept for each model, the newest.
+        crash_reports_max: usize = 20, 1..=10_000;
+        /// Bytes of a crash report.
+        crash_report_bytes_max: usize = 256 * 1024, 4096..=64 * 1024 * 1024;
+        /// Whether crash reports hold the prompts (as token ids) of the requests in flight.
+        crash_prompts: bool = false, Truth;
         /// A worker's log file is turned over at this size; one older file is kept.
         log_bytes_max: u64 = 4 * 1024 * 1024, 4096..=1024 * 1024 * 1024;
     }

@@ -1,11 +1,14 @@
 //! The face of the crate: models by name, sequences by journal, workers by state.
 
+use crate::crash::CrashFolder;
 use crate::job::{Generation, Job};
 use crate::journal::{Failure, Journal};
 use crate::link::{Inbox, Pump};
 use crate::metrics::{Metrics, ModelStats};
 use crate::models::{DispatchLimits, FoundModel, ListedModel, ModelFault, ModelSource, OpenModel};
-use mlxd_protocol::admin::{AdminErrorBody, ModelStatus, SignalName, Status, Version, WorkerState};
+use mlxd_protocol::admin::{
+    AdminErrorBody, ModelStatus, SignalName, Status, Version, Why, WorkerState,
+};
 use mlxd_protocol::{BenchLeg, BenchSpec, ModelId, PROTOCOL_VERSION, RequestId};
 use mlxd_supervisor::{EventLog, Worker, WorkerView};
 use std::collections::{BTreeMap, HashMap};
@@ -25,7 +28,6 @@ const NOTICES_MAX: usize = 16;
 /// One model: its texts, and the tasks that run it.
 struct Slot {
     open: OpenModel,
-    folder: PathBuf,
     log_file: PathBuf,
     inbox: Inbox,
     worker: Worker,
@@ -48,6 +50,7 @@ struct Shared {
     started_at: Instant,
     base_url: String,
     limits: DispatchLimits,
+    crashes: CrashFolder,
     runtime: tokio::runtime::Handle,
 }
 
@@ -99,7 +102,12 @@ impl From<ModelFault> for AdminErrorBody {
 
 impl Dispatch {
     /// Must be called on the runtime that is to run the workers' tasks.
-    pub fn new(source: Arc<dyn ModelSource>, base_url: String, limits: DispatchLimits) -> Self {
+    pub fn new(
+        source: Arc<dyn ModelSource>,
+        base_url: String,
+        limits: DispatchLimits,
+        crashes: CrashFolder,
+    ) -> Self {
         Self(Arc::new(Shared {
             source,
             slots: Mutex::default(),
@@ -111,6 +119,7 @@ impl Dispatch {
             started_at: Instant::now(),
             base_url,
             limits,
+            crashes,
             runtime: tokio::runtime::Handle::current(),
         }))
     }
@@ -124,10 +133,18 @@ impl Dispatch {
         Ok(self.slot(name).await?.open.clone())
     }
 
+    /// The model's slot; its files are read again when they may have changed and no worker runs
+    /// on the old ones.
     async fn slot(&self, name: &str) -> Result<Arc<Slot>, ModelFault> {
-        if let Some(slot) = self.known_slot(name).filter(|s| s.fresh.load(Ordering::Relaxed)) {
-            return Ok(slot);
+        let usable =
+            |slot: &Arc<Slot>| slot.fresh.load(Ordering::Relaxed) || slot.worker.view().is_alive();
+        match self.known_slot(name).filter(usable) {
+            Some(slot) => Ok(slot),
+            None => self.read_slot(name).await,
         }
+    }
+
+    async fn read_slot(&self, name: &str) -> Result<Arc<Slot>, ModelFault> {
         let source = self.0.source.clone();
         let asked = name.to_owned();
         let read = move || {
@@ -154,17 +171,20 @@ impl Dispatch {
         let old = slots.get(&id).cloned();
         let slot = match old {
             Some(slot) if slot.fresh.load(Ordering::Relaxed) => slot,
-            Some(old) if old.folder == found.folder => Arc::new(Slot {
-                open,
-                folder: found.folder,
-                log_file: found.worker.log_file,
-                inbox: old.inbox.clone(),
-                worker: old.worker.clone(),
-                stats: old.stats.clone(),
-                open_max: found.open_max,
-                fresh: AtomicBool::new(true),
-            }),
-            _ => self.start_tasks(found, open),
+            Some(old) => {
+                let log_file = found.worker.log_file.clone();
+                old.worker.reconfigure(found.worker);
+                Arc::new(Slot {
+                    open,
+                    log_file,
+                    inbox: old.inbox.clone(),
+                    worker: old.worker.clone(),
+                    stats: old.stats.clone(),
+                    open_max: found.open_max,
+                    fresh: AtomicBool::new(true),
+                })
+            }
+            None => self.start_tasks(found, open),
         };
         slots.insert(id.clone(), slot.clone());
         drop(slots);
@@ -187,11 +207,11 @@ impl Dispatch {
             stats: stats.clone(),
             metrics: self.0.metrics.clone(),
             limits: self.0.limits.clone(),
+            crashes: self.0.crashes.clone(),
         };
         tokio::spawn(pump.run());
         Arc::new(Slot {
             open,
-            folder: found.folder,
             log_file,
             inbox,
             worker,
@@ -311,6 +331,13 @@ impl Dispatch {
         }
     }
 
+    /// Names of the models whose worker is there.
+    pub fn running(&self) -> Vec<String> {
+        let slots = locked(&self.0.slots);
+        let alive = slots.iter().filter(|(_, slot)| slot.worker.view().is_alive());
+        alive.map(|(id, _)| id.to_string()).collect()
+    }
+
     /// Who answers.
     pub fn version(&self) -> Version {
         Version {
@@ -352,10 +379,8 @@ impl Dispatch {
     /// # Errors
     /// `unknown_model`, `load_failed`.
     pub async fn restart(&self, name: &str) -> Result<ModelStatus, AdminErrorBody> {
-        if let Some(slot) = self.known_slot(name) {
-            slot.fresh.store(false, Ordering::Relaxed);
-        }
-        let slot = self.slot(name).await?;
+        self.forget_files(name);
+        let slot = self.read_slot(name).await?;
         let started = slot.worker.restart().await;
         self.settled(&slot, started).await
     }
@@ -384,6 +409,19 @@ impl Dispatch {
         &self.0.events
     }
 
+    /// Models' files and settings are looked at again before the next worker of each.
+    pub fn forget_all_files(&self) {
+        locked(&self.0.names).clear();
+        let slots = locked(&self.0.slots);
+        slots.values().for_each(|slot| slot.fresh.store(false, Ordering::Relaxed));
+    }
+
+    fn forget_files(&self, name: &str) {
+        if let Some(slot) = self.known_slot(name) {
+            slot.fresh.store(false, Ordering::Relaxed);
+        }
+    }
+
     async fn settled(
         &self,
         slot: &Slot,
@@ -407,6 +445,26 @@ impl Dispatch {
             slot.worker.start().await.map_err(|why| admin_error("load_failed", why))?;
         }
         slot.worker.bench(spec).await.map_err(|why| admin_error("internal", why))
+    }
+
+    /// A model's last death.
+    ///
+    /// # Errors
+    /// `unknown_model`.
+    pub async fn why(&self, name: &str) -> Result<Why, AdminErrorBody> {
+        let slot = self.slot(name).await?;
+        let id = slot.open.id.clone();
+        let crashes = self.0.crashes.clone();
+        let model = id.to_string();
+        let newest = tokio::task::spawn_blocking(move || crashes.newest(&model)).await;
+        let (newest, reports) = newest.unwrap_or((None, 0));
+        let (report, folder) = newest.unzip();
+        Ok(Why {
+            status: model_status(&id, &slot, &HashMap::new()),
+            report,
+            folder: folder.map(|folder| folder.display().to_string()),
+            reports: reports as u32,
+        })
     }
 
     /// Where a model's worker writes its log.

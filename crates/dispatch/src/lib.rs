@@ -4,6 +4,7 @@
 //! stands one [`Journal`](journal::Journal) per sequence, written by the model's pump and read
 //! through a cursor. This crate knows nothing of HTTP and nothing of MLX.
 
+mod crash;
 mod dispatch;
 mod job;
 pub mod journal;
@@ -11,6 +12,7 @@ mod link;
 mod metrics;
 mod models;
 
+pub use crash::CrashFolder;
 pub use dispatch::{CatalogEntry, Dispatch, Readiness};
 pub use job::{Generation, Job};
 pub use journal::{End, Entry, Failure};

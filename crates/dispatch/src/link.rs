@@ -4,14 +4,16 @@
 //! responses, notices from the supervisor, records from the tokens ring. The worker never waits
 //! on a client: the pump appends to journals and goes on.
 
+use crate::crash::{self, CrashFolder};
 use crate::journal::{End, Failure, Journal};
 use crate::metrics::{Metrics, ModelStats};
 use crate::models::DispatchLimits;
+use mlxd_protocol::admin::{CrashReport, DeathCause, Deed};
 use mlxd_protocol::{
     Command, Incarnation, ModelId, Phase, Report, RequestId, Submit, TokenFlags, TokenRecord, kind,
 };
 use mlxd_ring::{PendingSend, Reader, RingError, SendError, Writer};
-use mlxd_supervisor::{Notice, Worker};
+use mlxd_supervisor::{Down, Notice, Worker};
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -135,6 +137,7 @@ pub(crate) struct Pump {
     pub stats: Arc<ModelStats>,
     pub metrics: Arc<Metrics>,
     pub limits: DispatchLimits,
+    pub crashes: CrashFolder,
 }
 
 struct State {
@@ -369,7 +372,11 @@ impl State {
         link.idle_looks = if submitted && idle { link.idle_looks + 1 } else { 0 };
         let deaf = LOOK_INTERVAL * link.idle_looks;
         if deaf >= self.pump.limits.idle_hang && !link.broken {
-            self.condemn(format!("it hung: it took no request for {} s", deaf.as_secs()));
+            self.condemn_for(DeathCause::Hang {
+                still_ms: deaf.as_millis() as u64,
+                limit_ms: self.pump.limits.idle_hang.as_millis() as u64,
+                key: "workers.idle_hang_ms".to_owned(),
+            });
         }
     }
 
@@ -381,23 +388,24 @@ impl State {
                         self.link = Some(link);
                         self.submit_waiting();
                     }
-                    Err(error) => self.pump.worker.condemn(incarnation, error.to_string()),
+                    Err(error) => {
+                        let why = error.to_string();
+                        self.pump.worker.condemn(incarnation, DeathCause::Condemned { why });
+                    }
                 }
             }
-            Notice::Down { incarnation, how, stopped } => {
-                self.went_down(incarnation, &how, stopped)
-            }
+            Notice::Down(down) => self.went_down(down),
             Notice::GivenUp { reason } => self.give_up(&reason),
         }
     }
 
-    fn went_down(&mut self, incarnation: Incarnation, how: &str, stopped: bool) {
-        if self.link.as_ref().is_some_and(|link| link.incarnation == incarnation) {
+    fn went_down(&mut self, down: Down) {
+        if self.link.as_ref().is_some_and(|link| link.incarnation == down.incarnation) {
             // What it published before it died is good.
             self.take_records(usize::MAX);
             self.link = None;
         }
-        if stopped {
+        if down.stopped {
             let model = &self.pump.model;
             self.fail_all(&Failure {
                 code: "model_stopped",
@@ -406,31 +414,44 @@ impl State {
             });
             return;
         }
-        self.replay_after(how);
+        let lost = self.lost();
+        match down.report {
+            Some(report) => self.replay_after_death(&lost, &down.how, *report),
+            // Asked for: nobody's fault.
+            None => lost.iter().for_each(|journal| self.waiting.push_front(journal.request)),
+        }
         if !self.waiting.is_empty() {
             self.pump.worker.demand();
         }
     }
 
+    /// What the worker had, the latest first.
+    fn lost(&self) -> Vec<Arc<Journal>> {
+        let had = |journal: &&Arc<Journal>| !self.waiting.contains(&journal.request);
+        let mut lost: Vec<_> = self.open.values().filter(had).cloned().collect();
+        lost.sort_by_key(|journal| std::cmp::Reverse(journal.request));
+        lost
+    }
+
     /// Puts what the dead worker had before what waits, in order of arrival. A sequence that was
     /// there at too many deaths may be their cause: it ends, so that the others can go on.
-    fn replay_after(&mut self, how: &str) {
-        let mut lost: Vec<_> = self
-            .open
-            .values()
-            .filter(|journal| !self.waiting.contains(&journal.request))
-            .cloned()
-            .collect();
-        lost.sort_by_key(|journal| std::cmp::Reverse(journal.request));
+    fn replay_after_death(&mut self, lost: &[Arc<Journal>], how: &str, mut report: CrashReport) {
+        let waited: Vec<_> =
+            self.waiting.iter().filter_map(|id| self.open.get(&id.0).cloned()).collect();
+        let (mut shapes, mut deeds, mut replayed) = (Vec::new(), Vec::new(), 0);
+        let prompts = self.pump.crashes.prompts;
         for journal in lost {
             let deaths = journal.note_death();
+            shapes.push(crash::shape(journal, true, deaths, prompts));
             if deaths < self.pump.limits.request_deaths_max {
                 self.waiting.push_front(journal.request);
+                replayed += 1;
                 continue;
             }
+            deeds.push(Deed::Quarantine { request: journal.job.trace.to_string() });
             let message = format!(
-                "the worker of {} died {deaths} times in a row while it had this request, the last time: {how}; \
-                 the request is not tried again, since it may be the cause. Change it, or see `mlxctl tail {0}`",
+                "the worker of {0} died {deaths} times in a row while it had this request, the last time: {how}; \
+                 the request is not tried again, since it may be the cause. Change it, or see `mlxctl why {0}`",
                 self.pump.model
             );
             self.end(
@@ -438,7 +459,19 @@ impl State {
                 End::Failed(Failure { code: "quarantined", message, retry: false }),
             );
         }
-        tracing::info!(model = %self.pump.model, how, replayed = self.waiting.len(), "sequences go on with the next worker");
+        if replayed > 0 {
+            deeds.push(Deed::Replay { requests: replayed });
+        }
+        shapes.extend(waited.iter().map(|journal| crash::shape(journal, false, 0, prompts)));
+        crash::complete(&mut report, shapes, deeds);
+        tracing::info!(model = %self.pump.model, how, replayed, "sequences go on with the next worker");
+        let crashes = self.pump.crashes.clone();
+        tokio::task::spawn_blocking(move || match crashes.write(&report) {
+            Ok(folder) => {
+                tracing::warn!(model = report.model, report = %folder.display(), "crash report")
+            }
+            Err(error) => tracing::warn!(model = report.model, %error, "no crash report"),
+        });
     }
 
     fn give_up(&mut self, reason: &str) {
@@ -458,9 +491,13 @@ impl State {
     }
 
     fn condemn(&mut self, why: String) {
+        self.condemn_for(DeathCause::Condemned { why });
+    }
+
+    fn condemn_for(&mut self, cause: DeathCause) {
         if let Some(link) = self.link.as_mut() {
             link.broken = true;
-            self.pump.worker.condemn(link.incarnation, why);
+            self.pump.worker.condemn(link.incarnation, cause);
         }
     }
 

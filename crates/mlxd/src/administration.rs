@@ -1,48 +1,125 @@
 //! What an admin asks of the front as a whole: its log, its configuration, its deaths.
 
-use mlxd_config::Folders;
+use crate::reload;
+use crate::source::{LiveModels, Models};
+use mlxd_config::{Config, Environment, Folders, LoadedConfig, Override};
+use mlxd_dispatch::Dispatch;
 use mlxd_http::{AdminAnswer, FrontAdmin};
-use mlxd_protocol::admin::{AdminErrorBody, Reread, Why};
+use mlxd_protocol::admin::{AdminErrorBody, ModelChangeKind, Reread, Why};
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
 
 /// The front's own log in its folder.
 pub const MAIN_LOG: &str = "mlxd.log";
 
-/// Answers for one instance.
-pub struct Administration {
-    folders: Folders,
+/// What the command line gave, to read the configuration again with.
+#[derive(Debug, Clone, Default)]
+pub struct Given {
+    pub config: Option<PathBuf>,
+    pub overrides: Vec<Override>,
 }
+
+struct Inner {
+    folders: Folders,
+    environment: Environment,
+    given: Given,
+    config: Mutex<Config>,
+    models: Arc<LiveModels>,
+    dispatch: Dispatch,
+}
+
+/// Answers for one instance. Clones share it.
+#[derive(Clone)]
+pub struct Administration(Arc<Inner>);
 
 impl Administration {
-    pub fn new(folders: Folders) -> Self {
-        Self { folders }
+    pub fn new(
+        folders: Folders,
+        environment: Environment,
+        given: Given,
+        config: Config,
+        models: Arc<LiveModels>,
+        dispatch: Dispatch,
+    ) -> Self {
+        let config = Mutex::new(config);
+        Self(Arc::new(Inner { folders, environment, given, config, models, dispatch }))
     }
-}
 
-fn not_available<T: Send + 'static>(what: &'static str) -> AdminAnswer<T> {
-    Box::pin(async move {
-        Err(AdminErrorBody {
-            code: "internal".into(),
-            message: format!("{what} is not available in this mlxd"),
-        })
-    })
+    /// Reads the configuration again and says what differs.
+    fn read(&self) -> Result<(LoadedConfig, Reread), AdminErrorBody> {
+        let inner = &self.0;
+        let loaded = mlxd_config::load(
+            inner.given.config.as_deref(),
+            &inner.environment,
+            &inner.given.overrides,
+        );
+        let loaded = loaded.map_err(|error| AdminErrorBody {
+            code: "bad_request".into(),
+            message: format!("the configuration was not taken: {error}"),
+        })?;
+        let now = inner.config.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut reread = reload::difference(&now, &loaded.config);
+        reread.file = loaded.file.as_ref().map(|file| file.display().to_string());
+        reread.warnings = loaded.warnings.iter().map(ToString::to_string).collect();
+        Ok((loaded, reread))
+    }
+
+    /// Checks the configuration on disk and puts to work what changed. Workers that run go on as
+    /// they are; their next life follows the new configuration.
+    pub async fn apply(&self) -> Result<Reread, AdminErrorBody> {
+        let (loaded, mut reread) = self.read()?;
+        let inner = &self.0;
+        let home = inner.environment.home.clone();
+        inner.models.replace(Models::new(&loaded.config, &inner.folders, home));
+        inner.dispatch.forget_all_files();
+        let running = inner.dispatch.running();
+        for change in &mut reread.models {
+            let runs = running.contains(&change.model);
+            let preload = change.change == ModelChangeKind::Added
+                && loaded.config.models.preloaded().any(|name| name == change.model);
+            change.note = if runs {
+                Some("its worker goes on as it is; `mlxctl restart` puts the change to work".into())
+            } else if preload {
+                let (dispatch, name) = (inner.dispatch.clone(), change.model.clone());
+                tokio::spawn(async move {
+                    if let Err(error) = dispatch.start(&name).await {
+                        tracing::error!(model = name, error = error.message, "preload failed");
+                    }
+                });
+                Some("being started".into())
+            } else {
+                None
+            };
+        }
+        *inner.config.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = loaded.config;
+        reread.applied = true;
+        tracing::info!(
+            models = reread.models.len(),
+            settings = reread.settings.len(),
+            "configuration read again"
+        );
+        Ok(reread)
+    }
 }
 
 impl FrontAdmin for Administration {
     fn main_log(&self) -> Option<PathBuf> {
-        let path = self.folders.logs.join(MAIN_LOG);
+        let path = self.0.folders.logs.join(MAIN_LOG);
         path.is_file().then_some(path)
     }
 
     fn reread(&self) -> AdminAnswer<Reread> {
-        not_available("reread")
+        let this = self.clone();
+        Box::pin(async move { this.read().map(|(_, reread)| reread) })
     }
 
     fn update(&self) -> AdminAnswer<Reread> {
-        not_available("update")
+        let this = self.clone();
+        Box::pin(async move { this.apply().await })
     }
 
-    fn why(&self, _model: String) -> AdminAnswer<Why> {
-        not_available("why")
+    fn why(&self, model: String) -> AdminAnswer<Why> {
+        let dispatch = self.0.dispatch.clone();
+        Box::pin(async move { dispatch.why(&model).await })
     }
 }

@@ -1,5 +1,6 @@
 //! `mlxd demo`: the whole path once, beside whatever else runs on this machine.
 
+use crate::administration::Given;
 use crate::arguments::{ConfigFlags, Demo};
 use crate::exit::Failed;
 use crate::serve::{Purpose, run_with};
@@ -21,7 +22,8 @@ pub fn run(demo: &Demo) -> Result<(), Failed> {
         own("paths.state", place("state")),
         own("paths.logs", place("logs")),
     ]);
+    let given = Given { config: flags.config.clone(), overrides: overrides.clone() };
     let loaded = mlxd_config::load(flags.config.as_deref(), &environment, &overrides)
         .map_err(Failed::config)?;
-    run_with(&loaded, &environment, Purpose::Ask(demo.question.clone()))
+    run_with(&loaded, &environment, given, Purpose::Ask(demo.question.clone()))
 }

@@ -2,7 +2,7 @@
 
 use crate::exit::Failed;
 use anyhow::{Context, anyhow};
-use mlxd_config::{Config, Environment, Folders, own_folder};
+use mlxd_config::{Config, Folders, own_folder};
 use nix::fcntl::{Flock, FlockArg};
 use serde_json::json;
 use std::fs::File;
@@ -27,8 +27,7 @@ pub struct Instance {
 
 impl Instance {
     /// Takes the folders, the lock and both sockets.
-    pub fn take(config: &Config, environment: &Environment) -> Result<Self, Failed> {
-        let folders = Folders::new(config, environment).map_err(Failed::config)?;
+    pub fn take(config: &Config, folders: Folders) -> Result<Self, Failed> {
         own_folder(&folders.runtime).map_err(Failed::address)?;
         for folder in [&folders.state, &folders.logs, &folders.cache] {
             std::fs::create_dir_all(folder)

@@ -1,24 +1,53 @@
-//! Log lines of the front, on standard error.
+//! Log lines of the front: on standard error, and in a file of bounded size for `mlxctl maintail`.
 
-use mlxd_config::{LogConfig, LogFormat};
+use crate::administration::MAIN_LOG;
+use mlxd_config::{Config, LogFormat};
+use mlxd_supervisor::BoundedFile;
 use std::io::IsTerminal;
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt;
+use std::path::Path;
+use tracing_appender::non_blocking::WorkerGuard;
+use tracing_subscriber::fmt::{self, MakeWriter};
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+use tracing_subscriber::{EnvFilter, Layer, Registry};
 
-/// Starts logging. `MLXD_LOG` goes before the configured level.
-pub fn start(config: &LogConfig) {
-    let level = std::env::var("MLXD_LOG").unwrap_or_else(|_| config.level.clone());
+/// Writes the last lines when it is dropped.
+pub struct Logging(#[expect(dead_code, reason = "held for its drop")] Option<WorkerGuard>);
+
+/// Starts logging. `MLXD_LOG` goes before the configured level. The file is written by a thread of
+/// its own; when it cannot be, standard error has to do.
+pub fn start(config: &Config, logs: &Path) -> Logging {
+    let level = std::env::var("MLXD_LOG").unwrap_or_else(|_| config.log.level.clone());
     // actix tells of its own threads at every start; what it has to say beyond that is heard.
     let filter = EnvFilter::try_new(format!("actix_server=warn,{level}"));
     let filter = filter.unwrap_or_else(|_| EnvFilter::new("info"));
-    let lines = fmt()
-        .with_env_filter(filter)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_writer(std::io::stderr)
-        .with_target(false);
-    // Fails only when logging was started before; then it goes on as it was.
-    let _ = match config.format {
-        LogFormat::Text => lines.try_init(),
-        LogFormat::Json => lines.json().try_init(),
+    let file = BoundedFile::open(&logs.join(MAIN_LOG), config.workers.log_bytes_max);
+    let (file, guard) = match file {
+        Ok(file) => {
+            let (writer, guard) = tracing_appender::non_blocking(file);
+            (Some(writer), Some(guard))
+        }
+        Err(error) => {
+            eprintln!("mlxd: no log file in {}: {error}", logs.display());
+            (None, None)
+        }
     };
+    let format = config.log.format;
+    let to_file = file.map(|file| lines(format, false, file));
+    let to_terminal = lines(format, std::io::stderr().is_terminal(), std::io::stderr);
+    // Fails only when logging was started before; then it goes on as it was.
+    let layers: Vec<_> = to_file.into_iter().chain([to_terminal]).collect();
+    let _ = tracing_subscriber::registry().with(layers).with(filter).try_init();
+    Logging(guard)
+}
+
+fn lines<W>(format: LogFormat, ansi: bool, writer: W) -> Box<dyn Layer<Registry> + Send + Sync>
+where
+    W: for<'a> MakeWriter<'a> + Send + Sync + 'static,
+{
+    let lines = fmt::layer().with_ansi(ansi).with_writer(writer).with_target(false);
+    match format {
+        LogFormat::Text => lines.boxed(),
+        LogFormat::Json => lines.json().boxed(),
+    }
 }

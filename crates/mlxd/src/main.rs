@@ -10,6 +10,7 @@ mod demo;
 mod exit;
 mod instance;
 mod logging;
+mod reload;
 mod serve;
 mod source;
 mod welcome;

@@ -1,15 +1,15 @@
 //! `mlxd serve`: start, serve, drain.
 
-use crate::administration::Administration;
+use crate::administration::{Administration, Given};
 use crate::arguments::Serve;
 use crate::exit::Failed;
 use crate::instance::Instance;
-use crate::source::Models;
+use crate::source::{LiveModels, Models};
 use crate::{check, logging, welcome};
 use actix_web::rt::System;
 use anyhow::Context;
-use mlxd_config::{Config, Environment, LoadedConfig, LogConfig};
-use mlxd_dispatch::{Dispatch, DispatchLimits, Failure};
+use mlxd_config::{Config, Environment, Folders, LoadedConfig, LogConfig};
+use mlxd_dispatch::{CrashFolder, Dispatch, DispatchLimits, Failure};
 use mlxd_http::{HttpLimits, RequestLimits, Running};
 use std::sync::Arc;
 use std::time::Duration;
@@ -41,20 +41,23 @@ pub fn run(flags: &Serve) -> Result<(), Failed> {
         loaded.config.log.level = "warn".into();
     }
     let purpose = if flags.welcome { Purpose::Welcome } else { Purpose::Serve };
-    run_with(&loaded, &environment, purpose)
+    let given = Given { config: flags.config.config.clone(), overrides: flags.config.overrides() };
+    run_with(&loaded, &environment, given, purpose)
 }
 
 /// Serves with a loaded configuration until a signal, an admin's `shutdown` or the purpose ends it.
 pub fn run_with(
     loaded: &LoadedConfig,
     environment: &Environment,
+    given: Given,
     purpose: Purpose,
 ) -> Result<(), Failed> {
-    logging::start(&loaded.config.log);
+    let folders = Folders::new(&loaded.config, environment).map_err(Failed::config)?;
+    let _log = logging::start(&loaded.config, &folders.logs);
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
-    let instance = Instance::take(&loaded.config, environment)?;
+    let instance = Instance::take(&loaded.config, folders)?;
     // Workers' tasks run on this thread: a worker on Linux dies with the thread that made it.
     let system = System::with_tokio_rt(|| {
         tokio::runtime::Builder::new_current_thread()
@@ -63,26 +66,40 @@ pub fn run_with(
             .build()
             .expect("the system has a thread and descriptors for an event loop")
     });
-    system.block_on(serve(loaded, environment, instance, purpose))
+    system.block_on(serve(loaded, environment, given, instance, purpose))
 }
 
 async fn serve(
     loaded: &LoadedConfig,
     environment: &Environment,
+    given: Given,
     instance: Instance,
     purpose: Purpose,
 ) -> Result<(), Failed> {
     let config = &loaded.config;
     let mut signals = Signals::new().map_err(Failed::run)?;
     let models = Models::new(config, &instance.folders, environment.home.clone());
-    let dispatch =
-        Dispatch::new(Arc::new(models), instance.base_url.clone(), dispatch_limits(config));
+    let models = Arc::new(LiveModels::new(models));
+    let dispatch = Dispatch::new(
+        models.clone(),
+        instance.base_url.clone(),
+        dispatch_limits(config),
+        crash_folder(config, &instance.folders),
+    );
     let shutdown = CancellationToken::new();
     let tcp = instance.tcp.try_clone().map_err(Failed::run)?;
     let admin = instance.admin.try_clone().map_err(Failed::run)?;
-    let front = Arc::new(Administration::new(instance.folders.clone()));
+    let front = Administration::new(
+        instance.folders.clone(),
+        environment.clone(),
+        given,
+        config.clone(),
+        models,
+        dispatch.clone(),
+    );
+    let listed = Arc::new(front.clone());
     let server =
-        mlxd_http::bind(limits(config), dispatch.clone(), tcp, admin, shutdown.clone(), front)
+        mlxd_http::bind(limits(config), dispatch.clone(), tcp, admin, shutdown.clone(), listed)
             .context("cannot start serving")
             .map_err(Failed::run)?;
     instance.announce().context("cannot write mlxd.json").map_err(Failed::address)?;
@@ -90,14 +107,30 @@ async fn serve(
     preload(config, &dispatch);
     let asked = purpose_task(purpose, instance.base_url.clone(), shutdown.clone());
 
-    tokio::select! {
-        name = signals.next() => tracing::info!(signal = name, "draining; a second signal ends at once"),
-        () = shutdown.cancelled() => tracing::info!("draining, as asked"),
+    loop {
+        tokio::select! {
+            heard = signals.next() => match heard {
+                Heard::Reload => {
+                    if let Err(error) = front.apply().await {
+                        tracing::error!("{}; the old one stays in effect", error.message);
+                    }
+                }
+                Heard::End(signal) => {
+                    tracing::info!(signal, "draining; a second signal ends at once");
+                    break;
+                }
+            },
+            () = shutdown.cancelled() => {
+                tracing::info!("draining, as asked");
+                break;
+            }
+        }
     }
+    shutdown.cancel();
     tokio::select! {
         () = drain(config, &dispatch, server) => {}
-        name = signals.next() => {
-            tracing::warn!(signal = name, "ending at once");
+        signal = signals.end() => {
+            tracing::warn!(signal, "ending at once");
             drop(instance); // Removes the sockets; the workers see that the front is gone.
             std::process::exit(HURRIED);
         }
@@ -175,6 +208,15 @@ fn purpose_task(
     })
 }
 
+fn crash_folder(config: &Config, folders: &Folders) -> CrashFolder {
+    CrashFolder {
+        folder: folders.state.join("crashes"),
+        reports_max: config.workers.crash_reports_max,
+        report_bytes_max: config.workers.crash_report_bytes_max,
+        prompts: config.workers.crash_prompts,
+    }
+}
+
 fn dispatch_limits(config: &Config) -> DispatchLimits {
     DispatchLimits {
         workers_max: config.workers.workers_max,
@@ -219,10 +261,12 @@ fn limits(config: &Config) -> HttpLimits {
     }
 }
 
-/// SIGINT and SIGTERM.
+/// SIGINT and SIGTERM end, SIGHUP reads the configuration again.
 struct Signals {
     interrupt: Signal,
     terminate: Signal,
+    /// SIGHUP.
+    reload: Signal,
 }
 
 impl Signals {
@@ -230,13 +274,30 @@ impl Signals {
         Ok(Self {
             interrupt: signal(SignalKind::interrupt())?,
             terminate: signal(SignalKind::terminate())?,
+            reload: signal(SignalKind::hangup())?,
         })
     }
 
-    async fn next(&mut self) -> &'static str {
+    async fn next(&mut self) -> Heard {
         tokio::select! {
-            _ = self.interrupt.recv() => "SIGINT",
-            _ = self.terminate.recv() => "SIGTERM",
+            _ = self.interrupt.recv() => Heard::End("SIGINT"),
+            _ = self.terminate.recv() => Heard::End("SIGTERM"),
+            _ = self.reload.recv() => Heard::Reload,
         }
     }
+
+    /// The next signal to end.
+    async fn end(&mut self) -> &'static str {
+        loop {
+            if let Heard::End(name) = self.next().await {
+                return name;
+            }
+        }
+    }
+}
+
+/// A signal that came.
+enum Heard {
+    End(&'static str),
+    Reload,
 }

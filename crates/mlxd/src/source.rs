@@ -8,9 +8,45 @@ use mlxd_store::{ModelEntry, NamedFolder, Store, StoreError, StorePaths};
 use mlxd_supervisor::{LifeLimits, SegmentSpec, WorkerSpec};
 use mlxd_text::TemplateLimits;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, RwLock};
 use std::time::Duration;
 
-/// The front's [`ModelSource`].
+/// The front's [`ModelSource`]: replaced whole when a new configuration is put to work.
+pub struct LiveModels(RwLock<Arc<Models>>);
+
+impl LiveModels {
+    pub fn new(models: Models) -> Self {
+        Self(RwLock::new(Arc::new(models)))
+    }
+
+    pub fn replace(&self, models: Models) {
+        *self.0.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = Arc::new(models);
+    }
+
+    fn now(&self) -> Arc<Models> {
+        self.0.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
+    }
+}
+
+impl ModelSource for LiveModels {
+    fn find(&self, name: &str) -> Result<FoundModel, ModelFault> {
+        self.now().find(name)
+    }
+
+    fn list(&self) -> Vec<ListedModel> {
+        self.now().list()
+    }
+
+    fn configured(&self) -> Vec<String> {
+        self.now().configured()
+    }
+
+    fn groups(&self, model: &str) -> Vec<String> {
+        self.now().groups(model)
+    }
+}
+
+/// Models as one configuration names them.
 pub struct Models {
     config: Config,
     folders: Folders,

@@ -6,6 +6,7 @@
 //!
 //! A [`Worker`]'s task must run on a runtime whose threads live as long as the front.
 
+mod crash;
 mod events;
 pub mod life;
 mod log;
@@ -14,8 +15,9 @@ mod task;
 
 pub use events::EventLog;
 pub use life::LifeLimits;
+pub use log::BoundedFile;
 pub use mlxd_ring::{Reader, SegmentSpec, Writer, leftovers};
-pub use task::{Notice, Worker, WorkerView};
+pub use task::{Down, Notice, Worker, WorkerView};
 
 use mlxd_protocol::{LoadSpec, ModelId};
 use std::path::PathBuf;

@@ -155,6 +155,11 @@ impl Life {
         }
     }
 
+    /// Other waits and limits from now on; a timer that runs keeps its end.
+    pub fn set_limits(&mut self, limits: LifeLimits) {
+        self.limits = limits;
+    }
+
     /// Supervisor's name for what it is doing.
     pub fn state(&self) -> WorkerState {
         self.state
@@ -178,9 +183,19 @@ impl Life {
         self.state == WorkerState::Stopping && self.after == After::Stopped
     }
 
+    /// Whether the end that comes next was asked for, whatever comes after it.
+    pub fn ends_as_asked(&self) -> bool {
+        self.state == WorkerState::Stopping && self.ending().is_none()
+    }
+
     /// Deaths so far.
     pub fn deaths(&self) -> u32 {
         self.deaths_total
+    }
+
+    /// Deaths that count for FATAL now.
+    pub fn deaths_recent(&self) -> u32 {
+        self.deaths.len() as u32
     }
 
     /// When to call `step(TimerFired)`.

@@ -4,6 +4,7 @@
 //! never blocks the event loop. A full file is renamed to `NAME.1` (replacing the one before) and
 //! begun anew: at most twice `bytes_max` are kept per model.
 
+use crate::crash::Tail;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, PipeReader, Read, Write};
 use std::path::{Path, PathBuf};
@@ -11,8 +12,9 @@ use std::path::{Path, PathBuf};
 /// The largest piece read at once.
 const READ_BYTES: usize = 16 << 10;
 
-/// A log file that starts over when it is full.
-struct BoundedFile {
+/// A log file that starts over when it is full: then it becomes `NAME.1`.
+#[derive(Debug)]
+pub struct BoundedFile {
     path: PathBuf,
     file: File,
     bytes: u64,
@@ -20,7 +22,11 @@ struct BoundedFile {
 }
 
 impl BoundedFile {
-    fn open(path: &Path, bytes_max: u64) -> io::Result<Self> {
+    /// Opens `path` for appending, with its folder.
+    ///
+    /// # Errors
+    /// As for any file that is opened.
+    pub fn open(path: &Path, bytes_max: u64) -> io::Result<Self> {
         if let Some(folder) = path.parent() {
             fs::create_dir_all(folder)?;
         }
@@ -29,7 +35,7 @@ impl BoundedFile {
         Ok(Self { path: path.to_owned(), file, bytes, bytes_max })
     }
 
-    fn write(&mut self, piece: &[u8]) -> io::Result<()> {
+    fn keep(&mut self, piece: &[u8]) -> io::Result<()> {
         if self.bytes > 0 && self.bytes + piece.len() as u64 > self.bytes_max {
             let mut old = self.path.clone().into_os_string();
             old.push(".1");
@@ -42,9 +48,20 @@ impl BoundedFile {
     }
 }
 
+impl Write for BoundedFile {
+    fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
+        self.keep(piece)?;
+        Ok(piece.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.file.flush()
+    }
+}
+
 /// Keeps what comes out of `pipe` in the file at `path` until the pipe's last writer is gone.
 /// When the file cannot be written the pipe is drained all the same.
-pub fn keep(mut pipe: PipeReader, path: PathBuf, bytes_max: u64) {
+pub(crate) fn keep(mut pipe: PipeReader, path: PathBuf, bytes_max: u64, tail: &Tail) {
     let mut file = BoundedFile::open(&path, bytes_max)
         .inspect_err(|error| tracing::warn!(path = %path.display(), %error, "no worker log"))
         .ok();
@@ -53,7 +70,8 @@ pub fn keep(mut pipe: PipeReader, path: PathBuf, bytes_max: u64) {
         match pipe.read(&mut piece) {
             Ok(0) => return,
             Ok(n) => {
-                let written = file.as_mut().map_or(Ok(()), |file| file.write(&piece[..n]));
+                tail.push(&piece[..n]);
+                let written = file.as_mut().map_or(Ok(()), |file| file.keep(&piece[..n]));
                 if let Err(error) = written {
                     tracing::warn!(path = %path.display(), %error, "worker log ends");
                     file = None;
@@ -76,7 +94,7 @@ mod tests {
         let (reader, mut writer) = io::pipe().unwrap();
         let keeper = {
             let path = path.clone();
-            std::thread::spawn(move || keep(reader, path, 100))
+            std::thread::spawn(move || keep(reader, path, 100, &Tail::default()))
         };
         for line in 0..50 {
             writeln!(writer, "line {line:03}").unwrap();
@@ -95,7 +113,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let (reader, mut writer) = io::pipe().unwrap();
         let path = folder.path().to_owned(); // A folder, not a file.
-        let keeper = std::thread::spawn(move || keep(reader, path, 100));
+        let keeper = std::thread::spawn(move || keep(reader, path, 100, &Tail::default()));
         writer.write_all(&vec![b'x'; 1 << 20]).unwrap();
         drop(writer);
         keeper.join().unwrap();

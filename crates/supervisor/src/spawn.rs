@@ -1,11 +1,12 @@
 //! Making a worker process: segment, one-shot server, command line, descriptors, log.
 
+use crate::crash::Tail;
 use crate::{WorkerSpec, log};
 use command_fds::{CommandFdExt, FdMapping};
 use ipc_channel::ipc::{IpcOneShotServer, IpcSender, channel};
 use mlxd_protocol::{Bootstrap, arguments};
 use mlxd_protocol::{FromWorker, Incarnation, ToWorker};
-use mlxd_ring::{FrontLink, Segment, leftovers};
+use mlxd_ring::{FrontLink, Segment};
 use std::process::Stdio;
 use tokio::process::{Child, Command};
 use tokio::sync::mpsc;
@@ -29,9 +30,9 @@ pub(crate) enum Control {
 pub(crate) struct Spawned {
     pub child: Child,
     pub link: FrontLink,
-    pub leftover: Option<leftovers::Record>,
     pub control: mpsc::Receiver<Control>,
     pub server_name: String,
+    pub tail: Tail,
 }
 
 /// Why there is no process.
@@ -52,10 +53,7 @@ pub(crate) enum SpawnError {
 /// Makes the process. Must be called on a thread that lives as long as the front: on Linux a
 /// worker dies with the thread that made it.
 pub(crate) fn spawn(spec: &WorkerSpec, incarnation: Incarnation) -> Result<Spawned, SpawnError> {
-    let mut segment = Segment::create(&spec.segment)?;
-    let leftover = leftovers::record(&spec.leftovers_folder, segment.name())
-        .inspect_err(|error| tracing::warn!(%error, "the segment is not recorded"))
-        .ok();
+    let mut segment = Segment::create_recorded(&spec.segment, &spec.leftovers_folder)?;
     let fds = segment.worker_fds().expect("a new segment has its descriptors");
     let (server, server_name) = IpcOneShotServer::<Bootstrap>::new()
         .map_err(|error| SpawnError::Channel(std::io::Error::other(error.to_string())))?;
@@ -90,10 +88,12 @@ pub(crate) fn spawn(spec: &WorkerSpec, incarnation: Incarnation) -> Result<Spawn
 
     let name = format!("log-{incarnation}");
     let (path, bytes_max) = (spec.log_file.clone(), spec.log_bytes_max);
-    thread(name, move || log::keep(log_reader, path, bytes_max));
+    let tail = Tail::default();
+    let tail_of_log = tail.clone();
+    thread(name, move || log::keep(log_reader, path, bytes_max, &tail_of_log));
     let (to_task, control) = mpsc::channel(CONTROL_QUEUE);
     thread(format!("control-{incarnation}"), move || listen(server, &to_task));
-    Ok(Spawned { child, link: segment.into_front(), leftover, control, server_name })
+    Ok(Spawned { child, link: segment.into_front(), control, server_name, tail })
 }
 
 fn thread(name: String, body: impl FnOnce() + Send + 'static) {

@@ -1,16 +1,17 @@
 //! The shell around [`Life`]: one task per model owns its process and performs the actions.
 
+use crate::crash::{After, Record};
 use crate::life::{Action, Event, Life};
 use crate::spawn::{self, Control, Spawned};
 use crate::{EventLog, WorkerSpec};
 use ipc_channel::ipc::IpcSender;
-use mlxd_protocol::admin::{Happening, SignalName, WorkerState};
+use mlxd_protocol::admin::{CrashReport, DeathCause, Deed, Happening, SignalName, WorkerState};
 
 use mlxd_protocol::{
     BenchLeg, BenchSpec, FromWorker, Hello, Incarnation, LoadFaultKind, ModelInfo,
     PROTOCOL_VERSION, Phase, ToWorker, exit_code,
 };
-use mlxd_ring::{Progress, ProgressReader, Reader, Writer, leftovers};
+use mlxd_ring::{Progress, ProgressReader, Reader, Writer};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use std::os::unix::process::ExitStatusExt;
@@ -29,6 +30,7 @@ static NEXT_INCARNATION: AtomicU64 = AtomicU64::new(1);
 
 /// What a task tells whoever routes requests.
 #[derive(Debug)]
+#[allow(clippy::large_enum_variant)] // Seldom sent, once per life of a worker.
 pub enum Notice {
     /// The model takes requests over this link.
     Up {
@@ -42,19 +44,25 @@ pub enum Notice {
         tokens: Reader,
     },
     /// The life is over. Records published before are still in the ring.
-    Down {
-        /// Which life.
-        incarnation: Incarnation,
-        /// In words.
-        how: String,
-        /// An admin, or the front's own end, wanted it down and nothing comes after it.
-        stopped: bool,
-    },
+    Down(Down),
     /// No life will come until somebody starts one.
     GivenUp {
         /// Why, for the client.
         reason: String,
     },
+}
+
+/// A life that is over.
+#[derive(Debug)]
+pub struct Down {
+    /// Which life.
+    pub incarnation: Incarnation,
+    /// In words.
+    pub how: String,
+    /// An admin, or the front's own end, wanted it down and nothing comes after it.
+    pub stopped: bool,
+    /// What is known of a death; `None` for an end that was asked for.
+    pub report: Option<Box<CrashReport>>,
 }
 
 /// What is known of a worker now. Cheap to copy, always current.
@@ -103,7 +111,8 @@ impl WorkerView {
 
 enum Ask {
     Event(Event, Option<oneshot::Sender<()>>),
-    Condemn(Incarnation, String),
+    Condemn(Incarnation, DeathCause),
+    Reconfigure(Box<WorkerSpec>),
     Bench(BenchSpec, oneshot::Sender<Result<BenchLeg, String>>),
     Signal(SignalName, oneshot::Sender<bool>),
 }
@@ -172,8 +181,13 @@ impl Worker {
     }
 
     /// Ends a life that broke the protocol. Ignored when it is over already.
-    pub fn condemn(&self, incarnation: Incarnation, why: String) {
-        let _ = self.asks.try_send(Ask::Condemn(incarnation, why));
+    pub fn condemn(&self, incarnation: Incarnation, cause: DeathCause) {
+        let _ = self.asks.try_send(Ask::Condemn(incarnation, cause));
+    }
+
+    /// The next life is run as `spec` says; this one goes on as it is.
+    pub fn reconfigure(&self, spec: WorkerSpec) {
+        let _ = self.asks.try_send(Ask::Reconfigure(Box::new(spec)));
     }
 
     /// Runs the engine directly inside the worker.
@@ -224,11 +238,11 @@ struct Alive {
     pid: u32,
     control: mpsc::Receiver<Control>,
     to_worker: Option<IpcSender<ToWorker>>,
-    leftover: Option<leftovers::Record>,
     server_name: String,
     link: Option<(Writer, Reader)>,
     segment_name: mlxd_ring::SegmentName,
     info: Option<ModelInfo>,
+    record: Record,
 }
 
 struct Task {
@@ -262,11 +276,14 @@ impl Task {
                         let _ = done.send(());
                     }
                 }
-                Wake::Ask(Some(Ask::Condemn(incarnation, why))) => {
+                Wake::Ask(Some(Ask::Condemn(incarnation, cause))) => {
                     if self.alive.as_ref().is_some_and(|alive| alive.incarnation == incarnation) {
-                        tracing::error!(model = %self.spec.model, %incarnation, %why, "worker condemned");
-                        self.step(Event::Condemned(why)).await;
+                        self.condemn(cause).await;
                     }
+                }
+                Wake::Ask(Some(Ask::Reconfigure(spec))) => {
+                    self.life.set_limits(spec.limits.clone());
+                    self.spec = *spec;
                 }
                 Wake::Ask(Some(Ask::Bench(spec, reply))) => self.start_bench(spec, reply),
                 // Here the process was not waited for yet, so its number is still its own.
@@ -311,48 +328,79 @@ impl Task {
         let Some(progress) = self.publish.borrow().progress() else {
             return;
         };
+        if let Some(alive) = self.alive.as_mut() {
+            alive.record.sample(&progress);
+        }
         let limits = &self.spec.limits;
-        let (limit, doing) = match Phase::from_word(progress.phase) {
-            Some(Phase::Prefill) => (limits.prefill_hang, "prefill chunk"),
-            Some(Phase::Decode) => (limits.decode_hang, "decode step"),
+        let (limit, key) = match Phase::from_word(progress.phase) {
+            Some(Phase::Prefill) => (limits.prefill_hang, "workers.prefill_hang_ms"),
+            Some(Phase::Decode) => (limits.decode_hang, "workers.decode_hang_ms"),
             _ => return,
         };
         let since = progress.last_step_ns.max(progress.phase_since_ns);
         let still = Duration::from_nanos(mlxd_ring::monotonic_ns().saturating_sub(since));
         if still > limit {
-            let why = format!("it hung: no {doing} was finished for {:.1} s", still.as_secs_f64());
-            self.step(Event::Condemned(why)).await;
+            self.condemn(DeathCause::Hang {
+                still_ms: still.as_millis() as u64,
+                limit_ms: limit.as_millis() as u64,
+                key: key.to_owned(),
+            })
+            .await;
         }
+    }
+
+    /// Ends a life that hung or broke the protocol.
+    async fn condemn(&mut self, cause: DeathCause) {
+        let why = match &cause {
+            DeathCause::Hang { still_ms, limit_ms, key } => {
+                format!("it hung: it stood still for {still_ms} ms ({key} = {limit_ms})")
+            }
+            DeathCause::Condemned { why } => why.clone(),
+            DeathCause::Itself => "it died".to_owned(),
+        };
+        tracing::error!(model = %self.spec.model, why, "worker condemned");
+        if let Some(alive) = self.alive.as_mut() {
+            alive.record.cause = Some(cause);
+        }
+        self.step(Event::Condemned(why)).await;
     }
 
     /// Steps the state machine and performs what it says, and what follows from that.
     async fn step(&mut self, event: Event) {
-        let mut events = std::collections::VecDeque::from([event]);
-        while let Some(event) = events.pop_front() {
-            let before = self.life.state();
-            let actions = self.life.step(event, Instant::now());
-            let state = self.life.state();
-            if state != before {
-                let reason = self.life.reason().unwrap_or_default();
-                tracing::info!(model = %self.spec.model, from = before.name(), to = state.name(), reason, "worker state");
-                let reason = self.life.reason().map(str::to_owned);
-                self.happened(Happening::WorkerState { from: before, to: state, reason });
-            }
-            for action in actions {
-                if let Some(event) = self.perform(action).await {
-                    events.push_back(event);
-                }
-            }
-            self.announce_view();
+        let actions = self.advance(event);
+        self.perform_all(actions).await;
+    }
+
+    /// Steps the state machine and tells of a change of state.
+    fn advance(&mut self, event: Event) -> Vec<Action> {
+        let before = self.life.state();
+        let actions = self.life.step(event, Instant::now());
+        let state = self.life.state();
+        if state != before {
+            let reason = self.life.reason().unwrap_or_default();
+            tracing::info!(model = %self.spec.model, from = before.name(), to = state.name(), reason, "worker state");
+            let reason = self.life.reason().map(str::to_owned);
+            self.happened(Happening::WorkerState { from: before, to: state, reason });
         }
+        actions
+    }
+
+    async fn perform_all(&mut self, actions: Vec<Action>) {
+        let mut actions = std::collections::VecDeque::from(actions);
+        while let Some(action) = actions.pop_front() {
+            if let Some(event) = self.perform(action).await {
+                actions.extend(self.advance(event));
+            }
+        }
+        self.announce_view();
     }
 
     async fn perform(&mut self, action: Action) -> Option<Event> {
         match action {
             Action::Spawn => return Some(self.spawn()),
             Action::Drain => self.send(ToWorker::Drain),
-            Action::Terminate => drop(self.signal(Signal::SIGTERM)),
-            Action::Kill => drop(self.signal(Signal::SIGKILL)),
+            Action::Terminate => self.end_by(Signal::SIGTERM),
+            Action::Kill => self.end_by(Signal::SIGKILL),
             Action::AnnounceUp => {
                 if let Some(alive) = self.alive.as_mut()
                     && let (Some((commands, tokens)), Some(info)) = (alive.link.take(), &alive.info)
@@ -370,6 +418,13 @@ impl Task {
         None
     }
 
+    fn end_by(&mut self, signal: Signal) {
+        if let Some(alive) = self.alive.as_mut() {
+            alive.record.deeds.push(Deed::Signalled { signal: signal.to_string() });
+        }
+        self.signal(signal);
+    }
+
     async fn notify(&self, notice: Notice) {
         let _ = self.notices.send(notice).await;
     }
@@ -377,7 +432,7 @@ impl Task {
     fn spawn(&mut self) -> Event {
         let incarnation = Incarnation(NEXT_INCARNATION.fetch_add(1, Ordering::Relaxed));
         match spawn::spawn(&self.spec, incarnation) {
-            Ok(Spawned { child, link, leftover, control, server_name }) => {
+            Ok(Spawned { child, link, control, server_name, tail }) => {
                 let pid = child.id().unwrap_or_default();
                 tracing::info!(model = %self.spec.model, %incarnation, pid, "worker spawned");
                 self.happened(Happening::WorkerSpawned { pid });
@@ -393,11 +448,11 @@ impl Task {
                     pid,
                     control,
                     to_worker: None,
-                    leftover,
                     server_name,
                     link: Some((link.commands, link.tokens)),
                     segment_name: link.name,
                     info: None,
+                    record: Record::new(tail),
                 });
                 Event::Spawned
             }
@@ -414,25 +469,23 @@ impl Task {
                 alive.to_worker = Some(sender);
                 // The worker attached before it connected: nothing needs the name any more.
                 alive.segment_name.unlink();
-                if let Some(record) = alive.leftover.take()
-                    && let Err(error) = leftovers::clear(record)
-                {
-                    tracing::warn!(%error, "a segment's record stays");
-                }
             }
             Control::Said(FromWorker::Hello(hello)) => match check_hello(&hello, alive) {
                 Ok(()) => {
+                    alive.record.worker_version = Some(hello.version);
                     self.send(ToWorker::Load(self.spec.load.clone()));
                     self.step(Event::Greeted).await;
                 }
-                Err(why) => self.step(Event::Condemned(why)).await,
+                Err(why) => self.condemn(DeathCause::Condemned { why }).await,
             },
             Control::Said(FromWorker::Ready(info)) => {
                 alive.info = Some(info);
                 self.step(Event::Ready).await;
             }
             Control::Said(FromWorker::LoadFailed(fault)) => match fault.kind {
-                LoadFaultKind::Engine => self.step(Event::Condemned(fault.message)).await,
+                LoadFaultKind::Engine => {
+                    self.condemn(DeathCause::Condemned { why: fault.message }).await;
+                }
                 _ => self.step(Event::LoadRefused(fault.message)).await,
             },
             Control::Said(FromWorker::Drained) => self.send(ToWorker::Shutdown),
@@ -457,19 +510,17 @@ impl Task {
                 Ok(None) | Err(_) => break,
             }
         }
-        let Some(alive) = self.alive.take() else {
+        let Some(mut alive) = self.alive.take() else {
             return;
         };
-        if let Some(record) = alive.leftover {
-            let mut name = alive.segment_name;
-            name.unlink();
-            let _ = leftovers::clear(record);
-        }
+        alive.segment_name.unlink();
+        let status = status.ok();
         let (clean, how) = describe_exit(status);
         let incarnation = alive.incarnation;
         tracing::info!(model = %self.spec.model, %incarnation, pid = alive.pid, %how, "worker gone");
         self.happened(Happening::WorkerGone { pid: alive.pid, how: how.clone() });
         self.end_bench(Err(format!("the worker ended during the run: {how}")));
+        let view = self.publish.borrow().clone();
         self.publish.send_modify(|view| {
             view.pid = None;
             view.since = None;
@@ -477,11 +528,24 @@ impl Task {
             view.progress = None;
             view.info = None;
         });
-        // Down is told before anything that the state machine does next, a new life included.
         let told = self.life.ending().unwrap_or(&how).to_owned();
         let stopped = self.life.ends_stopped();
-        self.notify(Notice::Down { incarnation, how: told, stopped }).await;
-        self.step(Event::Exited { clean, how }).await;
+        let asked_for = self.life.ends_as_asked();
+        let actions = self.advance(Event::Exited { clean, how });
+        let report = (!asked_for).then(|| {
+            let after = After {
+                state: self.life.state(),
+                reason: self.life.reason(),
+                delay: self.life.deadline().map(|at| at.saturating_duration_since(Instant::now())),
+                deaths: self.life.deaths(),
+                deaths_recent: self.life.deaths_recent(),
+                deaths_max: self.spec.limits.deaths_max,
+            };
+            Box::new(alive.record.report(self.spec.model.as_str(), &view, status, after))
+        });
+        // Down is told before anything that comes next is done, a new life included.
+        self.notify(Notice::Down(Down { incarnation, how: told, stopped, report })).await;
+        self.perform_all(actions).await;
     }
 
     fn start_bench(&mut self, spec: BenchSpec, reply: oneshot::Sender<Result<BenchLeg, String>>) {
@@ -562,10 +626,9 @@ fn check_hello(hello: &Hello, alive: &Alive) -> Result<(), String> {
     Ok(())
 }
 
-fn describe_exit(status: std::io::Result<ExitStatus>) -> (bool, String) {
-    let status = match status {
-        Ok(status) => status,
-        Err(error) => return (false, format!("its end could not be read: {error}")),
+fn describe_exit(status: Option<ExitStatus>) -> (bool, String) {
+    let Some(status) = status else {
+        return (false, "its end could not be read".to_owned());
     };
     if let Some(number) = status.signal() {
         let name = Signal::try_from(number)
