@@ -24,8 +24,8 @@ run: build ## serve with the built-in model on 127.0.0.1:11440 until Ctrl-C
 demo: build ## start, ask one question, show the streamed answer, stop
 	@$(CARGO) run --quiet --release --bin mlxd -- demo $(ARGS)
 
-bench: build ## the benchmark tables (ARGS picks one)
-	@$(CARGO) run --quiet --release --bin mlxd -- bench $(ARGS)
+bench: build ## a benchmark table: overhead, or the one that ARGS picks
+	@$(CARGO) run --quiet --release --bin mlxd -- bench $(or $(ARGS),overhead)
 
 test: setup ## every test
 	@scripts/test $(ARGS)

@@ -21,18 +21,9 @@ fn main() -> anyhow::Result<()> {
     let made_up = || -> anyhow::Result<Vec<(String, Tokenizer)>> {
         Ok(vec![
             ("byte-level, 151,000".into(), parse(&byte_level(151_000))?),
-            (
-                "byte fallback, 32,000".into(),
-                parse(&byte_fallback(32_000))?,
-            ),
-            (
-                "word pieces, 30,000".into(),
-                parse(&words(30_000, "WordPiece"))?,
-            ),
-            (
-                "sliding window, 30,000".into(),
-                parse(&words(30_000, "BPEDecoder"))?,
-            ),
+            ("byte fallback, 32,000".into(), parse(&byte_fallback(32_000))?),
+            ("word pieces, 30,000".into(), parse(&words(30_000, "WordPiece"))?),
+            ("sliding window, 30,000".into(), parse(&words(30_000, "BPEDecoder"))?),
         ])
     };
     let tokenizers = match folder {
@@ -100,9 +91,7 @@ fn median(mut work: impl FnMut()) -> Duration {
 
 /// The next of a fixed sequence of numbers without pattern.
 fn next(state: &mut u64) -> u64 {
-    *state = state
-        .wrapping_mul(6_364_136_223_846_793_005)
-        .wrapping_add(1_442_695_040_888_963_407);
+    *state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
     *state >> 33
 }
 
@@ -114,12 +103,7 @@ fn random_ids(size: u64) -> Vec<u32> {
 
 fn parse(tokenizer: &Value) -> anyhow::Result<Tokenizer> {
     let limits = TokenizerLimits::default();
-    Ok(Tokenizer::from_json(
-        &tokenizer.to_string(),
-        &Value::Null,
-        &[],
-        limits,
-    )?)
+    Ok(Tokenizer::from_json(&tokenizer.to_string(), &Value::Null, &[], limits)?)
 }
 
 fn file(model: Value, decoder: Value) -> Value {
@@ -146,10 +130,7 @@ fn vocabulary(count: usize, letters: &[char], first: Vec<String>) -> Value {
 
 fn byte_level(count: usize) -> Value {
     // Printable Latin-1 stands for itself among the byte-level characters, Ġ for a space.
-    let letters: Vec<char> = ('a'..='z')
-        .chain('\u{AE}'..='\u{FF}')
-        .chain(['Ġ'; 20])
-        .collect();
+    let letters: Vec<char> = ('a'..='z').chain('\u{AE}'..='\u{FF}').chain(['Ġ'; 20]).collect();
     let model = json!({"type": "BPE", "vocab": vocabulary(count, &letters, vec![]), "merges": []});
     file(
         model,
@@ -175,8 +156,5 @@ fn words(count: usize, decoder: &str) -> Value {
     let letters: Vec<char> = ('a'..='z').collect();
     let model = json!({"type": "WordPiece", "vocab": vocabulary(count, &letters, vec!["[UNK]".into()]),
         "unk_token": "[UNK]", "continuing_subword_prefix": "##", "max_input_chars_per_word": 100});
-    file(
-        model,
-        json!({"type": decoder, "prefix": "##", "cleanup": true, "suffix": "</w>"}),
-    )
+    file(model, json!({"type": decoder, "prefix": "##", "cleanup": true, "suffix": "</w>"}))
 }

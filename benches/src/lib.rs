@@ -1,1 +1,8 @@
-//! Being written.
+//! What the benches over the whole program share: many cheap streams at once, and what a process
+//! has used.
+
+mod process;
+mod streams;
+
+pub use process::{CpuTimes, Memory};
+pub use streams::{Ages, Counted, STREAMS, Streams};
