@@ -1,28 +1,32 @@
 //! The command line.
 
 use crate::exit::EXIT_CODES_HELP;
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueHint};
+use mlxd_protocol::admin::{SignalName, SignalNameError};
 use std::path::{Path, PathBuf};
 
 /// Asks a running mlxd what it does, and tells it what to do.
+///
+/// Without a command it asks for commands, one a line: at a terminal with completion and history,
+/// else from standard input.
 #[derive(Debug, Parser)]
 #[command(name = "mlxctl", version, after_help = EXIT_CODES_HELP, max_term_width = 100)]
 pub(crate) struct Arguments {
     /// mlxd's admin socket [default: mlxd.sock where mlxd's configuration puts it]
-    #[arg(long, global = true, env = "MLXD_SOCKET", value_name = "PATH")]
+    #[arg(long, global = true, env = "MLXD_SOCKET", value_name = "PATH", value_hint = ValueHint::FilePath)]
     pub(crate) socket: Option<PathBuf>,
     /// Print what mlxd answered, as JSON
     #[arg(long, global = true)]
     pub(crate) json: bool,
     #[command(subcommand)]
-    pub(crate) command: Command,
+    pub(crate) command: Option<Command>,
 }
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Show the models and what their workers do
     Status {
-        /// Only these; without any, or with `all`, every one
+        /// Only these: names, `GROUP:*`, or `all`, which is also what none stands for
         #[arg(value_name = "MODEL")]
         models: Vec<String>,
     },
@@ -36,15 +40,43 @@ pub(crate) enum Command {
     Ask(Ask),
     /// Show the end of a worker's log
     Tail(Tail),
+    /// Show the end of mlxd's own log
+    Maintail(Maintail),
+    /// Print process ids: mlxd's, or those of models' workers
+    Pid {
+        /// Names, `GROUP:*`, or `all`; without any, mlxd's own process
+        #[arg(value_name = "MODEL")]
+        models: Vec<String>,
+    },
+    /// Send workers a signal; a worker that one ends is started again, unlike after `stop`
+    Signal(Signal),
+    /// Say why a model's worker died last, and what mlxd did about it
+    Why {
+        /// The model's name
+        model: String,
+    },
+    /// Show what happened: states, processes, recoveries
+    Events(Events),
+    /// Check the configuration file, and show what it would change
+    Reread,
+    /// Check the configuration file, and put to work what changed; other models run on
+    Update,
     /// Finish what runs, then end mlxd
     Shutdown,
     /// Show the versions of mlxctl and mlxd
     Version,
+    /// Print a completion script for a shell
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page, of mlxctl or of one of its commands
+    Man(Man),
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct Models {
-    /// Names as in requests; `all` stands for every model in the status table
+    /// Names as in requests, `GROUP:*`, or `all` for every model in the status table
     #[arg(required = true, value_name = "MODEL")]
     pub(crate) models: Vec<String>,
 }
@@ -71,14 +103,52 @@ pub(crate) struct Ask {
 
 #[derive(Debug, Args)]
 pub(crate) struct Tail {
+    #[command(flatten)]
+    pub(crate) end: Maintail,
+    /// The model's name
+    pub(crate) model: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Maintail {
     /// Go on with what is written from now on, until Ctrl-C
     #[arg(short, long)]
     pub(crate) follow: bool,
     /// How much of the end to show
     #[arg(short = 'c', long, default_value_t = 1600, value_name = "N")]
     pub(crate) bytes: u64,
-    /// The model's name
-    pub(crate) model: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Signal {
+    /// TERM, INT, HUP, QUIT, ABRT, KILL, STOP, CONT, USR1 or USR2, with or without SIG
+    #[arg(value_parser = parse_signal, value_name = "SIGNAL")]
+    pub(crate) signal: SignalName,
+    #[command(flatten)]
+    pub(crate) models: Models,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Events {
+    /// Go on with what happens from now on, until Ctrl-C
+    #[arg(short, long)]
+    pub(crate) follow: bool,
+    /// How many of the last events to show
+    #[arg(short = 'n', long, default_value_t = 20, value_name = "N")]
+    pub(crate) last: usize,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Man {
+    /// The command; without it, mlxctl itself
+    pub(crate) command: Option<String>,
+    /// Write the pages of mlxctl and of all its commands into this folder instead
+    #[arg(long, value_name = "FOLDER", conflicts_with = "command", value_hint = ValueHint::DirPath)]
+    pub(crate) out: Option<PathBuf>,
+}
+
+fn parse_signal(given: &str) -> Result<SignalName, SignalNameError> {
+    given.parse()
 }
 
 /// A model's name for mlxd, which was started elsewhere: `./folder` becomes a whole path.

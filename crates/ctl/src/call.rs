@@ -1,10 +1,11 @@
-//! `start`, `stop` and `restart`: the same call for each model named, one line for each.
+//! `start`, `stop`, `restart` and `signal`: the same call for each model meant, one line for each.
 
-use crate::arguments::model_from_here;
 use crate::client::{Failure, Front, Patience};
 use crate::exit::Exit;
 use crate::output;
-use mlxd_protocol::admin::{ModelCall, ModelStatus, Status, WorkerState};
+use crate::selection::{Selection, no_group};
+use mlxd_protocol::admin::{ModelCall, ModelStatus, SignalCall, SignalName, WorkerState};
+use serde_json::{Value, json};
 
 /// What to do with a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -12,22 +13,16 @@ pub(crate) enum Deed {
     Start,
     Stop,
     Restart,
+    Signal(SignalName),
 }
 
 impl Deed {
-    fn route(self) -> &'static str {
+    fn done(self) -> String {
         match self {
-            Self::Start => "/admin/v1/start",
-            Self::Stop => "/admin/v1/stop",
-            Self::Restart => "/admin/v1/restart",
-        }
-    }
-
-    fn done(self) -> &'static str {
-        match self {
-            Self::Start => "started",
-            Self::Stop => "stopped",
-            Self::Restart => "restarted",
+            Self::Start => "started".to_owned(),
+            Self::Stop => "stopped".to_owned(),
+            Self::Restart => "restarted".to_owned(),
+            Self::Signal(signal) => format!("sent {signal}"),
         }
     }
 
@@ -36,50 +31,94 @@ impl Deed {
         match self {
             Self::Start => Some("already_started"),
             Self::Stop => Some("not_running"),
-            Self::Restart => None,
+            Self::Restart | Self::Signal(_) => None,
         }
     }
 
-    /// Whether `all` means this model: those that are in use, and for `start` every one.
+    /// Whether `all` and a group mean this model: those that are in use, and for `start` every one.
     fn concerns(self, model: &ModelStatus) -> bool {
-        self == Self::Start || model.state != WorkerState::Stopped
+        match self {
+            Self::Start => true,
+            Self::Stop | Self::Restart => model.state != WorkerState::Stopped,
+            Self::Signal(_) => model.pid.is_some(),
+        }
+    }
+
+    /// Does it to one model.
+    pub(crate) async fn perform(self, front: &Front, model: &str) -> Result<ModelStatus, Failure> {
+        let model = model.to_owned();
+        let named = ModelCall { model: model.clone() };
+        match self {
+            Self::Start => front.post("/admin/v1/start", &named, Patience::Slow).await,
+            Self::Stop => front.post("/admin/v1/stop", &named, Patience::Slow).await,
+            Self::Restart => front.post("/admin/v1/restart", &named, Patience::Slow).await,
+            Self::Signal(signal) => {
+                let call = SignalCall { model, signal };
+                front.post("/admin/v1/signal", &call, Patience::Quick).await
+            }
+        }
     }
 }
 
-/// Does it, model after model; goes on after a failure. The worst exit is the last failure's, as
-/// in supervisorctl.
+/// Does it, model after model; goes on after a refusal. The exit is the last refusal's, as in
+/// supervisorctl.
 pub(crate) async fn call(
     front: &Front,
     deed: Deed,
-    names: &[String],
+    words: &[String],
     as_json: bool,
 ) -> Result<Exit, Failure> {
-    let names = expanded(front, deed, names).await?;
+    let selection = Selection::read(front, words, |model| deed.concerns(model)).await?;
+    let mut told = Told { as_json, results: Vec::new() };
     let mut exit = Exit::Success;
-    for name in &names {
-        let body = ModelCall { model: name.clone() };
-        match front.post::<ModelStatus>(deed.route(), &body, Patience::Slow).await {
-            Ok(status) if as_json => output::json(&status)?,
-            Ok(status) => output::line(&format!("{}: {}", status.name, deed.done()))?,
+    for group in &selection.empty_groups {
+        eprintln!("mlxctl: {}", no_group(group));
+        exit = Exit::Generic;
+    }
+    for name in &selection.names {
+        match deed.perform(front, name).await {
+            Ok(status) => {
+                let line = format!("{}: {}", status.name, deed.done());
+                told.tell(&line, json!({"model": name, "done": true, "status": status}))?;
+            }
             Err(Failure::Admin(body)) => {
                 let is_harmless = deed.harmless_code() == Some(body.code.as_str());
                 // Like supervisorctl's, these lines belong to the result.
-                output::line(&format!("{name}: ERROR ({})", output::harmless(&body.message)))?;
+                let line = format!("{name}: ERROR ({})", output::harmless(&body.message));
+                told.tell(&line, json!({"model": name, "done": is_harmless, "error": body}))?;
                 if !is_harmless {
                     exit = Failure::Admin(body).exit();
                 }
             }
-            Err(failure) => return Err(failure),
+            Err(failure) => {
+                told.end()?;
+                return Err(failure);
+            }
         }
     }
+    told.end()?;
     Ok(exit)
 }
 
-async fn expanded(front: &Front, deed: Deed, names: &[String]) -> Result<Vec<String>, Failure> {
-    if names.iter().any(|name| name == "all") {
-        let status: Status = front.get("/admin/v1/status").await?;
-        let concerned = status.models.into_iter().filter(|model| deed.concerns(model));
-        return Ok(concerned.map(|model| model.name).collect());
+/// Lines as they come, or one JSON list at the end.
+struct Told {
+    as_json: bool,
+    results: Vec<Value>,
+}
+
+impl Told {
+    fn tell(&mut self, line: &str, result: Value) -> Result<(), Failure> {
+        if self.as_json {
+            self.results.push(result);
+            return Ok(());
+        }
+        output::line(line)
     }
-    Ok(names.iter().map(|name| model_from_here(name)).collect::<std::io::Result<_>>()?)
+
+    fn end(&self) -> Result<(), Failure> {
+        match self.as_json {
+            true => output::json(&self.results),
+            false => Ok(()),
+        }
+    }
 }

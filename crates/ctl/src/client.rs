@@ -138,6 +138,16 @@ impl Front {
         self.json(request.send().await.map_err(broken)?).await
     }
 
+    /// `GET`, answered at once with JSON, with a query.
+    pub(crate) async fn get_about<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        query: &[(&str, &str)],
+    ) -> Result<T, Failure> {
+        let response = self.get_stream(path, query, Patience::Quick).await?;
+        self.json(response).await
+    }
+
     /// `GET` of something that comes piece by piece.
     pub(crate) async fn get_stream(
         &self,

@@ -1,21 +1,31 @@
 //! Which command does what.
 
-use crate::arguments::{Arguments, Command, model_from_here};
+use crate::arguments::{Command, model_from_here};
 use crate::call::{Deed, call};
 use crate::client::{Failure, Front, Patience, check_protocol};
 use crate::exit::Exit;
-use crate::{ask, output, socket, status, tail};
+use crate::selection::{Selection, no_group};
+use crate::{ask, events, generate, output, pid, reload, socket, status, tail, why};
 use mlxd_protocol::PROTOCOL_VERSION;
 use mlxd_protocol::admin::{ModelStatus, Status, Version};
 use serde_json::json;
+use std::path::PathBuf;
+
+/// The front that a command line is about.
+pub(crate) fn front(socket: Option<PathBuf>) -> MaybeFront {
+    let place = socket.map_or_else(socket::standard_place, Ok);
+    place.map(Front::new).map_err(Failure::NoPlace)
+}
 
 /// Does what the arguments say.
-pub(crate) async fn run(arguments: Arguments) -> Result<Exit, Failure> {
-    let as_json = arguments.json;
-    let place = arguments.socket.map_or_else(socket::standard_place, Ok);
-    let front = place.map(Front::new).map_err(Failure::NoPlace);
-    match arguments.command {
-        Command::Status { models } => match show_status(front, &models, as_json).await {
+pub(crate) async fn run(
+    command: Command,
+    socket: Option<PathBuf>,
+    as_json: bool,
+) -> Result<Exit, Failure> {
+    let front = || front(socket);
+    match command {
+        Command::Status { models } => match show_status(front(), &models, as_json).await {
             // `status` has a code of its own for an mlxd that says nothing.
             Err(failure) if failure.is_unreachable() => {
                 eprintln!("mlxctl: {failure}");
@@ -23,21 +33,37 @@ pub(crate) async fn run(arguments: Arguments) -> Result<Exit, Failure> {
             }
             result => result,
         },
-        Command::Version => show_version(front, as_json).await,
-        Command::Shutdown => shutdown(front, as_json).await,
-        Command::Start(named) => deed(front, Deed::Start, &named.models, as_json).await,
-        Command::Stop(named) => deed(front, Deed::Stop, &named.models, as_json).await,
-        Command::Restart(named) => deed(front, Deed::Restart, &named.models, as_json).await,
+        Command::Version => show_version(front(), as_json).await,
+        Command::Shutdown => shutdown(front(), as_json).await,
+        Command::Start(named) => deed(front(), Deed::Start, &named.models, as_json).await,
+        Command::Stop(named) => deed(front(), Deed::Stop, &named.models, as_json).await,
+        Command::Restart(named) => deed(front(), Deed::Restart, &named.models, as_json).await,
+        Command::Signal(signal) => {
+            deed(front(), Deed::Signal(signal.signal), &signal.models.models, as_json).await
+        }
         Command::Ask(mut arguments) => {
-            let front = reached(front).await?;
+            let front = reached(front()).await?;
             arguments.model = model_from_here(&arguments.model)?;
             ask::ask(&front, &arguments, as_json).await
         }
-        Command::Tail(mut arguments) => {
-            let front = reached(front).await?;
-            arguments.model = model_from_here(&arguments.model)?;
-            tail::tail(&front, &arguments).await
+        Command::Tail(arguments) => {
+            let front = reached(front()).await?;
+            let model = model_from_here(&arguments.model)?;
+            tail::tail(&front, Some(&model), &arguments.end, as_json).await
         }
+        Command::Maintail(end) => tail::tail(&reached(front()).await?, None, &end, as_json).await,
+        Command::Pid { models } => pid::pid(&front()?, &models, as_json).await,
+        Command::Why { model } => {
+            let model = model_from_here(&model)?;
+            why::why(&reached(front()).await?, &model, as_json).await
+        }
+        Command::Events(arguments) => {
+            events::events(&reached(front()).await?, &arguments, as_json).await
+        }
+        Command::Reread => reload::reload(&reached(front()).await?, false, as_json).await,
+        Command::Update => reload::reload(&reached(front()).await?, true, as_json).await,
+        Command::Completions { shell } => generate::completions(shell),
+        Command::Man(arguments) => generate::man(&arguments),
     }
 }
 
@@ -66,18 +92,21 @@ async fn show_status(front: MaybeFront, names: &[String], as_json: bool) -> Resu
     let mut status: Status = front.get("/admin/v1/status").await?;
     check_protocol(&status.server)?;
     let mut exit = Exit::Success;
-    let is_named = !names.is_empty() && !names.iter().any(|name| name == "all");
     let mut shown: Vec<&ModelStatus> = status.models.iter().collect();
-    if is_named {
-        let wanted =
-            names.iter().map(|name| model_from_here(name)).collect::<Result<Vec<_>, _>>()?;
-        for name in wanted.iter().filter(|name| !shown.iter().any(|model| model.name == **name)) {
+    if !names.is_empty() {
+        let selection = Selection::of(names, &status.models, |_| true)?;
+        for group in &selection.empty_groups {
+            eprintln!("mlxctl: {}", no_group(group));
+            exit = Exit::StatusUnknown;
+        }
+        let is_unknown = |name: &&String| !shown.iter().any(|model| model.name == **name);
+        for name in selection.names.iter().filter(is_unknown) {
             eprintln!(
                 "mlxctl: {name}: ERROR (no such model in the table; `mlxctl status` shows it)"
             );
             exit = Exit::StatusUnknown;
         }
-        shown.retain(|model| wanted.contains(&model.name));
+        shown.retain(|model| selection.names.contains(&model.name));
     }
     // As in supervisorctl, a stopped model outweighs an unknown one.
     if status::exit(&shown) != Exit::Success {

@@ -15,13 +15,16 @@ Exit codes, as supervisorctl's:
   4  status: a model named is unknown, or mlxd does not answer
      others: the socket is there, but nobody answers on it, or it may not be opened
   5  mlxctl and mlxd are of versions that do not understand each other
-  7  mlxd is not running, or the model's worker could not be started";
+  7  mlxd is not running, the model's worker could not be started, or it has no process
+Without a command: the last failure's code, or 0 after a prompt at a terminal.";
 
 /// How mlxctl ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Exit {
     Success,
     Generic,
+    /// The arguments are wrong.
+    Usage,
     /// `status`: something shown is not running.
     StatusNotRunning,
     /// `status`: nothing can be said.
@@ -38,6 +41,7 @@ impl Exit {
         match self {
             Self::Success => 0,
             Self::Generic => 1,
+            Self::Usage => 2,
             Self::StatusNotRunning => 3,
             Self::StatusUnknown | Self::InsufficientPrivileges => 4,
             Self::NotInstalled => 5,

@@ -2,28 +2,37 @@
 //!
 //! One command, one call to the front over its Unix socket, one exit code. What was asked for
 //! goes to standard output, what went wrong to standard error, as sentences. It links no MLX and
-//! holds no state.
+//! holds no state but the history of its prompt.
 
 mod arguments;
 mod ask;
 mod call;
 mod client;
 mod commands;
+mod events;
 mod exit;
+mod generate;
+mod lines;
 mod output;
+mod pid;
+mod prompt;
+mod reload;
+mod selection;
 mod socket;
 mod status;
 mod tail;
 mod units;
+mod why;
 
 use crate::arguments::Arguments;
 use crate::exit::Exit;
+use crate::prompt::Prompt;
 use clap::Parser;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     // clap's own errors end with 2, as ours for wrong arguments.
-    let arguments = Arguments::parse();
+    let Arguments { command, socket, json } = Arguments::parse();
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -31,7 +40,11 @@ fn main() -> ExitCode {
             return Exit::Generic.into();
         }
     };
-    match runtime.block_on(commands::run(arguments)) {
+    let done = match command {
+        Some(command) => runtime.block_on(commands::run(command, socket, json)),
+        None => Prompt::new(runtime, socket, json).run(),
+    };
+    match done {
         Ok(exit) => exit.into(),
         // Whoever read the output has seen enough.
         Err(failure) if failure.is_closed_pipe() => Exit::Success.into(),

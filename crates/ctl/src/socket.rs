@@ -1,4 +1,4 @@
-//! Where mlxd's admin socket is.
+//! Where mlxd's admin socket is, and where mlxctl may keep something.
 
 use mlxd_config::{Config, Environment, Folders, load};
 use std::path::PathBuf;
@@ -19,4 +19,11 @@ pub(crate) fn standard_place() -> Result<PathBuf, String> {
     };
     let socket = Folders::new(&config, &environment).and_then(|folders| folders.admin_socket());
     socket.map_err(|error| format!("{error}; or name the socket with --socket"))
+}
+
+/// mlxd's state folder, by the same rules, if there can be one.
+pub(crate) fn state_folder() -> Option<PathBuf> {
+    let environment = Environment::of_process();
+    let config = load(None, &environment, &[]).map(|loaded| loaded.config).unwrap_or_default();
+    Folders::new(&config, &environment).ok().map(|folders| folders.state)
 }

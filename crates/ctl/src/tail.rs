@@ -1,32 +1,35 @@
-//! `mlxctl tail`: the end of a worker's log.
+//! `mlxctl tail` and `mlxctl maintail`: the end of a log.
 
-use crate::arguments::Tail;
-use crate::client::{Failure, Front, Patience, broken};
+use crate::arguments::Maintail;
+use crate::client::{Failure, Front, Patience};
 use crate::exit::Exit;
-use crate::output::{harmless, is_terminal, piece};
+use crate::lines::Pieces;
+use crate::output::{harmless, is_terminal, line, piece};
+use serde_json::json;
 use std::io::Write;
-use tokio::signal::unix::{SignalKind, signal};
 
-/// Shows the log; with `follow` until Ctrl-C, the end of mlxd, or a closed pipe.
-pub(crate) async fn tail(front: &Front, arguments: &Tail) -> Result<Exit, Failure> {
-    let bytes = arguments.bytes.to_string();
-    let mut query = vec![("model", arguments.model.as_str()), ("bytes", bytes.as_str())];
-    if arguments.follow {
+/// Shows a model's log, or mlxd's own; with `follow` until Ctrl-C, the end of mlxd, or a closed
+/// pipe.
+pub(crate) async fn tail(
+    front: &Front,
+    model: Option<&str>,
+    end: &Maintail,
+    as_json: bool,
+) -> Result<Exit, Failure> {
+    let bytes = end.bytes.to_string();
+    let mut query = vec![("bytes", bytes.as_str())];
+    query.extend(model.map(|model| ("model", model)));
+    if end.follow {
         query.push(("follow", "true"));
     }
     // A log may stay silent for ever.
-    let mut log = front.get_stream("/admin/v1/log", &query, Patience::Stream(None)).await?;
+    let response = front.get_stream("/admin/v1/log", &query, Patience::Stream(None)).await?;
+    let mut log = Pieces::new(response)?;
     let mut text = Text::default();
-    // Registered before the first piece is shown: Ctrl-C is the ordinary end of `tail -f`.
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    loop {
-        let next = tokio::select! {
-            next = log.chunk() => next.map_err(broken)?,
-            _ = interrupt.recv() => None,
-        };
-        match next {
-            Some(bytes) => text.show(&bytes)?,
-            None => break,
+    while let Some(bytes) = log.next().await? {
+        match as_json {
+            true => line(&json!({"model": model, "text": text.take(bytes.as_ref())}).to_string())?,
+            false => text.show(bytes.as_ref())?,
         }
     }
     Ok(Exit::Success)

@@ -1,8 +1,6 @@
 //! mlxctl from outside: what it asks, what it prints, how it ends.
 
-mod front;
-
-use front::{Done, Front, Reply, mlxctl, model, protocol, refusal, status, version};
+use crate::front::{Done, Front, Reply, mlxctl, model, protocol, refusal, status, version};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::Value;
@@ -234,8 +232,15 @@ fn version_shows_both() {
 
 #[test]
 fn wrong_arguments_end_with_2() {
-    for arguments in [&["start"][..], &["frobnicate"], &["ask"], &["tail", "-c", "many", "m"], &[]]
-    {
+    for arguments in [
+        &["start"][..],
+        &["frobnicate"],
+        &["ask"],
+        &["tail", "-c", "many", "m"],
+        &["signal", "SEGV", "m"],
+        &["signal", "TERM"],
+        &["events", "-n", "-1"],
+    ] {
         let done = Done::of(mlxctl(arguments).output().unwrap());
         assert_eq!(done.code, 2, "{arguments:?}: {}", done.err);
     }
@@ -358,8 +363,8 @@ fn tail_asks_for_the_end_and_passes_bytes_as_they_are() {
     assert_eq!(
         calls,
         [
-            "GET /admin/v1/log?model=a+b%2F%C3%BC&bytes=20",
-            "GET /admin/v1/log?model=m&bytes=1600&follow=true"
+            "GET /admin/v1/log?bytes=20&model=a+b%2F%C3%BC",
+            "GET /admin/v1/log?bytes=1600&model=m&follow=true"
         ]
     );
     let none = Front::new([("GET /admin/v1/log", refusal(404, "unknown_model", "no model zz"))]);

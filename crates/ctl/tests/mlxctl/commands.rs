@@ -1,0 +1,189 @@
+//! The commands beyond the everyday ones, from outside.
+
+use crate::front::{Done, Front, Reply, mlxctl, model, refusal, status};
+use serde_json::Value;
+use std::io::Write;
+use std::process::Stdio;
+
+fn grouped(name: &str, state: &str, groups: &[&str]) -> String {
+    let mut model: Value = serde_json::from_str(&model(name, state)).unwrap();
+    model["groups"] = groups.iter().copied().collect();
+    model.to_string()
+}
+
+fn table() -> Reply {
+    status(&[
+        grouped("a", "RUNNING", &["g"]),
+        grouped("b", "STOPPED", &["g", "h"]),
+        grouped("c", "RUNNING", &[]),
+    ])
+}
+
+fn bodies(front: &Front) -> Vec<String> {
+    front.seen().into_iter().filter(|(call, _)| call.starts_with("POST")).map(|(_, b)| b).collect()
+}
+
+#[test]
+fn groups_are_expanded() {
+    let front = Front::new([
+        ("GET /admin/v1/status", table()),
+        ("POST /admin/v1/start", Reply::Json(200, model("x", "RUNNING"))),
+        ("POST /admin/v1/restart", Reply::Json(200, model("x", "RUNNING"))),
+    ]);
+    assert_eq!(front.ctl(&["start", "g:*"]).code, 0);
+    assert_eq!(bodies(&front), [r#"{"model":"a"}"#, r#"{"model":"b"}"#]);
+    // Only what is in use is restarted.
+    front.ctl(&["restart", "g:*"]);
+    assert_eq!(bodies(&front).len(), 3);
+    let none = front.ctl(&["start", "z:*"]);
+    assert_eq!(none.code, 1);
+    assert!(none.err.contains("z:*: ERROR"), "{}", none.err);
+    let shown = front.ctl(&["status", "h:*"]);
+    assert_eq!(shown.code, 3);
+    assert!(shown.out.contains("b      STOPPED"), "{}", shown.out);
+    assert!(!shown.out.contains("RUNNING"), "{}", shown.out);
+    assert_eq!(front.ctl(&["status", "z:*"]).code, 4);
+}
+
+#[test]
+fn json_has_one_list_for_all_models_failures_too() {
+    let front = Front::new([
+        ("GET /admin/v1/status", table()),
+        ("POST /admin/v1/start", refusal(409, "already_started", "it runs")),
+        ("POST /admin/v1/restart", refusal(500, "load_failed", "no weights")),
+    ]);
+    let done = front.ctl(&["start", "all", "--json"]);
+    let list: Value = serde_json::from_str(&done.out).unwrap();
+    assert_eq!((done.code, list.as_array().unwrap().len()), (0, 3));
+    assert_eq!((&list[1]["model"], &list[1]["done"]), (&"b".into(), &true.into()));
+    assert_eq!(list[1]["error"]["code"], "already_started");
+    let done = front.ctl(&["restart", "a", "--json"]);
+    let list: Value = serde_json::from_str(&done.out).unwrap();
+    assert_eq!((done.code, &list[0]["done"]), (7, &false.into()));
+}
+
+#[test]
+fn pid_prints_numbers_for_scripts() {
+    let front = Front::new([("GET /admin/v1/status", table())]);
+    let own = front.ctl(&["pid"]);
+    assert_eq!((own.code, own.out.as_str()), (0, "99\n"));
+    let all = front.ctl(&["pid", "all"]);
+    assert_eq!((all.code, all.out.as_str()), (7, "4711\n0\n4711\n"));
+    assert_eq!(front.ctl(&["pid", "c"]).code, 0);
+    let unknown = front.ctl(&["pid", "zz"]);
+    assert_eq!((unknown.code, unknown.out.as_str()), (1, ""));
+    let json: Value = serde_json::from_str(&front.ctl(&["pid", "b", "--json"]).out).unwrap();
+    assert_eq!(json[0]["pid"], Value::Null);
+}
+
+#[test]
+fn signals_are_sent_by_name() {
+    let front = Front::new([
+        ("GET /admin/v1/status", table()),
+        ("POST /admin/v1/signal", Reply::Json(200, model("a", "RUNNING"))),
+    ]);
+    let done = front.ctl(&["signal", "sigusr1", "a"]);
+    assert_eq!((done.code, done.out.as_str()), (0, "a: sent SIGUSR1\n"));
+    assert_eq!(bodies(&front), [r#"{"model":"a","signal":"USR1"}"#]);
+    front.ctl(&["signal", "9", "all"]);
+    assert_eq!(bodies(&front).len(), 3, "b has no process");
+    let none =
+        Front::new([("POST /admin/v1/signal", refusal(409, "not_running", "it has no process"))]);
+    let done = none.ctl(&["signal", "HUP", "b"]);
+    assert_eq!((done.code, done.out.as_str()), (7, "b: ERROR (it has no process)\n"));
+}
+
+#[test]
+fn maintail_is_the_log_without_a_model() {
+    let front = Front::new([("GET /admin/v1/log", Reply::Pieces(vec![b"line\n".to_vec()]))]);
+    assert_eq!(front.ctl(&["maintail", "-c", "7"]).out, "line\n");
+    let json: Value = serde_json::from_str(&front.ctl(&["maintail", "--json"]).out).unwrap();
+    assert_eq!(json["text"], "line\n");
+    let calls: Vec<String> = front.seen().into_iter().map(|(call, _)| call).collect();
+    assert_eq!(calls, ["GET /admin/v1/log?bytes=7", "GET /admin/v1/log?bytes=1600"]);
+}
+
+#[test]
+fn events_are_told_one_a_line_however_they_come() {
+    let lines = concat!(
+        r#"{"sequence":3,"unix_ms":0,"model":"a","event":"worker_spawned","pid":12}"#,
+        "\n",
+        r#"{"sequence":6,"unix_ms":0,"model":"a","event":"worker_gone","pid":12,"how":"killed"}"#,
+        "\n",
+    );
+    let pieces = lines.as_bytes().chunks(9).map(<[u8]>::to_vec).collect();
+    let front = Front::new([("GET /admin/v1/events", Reply::Pieces(pieces))]);
+    let done = front.ctl(&["events", "-f", "-n", "5"]);
+    let told: Vec<&str> = done.out.lines().collect();
+    assert!(told[0].ends_with("a: worker started, pid 12"), "{}", done.out);
+    assert_eq!(told[1], "(2 events were missed: they came faster than they were read)");
+    assert!(told[2].ends_with("a: worker ended, pid 12: killed"), "{}", done.out);
+    assert_eq!(front.seen()[0].0, "GET /admin/v1/events?last=5&follow=true");
+    assert_eq!(front.ctl(&["events", "--json"]).out, lines);
+}
+
+#[test]
+fn why_reread_and_update_tell_what_the_front_says() {
+    let why = format!(r#"{{"status": {}, "reports": 0}}"#, model("a", "RUNNING"));
+    let changes =
+        r#"{"applied": false, "models": [{"model": "n", "change": "added"}], "settings": []}"#;
+    let front = Front::new([
+        ("GET /admin/v1/why", Reply::Json(200, why)),
+        ("POST /admin/v1/reread", Reply::Json(200, changes.to_owned())),
+        ("POST /admin/v1/update", refusal(400, "bad_config", "line 3: no such key")),
+    ]);
+    let done = front.ctl(&["why", "a"]);
+    assert!(done.out.starts_with("a: no death of its worker is on record."), "{}", done.out);
+    assert_eq!(front.seen()[0].0, "GET /admin/v1/why?model=a");
+    let done = front.ctl(&["reread"]);
+    assert_eq!((done.code, done.out.lines().next()), (0, Some("n: available")));
+    let done = front.ctl(&["update"]);
+    assert_eq!((done.code, done.err.as_str()), (1, "mlxctl: line 3: no such key\n"));
+}
+
+#[test]
+fn completions_and_manual_pages_are_made_of_the_commands() {
+    let front = Front::new([]);
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let done = front.ctl(&["completions", shell]);
+        assert_eq!(done.code, 0);
+        assert!(done.out.contains("maintail"), "{shell}");
+    }
+    let page = front.ctl(&["man"]).out;
+    assert!(page.contains(".TH mlxctl 1") && page.contains("Exit codes"), "{page}");
+    let page = front.ctl(&["man", "signal"]).out;
+    assert!(page.contains("mlxctl\\-signal") || page.contains("mlxctl-signal"), "{page}");
+    assert_eq!(front.ctl(&["man", "zz"]).code, 1);
+    let folder = tempfile::tempdir().unwrap();
+    assert_eq!(front.ctl(&["man", "--out", folder.path().to_str().unwrap()]).code, 0);
+    assert!(folder.path().join("mlxctl.1").is_file());
+    assert!(folder.path().join("mlxctl-events.1").is_file());
+}
+
+#[test]
+fn bare_it_takes_commands_from_a_pipe() {
+    let front = Front::new([
+        ("GET /admin/v1/status", table()),
+        ("POST /admin/v1/stop", refusal(500, "internal", "stuck")),
+    ]);
+    let run = |script: &str| {
+        let mut command = mlxctl(&[]);
+        command.env("MLXD_SOCKET", front.socket()).stdin(Stdio::piped());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        child.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
+        Done::of(child.wait_with_output().unwrap())
+    };
+    let done = run("# a script\npid\n\npid c\nexit\npid\n");
+    assert_eq!((done.code, done.out.as_str(), done.err.as_str()), (0, "99\n4711\n", ""));
+    // It goes on after a failure, and tells of it in the end.
+    let done = run("stop c\npid");
+    assert_eq!((done.code, done.out.as_str()), (1, "c: ERROR (stuck)\n99\n"));
+    let done = run("frobnicate\n");
+    assert_eq!(done.code, 2);
+    assert!(done.err.contains("unrecognized subcommand"), "{}", done.err);
+    let done = run("help\nhelp start\nstart 'x\n");
+    assert_eq!(done.code, 2);
+    assert!(done.out.contains("maintail") && done.out.contains("Usage: "), "{}", done.out);
+    assert!(done.err.contains("quotation mark"), "{}", done.err);
+}
