@@ -8,13 +8,14 @@
 //! to its answer to `GET /health`. This program tries to connect every 50 µs.
 //!
 //! **Memory.** Of the front alone: a second after its start, and a second after it has answered
-//! with the built-in model, whose worker then still runs. Resident memory counts pages of the
-//! program's file that happen to be mapped; the proportional figure shares those among all who
-//! map them.
+//! with the built-in model, whose worker then still runs. The first front that is asked for that
+//! model writes it out of its own program's pages, which count as resident until the system wants
+//! them back; later ones find it there. The proportional figure shares pages of files among all
+//! who map them.
 
 use anyhow::{Context, Result, bail};
 use mlxd_benches::Memory;
-use mlxd_testkit::{Client, FrontConfig, FrontProcess, Home};
+use mlxd_testkit::{FrontConfig, FrontProcess, Home};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
@@ -50,7 +51,9 @@ fn main() -> Result<()> {
     idle.sort_by_key(|memory| memory.resident);
     println!("front's memory, MB              resident   proportional    aim");
     show_memory("idle after start (median)", idle[idle.len() / 2]);
-    show_memory("idle after an answer", after_an_answer(home)?);
+    let (memory, home) = after_an_answer(home)?;
+    show_memory("idle after the first answer", memory);
+    show_memory("idle after a later start's", after_an_answer(home)?.0);
     Ok(())
 }
 
@@ -109,10 +112,9 @@ fn meet(address: SocketAddr, begun: Instant) -> Result<Start> {
 }
 
 /// The front's memory once it has served the built-in model and is left alone again.
-fn after_an_answer(home: Home) -> Result<Memory> {
+fn after_an_answer(home: Home) -> Result<(Memory, Home)> {
     let config = FrontConfig::default().with_real_worker();
     let front = FrontProcess::start_in(home, &config);
-    let Client::Tcp(_) = front.client() else { bail!("the front is on TCP") };
     let body = json!({
         "model": "mlxd-demo",
         "messages": [{"role": "user", "content": "What is mlxd?"}],
@@ -124,7 +126,8 @@ fn after_an_answer(home: Home) -> Result<Memory> {
     }
     response.bytes()?;
     std::thread::sleep(SETTLE);
-    Memory::of(front.id()).context("the front ended by itself")
+    let memory = Memory::of(front.id()).context("the front ended by itself")?;
+    Ok((memory, front.kill()))
 }
 
 fn sorted(values: impl Iterator<Item = f64>) -> Vec<f64> {
