@@ -47,8 +47,11 @@ impl Bench {
 
     fn finish(&mut self) -> Vec<Said> {
         let mut said = Vec::new();
+        let mut ticks = 0;
         while !self.scheduler.is_idle() {
             said.extend(self.tick());
+            ticks += 1;
+            assert!(ticks < 10_000, "it never ends");
         }
         assert_eq!(self.scheduler.engine().inner.open_count(), 0);
         said
