@@ -1,5 +1,6 @@
 //! The whole program from outside.
 
+mod curl;
 mod demo_answers;
 mod disconnect;
 mod fixture;

@@ -35,76 +35,90 @@ fn read(scripted: &Scripted) -> (String, Option<Value>, bool) {
     (text, error, done)
 }
 
-fn dies_by(how: How, deaths: u32) {
+/// The answer goes on where it stopped, and is the one that would have been given anyway.
+fn goes_on_after(how: How, deaths: u32) {
     let script = Script { step_us: 2000, ..Script::default() };
-    let scripted = Scripted::start(&script.clone().with_fault_once(When::Tokens(20), how));
-    let (begun, error, done) = read(&scripted);
-    let error = error.expect("an error event");
-    assert!(!done, "no end mark after an error");
-    assert!(!begun.is_empty() && begun.len() <= 21, "{begun:?}");
-    assert_eq!(error["code"], "worker_died", "{error}");
-    assert!(error["message"].as_str().is_some_and(|message| !message.is_empty()));
-
-    // The next request gets a new worker, and the whole answer.
-    let (whole, error, done) = read(&scripted);
+    let scripted = Scripted::start(&script.with_fault_once(When::Tokens(20), how));
+    let (recovered, error, done) = read(&scripted);
     assert_eq!((error, done), (None, true));
-    assert_eq!(whole.len(), 60);
-    assert!(whole.starts_with(&begun), "{whole:?} {begun:?}");
     let status = status_of(&scripted.front, MODEL);
     assert_eq!((&status["state"], &status["deaths"]), (&json!("RUNNING"), &json!(deaths)));
+    let (undisturbed, error, done) = read(&scripted);
+    assert_eq!((error, done), (None, true));
+    assert_eq!((recovered.as_str(), recovered.len()), (undisturbed.as_str(), 60));
 }
 
 #[test]
 fn by_sigkill() {
-    dies_by(How::Kill, 1);
+    goes_on_after(How::Kill, 1);
 }
 
 #[test]
 fn by_a_fault_in_native_code() {
-    dies_by(How::Segv, 1);
+    goes_on_after(How::Segv, 1);
 }
 
 #[test]
 fn by_abort() {
-    dies_by(How::Abort, 1);
+    goes_on_after(How::Abort, 1);
 }
 
 #[test]
 fn by_an_engine_fault() {
-    dies_by(How::Fault, 1);
+    goes_on_after(How::Fault, 1);
 }
 
 #[test]
 fn by_an_exit_that_looks_clean() {
     // Supervisor's EXITED: the process ended as one that has nothing more to do.
-    dies_by(How::Exit(0), 0);
+    goes_on_after(How::Exit(0), 0);
 }
 
 #[test]
-fn every_client_of_a_dead_worker_is_told() {
+fn an_answer_that_cannot_go_on_is_an_error_event() {
+    let script = Script { step_us: 2000, ..Script::default() };
+    let scripted =
+        Scripted::start_with(&script.with_fault_once(When::Tokens(20), How::Kill), |config| {
+            config.with("requests.deaths_max", 1)
+        });
+    let (begun, error, done) = read(&scripted);
+    let error = error.expect("an error event");
+    assert!(!done, "no end mark after an error");
+    assert!(!begun.is_empty() && begun.len() <= 21, "{begun:?}");
+    assert_eq!((&error["code"], &error["type"]), (&json!("quarantined"), &json!("server_error")));
+    let message = error["message"].as_str().expect("a message");
+    assert!(message.contains(MODEL) && message.contains("SIGKILL"), "{message}");
+
+    // The next request gets a new worker, and the whole answer.
+    let (whole, error, done) = read(&scripted);
+    assert_eq!((error, done), (None, true));
+    assert!(whole.len() == 60 && whole.starts_with(&begun), "{whole:?} {begun:?}");
+}
+
+#[test]
+fn every_answer_of_a_dead_worker_goes_on() {
     let script = Script { step_us: 2000, ..Script::default() };
     let scripted = Scripted::start(&script.with_fault_once(When::Tokens(200), How::Kill));
     let outcomes = std::thread::scope(|scope| {
         let clients: Vec<_> = (0..8).map(|_| scope.spawn(|| read(&scripted))).collect();
         clients.into_iter().map(|client| client.join().expect("a client")).collect::<Vec<_>>()
     });
-    for (text, error, done) in outcomes {
-        // Whoever was served by the second worker has everything; nobody has half of it unsaid.
-        match error {
-            Some(error) => assert_eq!((error["code"].as_str(), done), (Some("worker_died"), false)),
-            None => assert_eq!((text.len(), done), (60, true)),
-        }
+    let (expected, _, _) = read(&scripted);
+    for outcome in outcomes {
+        assert_eq!(outcome, (expected.clone(), None, true));
     }
     assert_eq!(status_of(&scripted.front, MODEL)["deaths"], 1);
 }
 
 #[test]
 fn before_the_first_token_it_is_a_status() {
-    let script = Script { prefill_token_us: 1000, ..Script::default() };
-    let scripted = Scripted::start(&script.with_fault_once(When::Prefill, How::Kill));
+    let scripted = Scripted::start_with(
+        &Script::default().with_fault_once(When::Prefill, How::Kill),
+        |config| config.with("requests.deaths_max", 1),
+    );
     let response = scripted.front.client().post(CHAT, &streamed());
-    assert_eq!(response.status, 503);
-    assert_eq!(response.header("retry-after"), Some("1"));
-    assert_eq!(response.json()["error"]["code"], "worker_died");
+    assert!(response.status >= 500, "{}", response.status);
+    assert_eq!(response.header("content-type"), Some("application/json"));
+    assert_eq!(response.json()["error"]["code"], "quarantined");
     assert_eq!(scripted.front.client().post(CHAT, &streamed()).status, 200);
 }

@@ -138,3 +138,38 @@ fn a_thousand_requests_leave_the_counters_at_zero() {
     let counted = "mlxd_http_requests_total{route=\"/v1/chat/completions\",status=\"200\"} 1000";
     assert!(metrics.contains(counted), "{metrics}");
 }
+
+#[test]
+fn metrics_cover_requests_tokens_times_queue_workers_and_memory() {
+    let scripted = Scripted::start(&Script::default());
+    let client = scripted.front.client();
+    let body = chat(MODEL, "count me", json!({"max_tokens": 7, "stream": true}));
+    client.post(CHAT, &body).events().all().expect("a clean end");
+    refused_for_metrics(&scripted);
+    let response = client.get("/metrics");
+    let kind = response.header("content-type").expect("a content type").to_owned();
+    assert!(kind.starts_with("application/openmetrics-text"), "{kind}");
+    let metrics = response.text();
+    let model = format!("{{model=\"{MODEL}\"}}");
+    let lines = [
+        "mlxd_http_requests_total{route=\"/v1/chat/completions\",status=\"200\"} 1".to_owned(),
+        "mlxd_http_requests_total{route=\"/v1/chat/completions\",status=\"400\"} 1".to_owned(),
+        format!("mlxd_generated_tokens_total{model} 7"),
+        format!("mlxd_time_to_first_token_seconds_count{model} 1"),
+        format!("mlxd_time_per_output_token_seconds_count{model} 1"),
+        format!("mlxd_queue_seconds_count{model} 1"),
+        format!("mlxd_queued{model} 0"),
+        format!("mlxd_worker_state{{model=\"{MODEL}\",state=\"RUNNING\"}} 1"),
+    ];
+    for line in lines {
+        assert!(metrics.lines().any(|known| known == line), "{line} is not in\n{metrics}");
+    }
+    let memory = format!("mlxd_worker_memory_bytes{model} ");
+    let memory = metrics.lines().find_map(|line| line.strip_prefix(&memory)).expect("memory");
+    assert!(memory.parse::<u64>().is_ok_and(|bytes| bytes > 100_000), "{memory}");
+}
+
+fn refused_for_metrics(scripted: &Scripted) {
+    let refused = scripted.front.client().post(CHAT, &chat(MODEL, "hi", json!({"n": 0})));
+    assert_eq!(refused.status, 400);
+}

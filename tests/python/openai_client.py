@@ -212,7 +212,7 @@ def dying(client, model):
             seen.append(chunk)
 
     error = refused(openai.APIError, read)
-    assert error.code == "worker_died", (error, error.body)
+    assert error.code == "quarantined", (error, error.body)
     assert seen and all(not chunk.choices[0].finish_reason for chunk in seen)
 
 
