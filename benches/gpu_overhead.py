@@ -52,6 +52,23 @@ SHAPES = {
                tie_word_embeddings=False),
 }
 BITS, GROUP = 4, 64
+# For --check: every packing that has kernels of its own, in every type, small.
+SMALL = dict(hidden_size=384, num_hidden_layers=3, intermediate_size=1152, num_attention_heads=6,
+             num_key_value_heads=2, head_dim=64, vocab_size=9216, max_position_embeddings=512)
+CHECKS = {
+    f"{bits}-bit g{group} {dtype} {family}": dict(
+        QWEN, **SMALL, model_type=family, tie_word_embeddings=tied, bits=bits, group=group,
+        dtype=dtype)
+    for bits, group, dtype, family, tied in [
+        (8, 64, "bfloat16", "qwen2", True),
+        (4, 32, "float16", "qwen3", True),
+        (4, 128, "bfloat16", "qwen3", False),
+        (8, 32, "float16", "qwen2", False),
+        (8, 128, "bfloat16", "qwen3", True),
+        (6, 64, "bfloat16", "qwen3", True),  # no kernel of its own: MLX's operations
+        (4, 64, "float32", "qwen2", True),
+    ]
+}
 PROMPT = 40
 FORCED = 8
 
@@ -61,19 +78,21 @@ def make(config, folder):
     mx.random.seed(7)
     weights = {}
     dense = config.get("dense")
-    dtype = mx.float32 if dense else mx.bfloat16
+    bits, group = config.get("bits", BITS), config.get("group", GROUP)
+    dtype = getattr(mx, config.get("dtype", "float32" if dense else "bfloat16"))
 
     def packed(path, rows, columns, spread=1.0):
         if dense:
             weights[f"{path}.weight"] = mx.random.normal((rows, columns)) * spread / columns**0.5
             return
-        low, high = mx.random.randint(0, 1 << 16, (2, rows, columns * BITS // 32)).astype(mx.uint32)
+        low, high = mx.random.randint(0, 1 << 16, (2, rows, columns * bits // 32)).astype(mx.uint32)
         weights[f"{path}.weight"] = low | (high << 16)
-        # A uniform 4-bit integer deviates by 4.6 from its mean of 7.5.
-        scale = spread / (4.6 * columns**0.5)
-        scales = mx.random.uniform(0.8 * scale, 1.2 * scale, (rows, columns // GROUP))
-        weights[f"{path}.scales"] = scales.astype(mx.bfloat16)
-        weights[f"{path}.biases"] = (-7.5 * scales).astype(mx.bfloat16)
+        # The mean of a uniform integer, and its deviation.
+        mean, deviation = (2**bits - 1) / 2, 2**bits / 12**0.5
+        scale = spread / (deviation * columns**0.5)
+        scales = mx.random.uniform(0.8 * scale, 1.2 * scale, (rows, columns // group))
+        weights[f"{path}.scales"] = scales.astype(dtype)
+        weights[f"{path}.biases"] = (-mean * scales).astype(dtype)
 
     def vector(path, length, low, high):
         weights[path] = mx.random.uniform(low, high, (length,)).astype(dtype)
@@ -104,7 +123,7 @@ def make(config, folder):
     mx.eval(weights)
     folder.mkdir(parents=True, exist_ok=True)
     mx.save_safetensors(str(folder / "model.safetensors"), weights, metadata={"format": "mlx"})
-    said = dict(config) if dense else dict(config, quantization=dict(bits=BITS, group_size=GROUP))
+    said = dict(config) if dense else dict(config, quantization=dict(bits=bits, group_size=group))
     (folder / "config.json").write_text(json.dumps(said))
 
 
@@ -238,6 +257,26 @@ def legs(name, folder, arguments, layouts):
     return found
 
 
+def check(arguments):
+    """Small models: our logits must be as near to float32's as mlx-lm's are."""
+    failed = []
+    for name, config in CHECKS.items():
+        folder = arguments.folder / name.replace(" ", "-")
+        begin = time.perf_counter()
+        make(config, folder)
+        prompt = prompt_of(config)
+        model, _ = load_model(folder)
+        tokens = largest(model, prompt, FORCED)
+        theirs = forced_logits(model, prompt, tokens)
+        exact = forced_logits(widened(folder), prompt, tokens)
+        print(f"{name}: {time.perf_counter() - begin:.0f} s for mlx-lm's part", flush=True)
+        found = compare(name, theirs, exact, tokens, tokens, arguments, folder, [])
+        if not found["ours_to_exact"] <= 1.2 * found["theirs_to_exact"] + 1e-3:
+            failed.append(name)
+    if failed:
+        raise SystemExit(f"too far from float32: {', '.join(failed)}")
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--direct", required=True)
@@ -248,7 +287,11 @@ def main():
     parser.add_argument("--lengths", default="50,100,200")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "overhead")
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--check", action="store_true",
+                        help="compare all packings on small models and stop")
     arguments = parser.parse_args()
+    if arguments.check:
+        return check(arguments)
     arguments.lengths = [int(new) for new in arguments.lengths.split(",")]
     layouts = [[] if each == "default" else ["--layout", each] for each in arguments.layouts.split(",")]
 

@@ -68,6 +68,7 @@ pub(crate) fn spawn(spec: &WorkerSpec, incarnation: Incarnation) -> Result<Spawn
         .args([arguments::TOKENS_FD, &TOKENS_FD.to_string()])
         .args([arguments::INCARNATION, &incarnation.0.to_string()])
         .env_remove("MLX_METAL_FAST_SYNCH") // Can deadlock the GPU until a reboot.
+        .envs(cuda_caches())
         .envs(spec.env.iter().map(|(name, value)| (name, value)))
         .stdin(Stdio::null())
         .stdout(Stdio::from(log_writer_too))
@@ -94,6 +95,13 @@ pub(crate) fn spawn(spec: &WorkerSpec, incarnation: Incarnation) -> Result<Spawn
     let (to_task, control) = mpsc::channel(CONTROL_QUEUE);
     thread(format!("control-{incarnation}"), move || listen(server, &to_task));
     Ok(Spawned { child, link: segment.into_front(), control, server_name, tail })
+}
+
+/// Larger caches for MLX's CUDA backend, unless the front's own environment says how large:
+/// the defaults end the process ("Cache thrashing") on deep models. Other backends ignore them.
+fn cuda_caches() -> impl Iterator<Item = (&'static str, &'static str)> {
+    let names = ["MLX_CUDA_GRAPH_CACHE_SIZE", "MLX_CUDA_SDPA_CACHE_SIZE"];
+    names.into_iter().filter(|name| std::env::var_os(name).is_none()).map(|name| (name, "4000"))
 }
 
 fn thread(name: String, body: impl FnOnce() + Send + 'static) {
