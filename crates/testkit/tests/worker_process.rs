@@ -308,6 +308,8 @@ fn a_direct_run_is_timed() {
     };
     assert_eq!((leg.seconds.len(), leg.first_token_seconds.len()), (3, 3));
     assert_eq!(leg.tokens, Script::default().tokens(&[1, 2, 3], 0, 20));
+    // A page that goes on saying "decode" would look like a hang.
+    front.wait_phase(Phase::Idle);
 }
 
 #[test]

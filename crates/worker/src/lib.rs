@@ -5,14 +5,14 @@
 //!
 //! | thread | does | ends |
 //! |---|---|---|
-//! | main | owns the engine and everything in it; [`serve`] | with the process |
+//! | main | owns the engine and everything in it; serves | with the process |
 //! | `control` | blocks on the front's messages; the front's going ends the process here | with the process |
 //! | `signals` | waits for SIGTERM and for the parent's death | with the process |
 //! | `parent` (macOS) | waits for the parent's death | with the process |
 //!
 //! Only the main thread touches the engine. The others may end the process at any moment, also
-//! while the engine hangs, and otherwise only put [`Event`](inbox::Event)s into the main
-//! thread's [`Inbox`](inbox::Inbox).
+//! while the engine hangs, and otherwise only put events into the main
+//! thread's inbox.
 
 mod arguments;
 mod connection;

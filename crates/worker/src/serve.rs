@@ -197,7 +197,9 @@ impl<E: Engine> Server<E> {
         };
         self.page.enter(Phase::Decode);
         let page = &self.page;
-        match bench_direct(engine, spec, chunk, &mut || page.alive()) {
+        let run = bench_direct(engine, spec, chunk, &mut || page.alive());
+        self.rest();
+        match run {
             Ok(leg) => tell(&self.to_front, FromWorker::BenchDone(leg)),
             Err(BenchError::Refused(refusal)) => {
                 tell(&self.to_front, FromWorker::BenchFailed(refusal.message));
