@@ -2,10 +2,14 @@
 
 use crate::script::{Fault, How, When};
 use mlxd_engine::EngineFault;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, raise};
 use std::fs::OpenOptions;
 use std::io::Write;
 use std::path::{Path, PathBuf};
+
+/// What a process that is to run out of memory may have, in bytes.
+const ADDRESS_SPACE_MAX: u64 = 64 << 20;
 
 /// The faults that are still to come.
 #[derive(Debug, Default)]
@@ -76,6 +80,7 @@ fn fail(how: How) -> Result<(), EngineFault> {
         How::Abort => std::process::abort(),
         How::Exit(code) => std::process::exit(code),
         How::Panic => panic!("the script says panic"),
+        How::OutOfMemory => run_out_of_memory(),
         How::Hang => loop {
             std::thread::park();
         },
@@ -84,6 +89,16 @@ fn fail(how: How) -> Result<(), EngineFault> {
             reason: "the script says fault".into(),
         }),
     }
+}
+
+/// Limits the process's address space and asks for more. Where the system knows no such limit, as
+/// on macOS, the end is the same: Rust aborts when an allocation fails.
+fn run_out_of_memory() -> ! {
+    let (_, hard) = getrlimit(Resource::RLIMIT_AS).expect("a process may ask for its limits");
+    setrlimit(Resource::RLIMIT_AS, ADDRESS_SPACE_MAX, hard).expect("a lower limit is allowed");
+    let more = vec![1_u8; 2 * ADDRESS_SPACE_MAX as usize];
+    eprintln!("{} bytes were there after all", more.len());
+    std::process::abort();
 }
 
 fn die_by(signal: Signal) -> ! {

@@ -5,6 +5,7 @@
 //! Nothing here is shipped. [`ScriptedEngine`] runs inside `mlxd-scripted-worker`, which is the
 //! real worker's loop with that engine; a front uses it when its `workers.program` says so.
 
+mod answer;
 mod fault;
 mod folder;
 mod front_half;
@@ -18,6 +19,7 @@ mod scripted;
 mod sse;
 mod wait;
 
+pub use answer::{Answer, AnswerChoice, Outcome};
 pub use folder::ModelFolder;
 pub use front_half::{FrontHalf, Said};
 pub use front_process::{FrontConfig, FrontProcess, Home};

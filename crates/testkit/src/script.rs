@@ -94,6 +94,8 @@ pub enum How {
     Fault,
     /// A Rust panic.
     Panic,
+    /// An allocation that the system refuses: the process takes away its own address space first.
+    OutOfMemory,
     /// `exit` with this code.
     Exit(i32),
 }
