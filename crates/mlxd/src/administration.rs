@@ -17,6 +17,8 @@ pub const MAIN_LOG: &str = "mlxd.log";
 pub struct Given {
     pub config: Option<PathBuf>,
     pub overrides: Vec<Override>,
+    /// Whether launchd started it.
+    pub launchd: bool,
 }
 
 struct Inner {

@@ -67,6 +67,10 @@ pub struct Serve {
     /// Ask the built-in model a first question, and print how to use the server.
     #[arg(long)]
     pub welcome: bool,
+    /// launchd started it: take the socket that launchd holds, write no log lines to standard
+    /// error, and end with 0 where starting again would not help.
+    #[arg(long, conflicts_with = "welcome")]
+    pub launchd: bool,
 }
 
 #[derive(Debug, Clone, Args)]

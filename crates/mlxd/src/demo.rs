@@ -22,7 +22,8 @@ pub fn run(demo: &Demo) -> Result<(), Failed> {
         own("paths.state", place("state")),
         own("paths.logs", place("logs")),
     ]);
-    let given = Given { config: flags.config.clone(), overrides: overrides.clone() };
+    let given =
+        Given { config: flags.config.clone(), overrides: overrides.clone(), launchd: false };
     let loaded = mlxd_config::load(flags.config.as_deref(), &environment, &overrides)
         .map_err(Failed::config)?;
     run_with(&loaded, &environment, given, Purpose::Ask(demo.question.clone()))

@@ -32,6 +32,12 @@ impl Failed {
         Self::Address(error.into())
     }
 
+    /// Whether a new start would end the same way. launchd, which starts again after every code
+    /// but 0, must not be told of it by one.
+    pub fn would_come_again(&self) -> bool {
+        matches!(self, Self::Config(_) | Self::Address(_))
+    }
+
     pub fn code(&self) -> ExitCode {
         ExitCode::from(match self {
             Self::Run(_) => 1,

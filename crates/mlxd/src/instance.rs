@@ -1,6 +1,7 @@
 //! One instance's folders, lock and sockets, so that several run side by side.
 
 use crate::exit::Failed;
+use crate::managed;
 use anyhow::{Context, anyhow};
 use mlxd_config::{Config, Folders, own_folder};
 use nix::fcntl::{Flock, FlockArg};
@@ -26,8 +27,13 @@ pub struct Instance {
 }
 
 impl Instance {
-    /// Takes the folders, the lock and both sockets.
-    pub fn take(config: &Config, folders: Folders) -> Result<Self, Failed> {
+    /// Takes the folders, the lock and both sockets; the TCP socket from launchd or systemd where
+    /// they hold one, whatever address the configuration names.
+    pub fn take(config: &Config, folders: Folders, by_launchd: bool) -> Result<Self, Failed> {
+        // First of all: until then the inherited descriptors belong to nobody.
+        let held = managed::listener(by_launchd)
+            .context("cannot take the socket that launchd or systemd holds")
+            .map_err(Failed::address)?;
         own_folder(&folders.runtime).map_err(Failed::address)?;
         for folder in [&folders.state, &folders.logs, &folders.cache] {
             std::fs::create_dir_all(folder)
@@ -37,7 +43,10 @@ impl Instance {
         let lock = lock(&folders.runtime)?;
         clear_ipc(&folders.runtime).map_err(Failed::address)?;
         sweep_segments(&folders.state);
-        let tcp = listen(config)?;
+        let tcp = match held {
+            Some(held) => held,
+            None => listen(config)?,
+        };
         let address = tcp.local_addr().map_err(Failed::address)?;
         let admin_path = folders.admin_socket().map_err(Failed::config)?;
         let admin = listen_admin(&admin_path).map_err(Failed::address)?;

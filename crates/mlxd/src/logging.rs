@@ -15,8 +15,9 @@ use tracing_subscriber::{EnvFilter, Layer, Registry};
 pub struct Logging(#[expect(dead_code, reason = "held for its drop")] Option<WorkerGuard>);
 
 /// Starts logging. `MLXD_LOG` goes before the configured level. The file is written by a thread of
-/// its own; when it cannot be, standard error has to do.
-pub fn start(config: &Config, logs: &Path) -> Logging {
+/// its own; when it cannot be, standard error has to do. `quietly` leaves standard error alone
+/// while there is a file: launchd would keep it for ever.
+pub fn start(config: &Config, logs: &Path, quietly: bool) -> Logging {
     let level = std::env::var("MLXD_LOG").unwrap_or_else(|_| config.log.level.clone());
     // actix tells of its own threads at every start; what it has to say beyond that is heard.
     let filter = EnvFilter::try_new(format!("actix_server=warn,{level}"));
@@ -34,9 +35,10 @@ pub fn start(config: &Config, logs: &Path) -> Logging {
     };
     let format = config.log.format;
     let to_file = file.map(|file| lines(format, false, file));
-    let to_terminal = lines(format, std::io::stderr().is_terminal(), std::io::stderr);
+    let to_terminal = (!quietly || to_file.is_none())
+        .then(|| lines(format, std::io::stderr().is_terminal(), std::io::stderr));
     // Fails only when logging was started before; then it goes on as it was.
-    let layers: Vec<_> = to_file.into_iter().chain([to_terminal]).collect();
+    let layers: Vec<_> = to_file.into_iter().chain(to_terminal).collect();
     let _ = tracing_subscriber::registry().with(layers).with(filter).try_init();
     Logging(guard)
 }

@@ -10,6 +10,7 @@ mod demo;
 mod exit;
 mod instance;
 mod logging;
+mod managed;
 mod reload;
 mod serve;
 mod source;
@@ -21,8 +22,12 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
+    let mut by_launchd = false;
     let outcome = match arguments.command {
-        Subcommand::Serve(serve) => serve::run(&serve),
+        Subcommand::Serve(serve) => {
+            by_launchd = serve.launchd;
+            serve::run(&serve)
+        }
         Subcommand::Demo(demo) => demo::run(&demo),
         Subcommand::Bench(bench) => mlxd_bench::run(&bench).map_err(exit::Failed::run),
         Subcommand::Config { command: ConfigCommand::Check(flags) } => check::check(&flags),
@@ -32,6 +37,10 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failed) => {
             eprintln!("mlxd: {failed}");
+            if by_launchd && failed.would_come_again() {
+                eprintln!("mlxd: once that is mended: mlxctl service start");
+                return ExitCode::SUCCESS;
+            }
             failed.code()
         }
     }

@@ -5,7 +5,7 @@ use crate::arguments::Serve;
 use crate::exit::Failed;
 use crate::instance::Instance;
 use crate::source::{LiveModels, Models};
-use crate::{check, logging, welcome};
+use crate::{check, logging, managed, welcome};
 use actix_web::rt::System;
 use anyhow::Context;
 use mlxd_config::{Config, Environment, Folders, LoadedConfig, LogConfig};
@@ -41,7 +41,11 @@ pub fn run(flags: &Serve) -> Result<(), Failed> {
         loaded.config.log.level = "warn".into();
     }
     let purpose = if flags.welcome { Purpose::Welcome } else { Purpose::Serve };
-    let given = Given { config: flags.config.config.clone(), overrides: flags.config.overrides() };
+    let given = Given {
+        config: flags.config.config.clone(),
+        overrides: flags.config.overrides(),
+        launchd: flags.launchd,
+    };
     run_with(&loaded, &environment, given, purpose)
 }
 
@@ -53,11 +57,11 @@ pub fn run_with(
     purpose: Purpose,
 ) -> Result<(), Failed> {
     let folders = Folders::new(&loaded.config, environment).map_err(Failed::config)?;
-    let _log = logging::start(&loaded.config, &folders.logs);
+    let _log = logging::start(&loaded.config, &folders.logs, given.launchd);
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
-    let instance = Instance::take(&loaded.config, folders)?;
+    let instance = Instance::take(&loaded.config, folders, given.launchd)?;
     // Workers' tasks run on this thread: a worker on Linux dies with the thread that made it.
     let system = System::with_tokio_rt(|| {
         tokio::runtime::Builder::new_current_thread()
@@ -104,6 +108,8 @@ async fn serve(
             .map_err(Failed::run)?;
     instance.announce().context("cannot write mlxd.json").map_err(Failed::address)?;
     tracing::info!(base_url = %instance.base_url, config = ?loaded.file, "serving");
+    managed::start_watchdog();
+    managed::ready(&instance.base_url);
     preload(config, &dispatch);
     let asked = purpose_task(purpose, instance.base_url.clone(), shutdown.clone());
 
@@ -111,9 +117,11 @@ async fn serve(
         tokio::select! {
             heard = signals.next() => match heard {
                 Heard::Reload => {
+                    managed::reloading();
                     if let Err(error) = front.apply().await {
                         tracing::error!("{}; the old one stays in effect", error.message);
                     }
+                    managed::ready(&instance.base_url);
                 }
                 Heard::End(signal) => {
                     tracing::info!(signal, "draining; a second signal ends at once");
@@ -126,6 +134,7 @@ async fn serve(
             }
         }
     }
+    managed::stopping();
     shutdown.cancel();
     tokio::select! {
         () = drain(config, &dispatch, server) => {}
