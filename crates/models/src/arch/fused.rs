@@ -46,6 +46,77 @@ pub struct Folded<'a> {
     pub swiglu: bool,
 }
 
+/// What a kernel computes; its source follows from this alone.
+#[derive(Debug, Clone, Copy)]
+struct Shape {
+    out: i32,
+    columns: i32,
+    packing: Packing,
+    finish: Finish,
+    norm_eps: Option<f32>,
+}
+
+impl Shape {
+    /// Outputs that one warp computes: more where there are plenty, to read `x` less often.
+    fn rows(self) -> i32 {
+        let wanted = match self.out {
+            32_768.. => 4,
+            8_192.. => 2,
+            _ => 1,
+        };
+        [wanted, 2].into_iter().find(|rows| self.out % rows == 0).unwrap_or(1)
+    }
+
+    fn blocks(self) -> i32 {
+        let rows = WARPS * self.rows();
+        (self.out + rows - 1) / rows
+    }
+
+    fn inputs(self) -> Vec<&'static str> {
+        let mut inputs = vec!["x", "w", "scales", "biases"];
+        inputs.extend(self.norm_eps.map(|_| "norm"));
+        if matches!(self.finish, Finish::Bias | Finish::Residual) {
+            inputs.push("bias");
+        }
+        inputs
+    }
+
+    /// The body of the kernel.
+    fn source(self) -> String {
+        let Self { out, columns, packing, finish, norm_eps } = self;
+        let rows = self.rows();
+        let total = if finish == Finish::Swiglu { 2 * rows } else { rows };
+        let constants = format!(
+            "constexpr int OUT = {out}, K = {columns}, BITS = {}, GROUP = {};\n\
+             constexpr int ROWS = {rows}, TOTAL = {total}, UNROLL = {};\n\
+             constexpr float EPS = {:e}f;\n",
+            packing.bits,
+            packing.group,
+            (4 / total).max(1),
+            norm_eps.unwrap_or(0.0),
+        );
+        let prologue = match norm_eps {
+            Some(_) => include_str!("norm.cu"),
+            None => "const T* xs = x;",
+        };
+        let epilogue = match finish {
+            Finish::Plain => "out[o] = static_cast<T>(sums[r]);",
+            Finish::Bias | Finish::Residual => ADDED,
+            Finish::Swiglu => SWIGLU,
+        };
+        let body = include_str!("product.cu");
+        let body = body.replace("@prologue@", prologue).replace("@epilogue@", epilogue);
+        terse(&format!("{constants}{body}"))
+    }
+
+    fn kernel(self, dtype: Dtype) -> Result<CudaKernel> {
+        let name = format!("mlxd_product_{:?}_{}", self.finish, self.norm_eps.is_some());
+        let shape = [1, 1, self.out];
+        let threads = self.blocks() * THREADS;
+        CudaKernel::new(&name, &self.inputs(), &self.source(), &shape, dtype, threads, THREADS)
+    }
+}
+
 impl FusedProduct {
     /// Prepares the kernel for `linear`, or says `None` where it does not fit.
     pub fn new(linear: &Linear, folded: Folded) -> Result<Option<Self>> {
@@ -75,67 +146,12 @@ impl FusedProduct {
             Finish::Swiglu => weight.dim(0) / 2,
             _ => weight.dim(0),
         };
-        let kernel = Self::kernel(rows, columns, *packing, dtype, finish, folded.norm)?;
+        let norm_eps = folded.norm.map(|(_, epsilon)| epsilon);
+        let shape = Shape { out: rows, columns, packing: *packing, finish, norm_eps };
         let mut fixed = vec![weight.clone(), scales.clone(), biases.clone()];
         fixed.extend(folded.norm.map(|(norm, _)| norm.clone()));
         fixed.extend(linear.bias.clone());
-        Ok(kernel.map(|kernel| Self { kernel, fixed }))
-    }
-
-    fn kernel(
-        out: i32,
-        columns: i32,
-        packing: Packing,
-        dtype: Dtype,
-        finish: Finish,
-        norm: Option<(&Array, f32)>,
-    ) -> Result<Option<CudaKernel>> {
-        let wanted = match out {
-            32_768.. => 4,
-            8_192.. => 2,
-            _ => 1,
-        };
-        let Some(rows) = [wanted, 2, 1].into_iter().find(|rows| out % rows == 0) else {
-            return Ok(None);
-        };
-        let total = if finish == Finish::Swiglu { 2 * rows } else { rows };
-        let (extra, epilogue) = match finish {
-            Finish::Plain => (None, "out[o] = static_cast<T>(sums[r]);"),
-            Finish::Bias => (Some("bias"), ADDED),
-            Finish::Residual => (Some("bias"), ADDED),
-            Finish::Swiglu => (None, SWIGLU),
-        };
-        let mut inputs = vec!["x", "w", "scales", "biases"];
-        inputs.extend(norm.map(|_| "norm"));
-        inputs.extend(extra);
-        let prologue = match norm {
-            Some(_) => include_str!("norm.cu"),
-            None => "  const T* xs = x;",
-        };
-        let epsilon = norm.map_or(0.0, |(_, epsilon)| epsilon);
-        let constants = format!(
-            "  constexpr int OUT = {out}, K = {columns}, BITS = {}, GROUP = {};\n\
-             \x20 constexpr int ROWS = {rows}, TOTAL = {total}, UNROLL = {};\n\
-             \x20 constexpr float EPS = {epsilon:e}f;\n",
-            packing.bits,
-            packing.group,
-            (4 / total).max(1),
-        );
-        let body = include_str!("product.cu")
-            .replace("@prologue@", prologue)
-            .replace("@epilogue@", epilogue);
-        let name = format!("mlxd_product_{finish:?}_{}", norm.is_some());
-        let blocks = (out + WARPS * rows - 1) / (WARPS * rows);
-        CudaKernel::new(
-            &name,
-            &inputs,
-            &terse(&format!("{constants}{body}")),
-            &[1, 1, out],
-            dtype,
-            blocks * THREADS,
-            THREADS,
-        )
-        .map(Some)
+        Ok(Some(Self { kernel: shape.kernel(dtype)?, fixed }))
     }
 
     /// The product of one vector `x`, `[1, 1, columns]`.
@@ -210,5 +226,59 @@ impl FusedBlock {
             }
             _ => None,
         })
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+    use serde_json::json;
+    use std::path::Path;
+    use std::process::Command;
+
+    /// The kernels' source, compiled for the processor with 256 threads as a block, against
+    /// numpy: every packing and every neighbour that is folded in. bfloat16, which the
+    /// compilers here cannot compute with, differs in its type alone.
+    #[test]
+    fn sources_compute_what_numpy_does() {
+        let finishes = [Finish::Plain, Finish::Bias, Finish::Residual, Finish::Swiglu];
+        let mut cases = Vec::new();
+        for (index, (bits, group)) in
+            [(4, 32), (4, 64), (4, 128), (8, 32), (8, 64), (8, 128)].into_iter().enumerate()
+        {
+            for (finish, norm_eps) in [
+                (finishes[index % 4], Some(1e-5)),
+                (finishes[(index + 1) % 4], None),
+                (Finish::Swiglu, Some(1e-6)),
+            ] {
+                let packing = Packing::new(bits, group).expect("a packing");
+                // Neither a whole number of blocks nor of a warp's strides.
+                let shape = Shape { out: 41, columns: 1408, packing, finish, norm_eps };
+                cases.push(json!({
+                    "out": shape.out, "columns": shape.columns, "bits": bits, "group": group,
+                    "finish": format!("{finish:?}"), "norm_eps": norm_eps,
+                    "inputs": shape.inputs(), "blocks": shape.blocks(), "source": shape.source(),
+                    "type": if (index + cases.len()) % 2 == 0 { "float" } else { "_Float16" },
+                }));
+            }
+        }
+        let folder = tempfile::tempdir().expect("a folder");
+        let file = folder.path().join("cases.json");
+        std::fs::write(&file, json!(cases).to_string()).expect("a written file");
+        let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let done = Command::new(here.join("../../.venv/bin/python"))
+            .args([here.join("oracle/kernels.py"), file])
+            .output()
+            .expect("python of the test environment; run scripts/setup");
+        let said = String::from_utf8_lossy(&done.stderr);
+        assert!(done.status.success(), "{}{said}", String::from_utf8_lossy(&done.stdout));
+    }
+
+    #[test]
+    fn large_outputs_share_what_they_read() {
+        let packing = Packing::new(4, 64).expect("a packing");
+        let rows =
+            |out| Shape { out, columns: 64, packing, finish: Finish::Plain, norm_eps: None }.rows();
+        assert_eq!([rows(896), rows(18_944), rows(151_936), rows(151_937)], [1, 2, 4, 1]);
     }
 }

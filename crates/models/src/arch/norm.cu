@@ -1,5 +1,5 @@
   // Every block norms the whole vector for itself: cheaper than a kernel of its own.
-  __shared__ alignas(16) T xs[K];
+  alignas(16) __shared__ T xs[K];
   __shared__ float partial[WARPS];
   float squares = 0;
   for (int i = threadIdx.x * 8; i < K; i += WARPS * 32 * 8) {
