@@ -1,7 +1,7 @@
 //! The command line.
 
 use crate::exit::EXIT_CODES_HELP;
-use clap::{Args, Parser, Subcommand, ValueHint};
+use clap::{Args, Parser, Subcommand, ValueEnum, ValueHint};
 use mlxd_protocol::admin::{SignalName, SignalNameError};
 use std::path::{Path, PathBuf};
 
@@ -63,6 +63,8 @@ pub(crate) enum Command {
     Update,
     /// Finish what runs, then end mlxd
     Shutdown,
+    /// Let launchd or systemd keep mlxd running
+    Service(Service),
     /// Show the versions of mlxctl and mlxd
     Version,
     /// Print a completion script for a shell
@@ -145,6 +147,75 @@ pub(crate) struct Man {
     /// Write the pages of mlxctl and of all its commands into this folder instead
     #[arg(long, value_name = "FOLDER", conflicts_with = "command", value_hint = ValueHint::DirPath)]
     pub(crate) out: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Service {
+    #[command(flatten)]
+    pub(crate) target: ServiceTarget,
+    #[command(subcommand)]
+    pub(crate) deed: ServiceDeed,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ServiceTarget {
+    /// The machine's service, which needs no login; else the user's
+    #[arg(long, global = true)]
+    pub(crate) system: bool,
+    /// Whom the machine's service runs as [default: who called sudo]
+    #[arg(long, global = true, value_name = "NAME", requires = "system")]
+    pub(crate) user: Option<String>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum ServiceDeed {
+    /// Write the files for this machine, in place of older ones, and start the service
+    Install(ServiceInstall),
+    /// Stop the service and remove its files
+    Uninstall,
+    /// Start the service
+    Start,
+    /// Stop the service, and let go of its address, until `start` or the next login
+    Stop,
+    /// Say whether it is installed and runs: exit code 0 when it runs, 3 when not, 4 when it is
+    /// not installed
+    Status,
+    /// Show the files that `install` would write
+    Print {
+        #[command(flatten)]
+        install: ServiceInstall,
+        /// For this one [default: the one of this system]
+        #[arg(long = "for", value_enum, value_name = "MANAGER")]
+        manager: Option<ServiceManager>,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ServiceInstall {
+    /// The configuration file [default: the standard one]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) config: Option<PathBuf>,
+    /// The program mlxd [default: beside mlxctl]
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) program: Option<PathBuf>,
+    /// A variable for mlxd and its workers; may be given more than once
+    #[arg(long, value_name = "NAME=VALUE")]
+    pub(crate) env: Vec<String>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum ServiceManager {
+    Launchd,
+    Systemd,
+}
+
+impl From<ServiceManager> for mlxd_service::Manager {
+    fn from(manager: ServiceManager) -> Self {
+        match manager {
+            ServiceManager::Launchd => Self::Launchd,
+            ServiceManager::Systemd => Self::Systemd,
+        }
+    }
 }
 
 fn parse_signal(given: &str) -> Result<SignalName, SignalNameError> {

@@ -18,6 +18,7 @@ mod pid;
 mod prompt;
 mod reload;
 mod selection;
+mod service;
 mod socket;
 mod status;
 mod tail;

@@ -17,7 +17,13 @@ pub(crate) fn standard_place() -> Result<PathBuf, String> {
             Config::default()
         }
     };
-    let socket = Folders::new(&config, &environment).and_then(|folders| folders.admin_socket());
+    let folders = Folders::new(&config, &environment);
+    let socket = folders.and_then(|folders| {
+        let standard = folders.admin_socket()?;
+        // The machine's service has no session to keep its socket in: see `mlxctl service`.
+        let of_service = folders.state.join("run/mlxd.sock");
+        Ok(if !standard.exists() && of_service.exists() { of_service } else { standard })
+    });
     socket.map_err(|error| format!("{error}; or name the socket with --socket"))
 }
 

@@ -40,10 +40,9 @@ pub(crate) fn table(server: &Status, models: &[&ModelStatus], columns: Option<us
     }
     let is_loaded = |model: &&ModelStatus| !is_stopped(model.state);
     if !server.models.iter().any(|model| is_loaded(&model)) {
-        push(
-            &mut text,
-            "Nothing is loaded. A model loads at its first request, or with `mlxctl start MODEL`.",
-        );
+        let told =
+            "Nothing is loaded. A model loads at its first request, or with `mlxctl start MODEL`.";
+        wrapped(told, columns).iter().for_each(|line| push(&mut text, line));
     }
     push(
         &mut text,
@@ -259,7 +258,7 @@ mlxd 0.1.0, pid 99, up 0:01:01, 14 MB, serves http://127.0.0.1:11440/v1
     fn nothing_loaded_says_what_to_do() {
         assert_eq!(
             shown(vec![], Some(80)),
-            "Nothing is loaded. A model loads at its first request, or with `mlxctl start MODEL`.\n\
+            "Nothing is loaded. A model loads at its first request, or with `mlxctl start\nMODEL`.\n\
              mlxd 0.1.0, pid 99, up 0:01:01, 14 MB, serves http://127.0.0.1:11440/v1\n"
         );
         assert!(shown(vec![model("m", WorkerState::Fatal)], None).contains("Nothing is loaded."));

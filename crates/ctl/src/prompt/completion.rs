@@ -85,6 +85,8 @@ enum Kind {
     },
     Signals,
     Shells,
+    /// What to do with the service.
+    Service,
     /// Flags of this command.
     Flags(String),
     Nothing,
@@ -106,6 +108,7 @@ impl Kind {
             ("ask" | "tail" | "why", 0) => Self::Models { many: false },
             ("help" | "man", 0) => Self::Commands,
             ("completions", 0) => Self::Shells,
+            ("service", 0) => Self::Service,
             _ => Self::Nothing,
         }
     }
@@ -121,12 +124,10 @@ fn offered(kind: &Kind, models: &[String], groups: &[String]) -> Vec<Offer> {
     let plain = |word: &str| (word.to_owned(), None);
     match kind {
         Kind::Commands => {
-            let command = Arguments::command();
-            let described = command.get_subcommands().map(|command| {
-                let about = command.get_about().map(ToString::to_string);
-                (command.get_name().to_owned(), about)
-            });
-            described.chain(OWN_WORDS.map(plain)).collect()
+            described(&Arguments::command()).into_iter().chain(OWN_WORDS.map(plain)).collect()
+        }
+        Kind::Service => {
+            Arguments::command().find_subcommand("service").map(described).unwrap_or_default()
         }
         Kind::Models { many: false } => models.iter().map(|name| plain(name)).collect(),
         Kind::Models { many: true } => {
@@ -140,6 +141,14 @@ fn offered(kind: &Kind, models: &[String], groups: &[String]) -> Vec<Offer> {
         Kind::Flags(command) => flags(command),
         Kind::Nothing => Vec::new(),
     }
+}
+
+fn described(command: &clap::Command) -> Vec<Offer> {
+    let offer = |command: &clap::Command| {
+        let about = command.get_about().map(ToString::to_string);
+        (command.get_name().to_owned(), about)
+    };
+    command.get_subcommands().map(offer).collect()
 }
 
 fn flags(name: &str) -> Vec<Offer> {
@@ -193,6 +202,7 @@ mod tests {
         assert_eq!(offers("help to"), ["stop"]);
         assert_eq!(offers("tail --fo"), ["--follow"]);
         assert_eq!(offers("tail -f Big"), ["org/Big"]);
+        assert_eq!(offers("service unin"), ["uninstall"]);
         assert_eq!(offers("frobnicate "), Vec::<String>::new());
         assert_eq!(offers("frobnicate --"), Vec::<String>::new());
     }

@@ -47,7 +47,11 @@ impl Editor {
     pub(super) fn next(&mut self) -> Result<Option<String>, Failure> {
         loop {
             match self.reader.read_line(&Words)? {
-                Signal::Success(line) => return Ok(Some(line)),
+                Signal::Success(line) => {
+                    // Kept now: nobody knows how the prompt ends.
+                    let _ = self.reader.sync_history();
+                    return Ok(Some(line));
+                }
                 Signal::CtrlD => return Ok(None),
                 // Ctrl-C drops the line.
                 _ => {}

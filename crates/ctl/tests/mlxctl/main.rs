@@ -3,3 +3,4 @@
 mod commands;
 mod everyday;
 mod front;
+mod service;
