@@ -61,7 +61,7 @@ impl Record {
         if self.samples.len() == SAMPLES_MAX {
             self.samples.pop_front();
         }
-        self.samples.push_back((Instant::now(), progress.clone()));
+        self.samples.push_back((Instant::now(), *progress));
     }
 
     fn timeline(&self) -> Vec<Sample> {
