@@ -1,0 +1,196 @@
+"""mlxd over HTTP beside mlx-lm's own loop and server, on the same checkpoints, in the same run.
+
+    python benches/http_overhead.py --programs FOLDER [--shapes 0.5B,3B,7B] [--server] [--out FILE]
+
+FOLDER holds `mlxd` and `mlxd-worker`. Checkpoints are those of gpu_overhead.py, with a tokenizer
+that has one word for each id. Legs, each in tokens a second over the whole request (prompt of 40
+tokens included, greedy, median of the runs), for 50, 100 and 200 new tokens:
+  mlx_lm         mlx_lm.generate.generate_step, in process, every token read
+  direct         our engine alone, inside its worker (`/admin/v1/bench`)
+  http           `POST /v1/completions`, streamed, to the last byte
+  mlx_lm server  `mlx_lm.server`, the same request, with --server
+Ratios are of figures from this one run.
+"""
+
+import argparse
+import http.client
+import json
+import os
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import mlx.core as mx
+from gpu_overhead import SHAPES, make, measure_mlx_lm, prompt_of
+from mlx_lm.utils import load_model
+
+START_S = 180
+
+
+def add_tokenizer(folder, vocabulary):
+    """One word for each id, and a template that adds nothing."""
+    vocab = {f"t{index}": index for index in range(vocabulary)}
+    tokenizer = {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": [],
+        "normalizer": None, "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": None,
+        "decoder": None, "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "t0"}}
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (folder / "tokenizer_config.json").write_text(json.dumps({
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "chat_template": "{% for m in messages %}{{ m.content }} {% endfor %}"}))
+
+
+class UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path):
+        super().__init__("mlxd")
+        self.path = path
+
+    def connect(self):
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.connect(str(self.path))
+
+
+def post(connection, path, body):
+    connection.request("POST", path, json.dumps(body), {"content-type": "application/json"})
+    answer = connection.getresponse()
+    if answer.status != 200:
+        raise RuntimeError(f"{path}: {answer.status} {answer.read().decode()}")
+    return answer
+
+
+def timed_request(connection, body, new):
+    """Seconds of one streamed request; insists on `new` tokens."""
+    begin = time.perf_counter()
+    usage = None
+    for line in post(connection, "/v1/completions", body):
+        if line.startswith(b"data: {") and b'"usage":{' in line.replace(b'"usage": {', b'"usage":{'):
+            usage = json.loads(line[6:])["usage"]
+    seconds = time.perf_counter() - begin
+    if usage is not None and usage["completion_tokens"] != new:
+        raise RuntimeError(f"{usage} instead of {new} tokens")
+    return seconds
+
+
+def measure_http(connection, prompt, lengths, runs, model, more):
+    speeds = {}
+    for new in lengths:
+        body = dict(model=model, prompt=prompt, max_tokens=new, temperature=0, stream=True,
+                    stream_options=dict(include_usage=True), **more)
+        timed_request(connection, body, new)
+        seconds = [timed_request(connection, body, new) for _ in range(runs)]
+        speeds[new] = new / statistics.median(seconds)
+    return speeds
+
+
+def measure_direct(admin, folder, lengths, runs):
+    speeds = {}
+    for new in lengths:
+        question = " ".join(f"t{index}" for index in range(40))
+        call = dict(model=str(folder), question=question, new_tokens=new, warmup_runs=1, runs=runs)
+        answer = json.loads(post(UnixConnection(admin), "/admin/v1/bench", call).read())
+        speeds[new] = new / statistics.median(answer["leg"]["seconds"])
+    return speeds
+
+
+def mlxd_legs(programs, folder, prompt, lengths, runs):
+    with tempfile.TemporaryDirectory() as home:
+        environment = dict(os.environ, MLXD_PATHS_RUNTIME=f"{home}/run",
+                           MLXD_PATHS_STATE=f"{home}/state", MLXD_PATHS_LOGS=f"{home}/logs")
+        log = open(f"{home}/log", "w")
+        server = subprocess.Popen([str(programs / "mlxd"), "serve", "--port", "0"],
+                                  env=environment, stdout=log, stderr=log)
+        try:
+            card = wait_for(lambda: json.loads(Path(f"{home}/run/mlxd.json").read_text()), server)
+            host = card["base_url"].split("/")[2]
+            connection = http.client.HTTPConnection(host)
+            found = {"http": measure_http(connection, prompt, lengths, runs, str(folder),
+                                          dict(ignore_eos=True))}
+            found["direct"] = measure_direct(card["admin_socket"], folder, lengths, runs)
+            return found
+        except Exception:
+            log.flush()
+            sys.stderr.write(Path(f"{home}/log").read_text()[-4000:])
+            for worker_log in Path(f"{home}/logs").glob("*"):
+                sys.stderr.write(worker_log.read_text()[-4000:])
+            raise
+        finally:
+            server.terminate()
+            server.wait()
+
+
+def server_leg(folder, prompt, lengths, runs):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    server = subprocess.Popen([sys.executable, "-m", "mlx_lm", "server", "--model", str(folder),
+                               "--port", str(port)], stderr=subprocess.DEVNULL)
+    try:
+        def answers():
+            connection = http.client.HTTPConnection("127.0.0.1", port)
+            connection.request("GET", "/health")
+            return connection.getresponse().read()
+        wait_for(answers, server)
+        text = " ".join(f"t{index}" for index in prompt)
+        connection = http.client.HTTPConnection("127.0.0.1", port)
+        return measure_http(connection, text, lengths, runs, "default_model", {})
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def wait_for(ready, process):
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise RuntimeError(f"ended with {process.returncode}")
+        try:
+            return ready()
+        except (OSError, json.JSONDecodeError):
+            time.sleep(0.05)
+    raise RuntimeError("did not start")
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--programs", type=Path, required=True)
+    parser.add_argument("--shapes", default="0.5B,3B,7B")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--lengths", default="50,100,200")
+    parser.add_argument("--server", action="store_true", help="measure mlx_lm.server too")
+    parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "overhead")
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    lengths = [int(new) for new in arguments.lengths.split(",")]
+    results = {}
+    for name in arguments.shapes.split(","):
+        folder = arguments.folder / name
+        if not (folder / "config.json").exists():
+            make(SHAPES[name], folder)
+        add_tokenizer(folder, SHAPES[name]["vocab_size"])
+        prompt = prompt_of(SHAPES[name])
+        model, _ = load_model(folder)
+        mx.eval(model.parameters())
+        found = {"mlx_lm": measure_mlx_lm(model, prompt, lengths, arguments.runs)}
+        del model
+        mx.clear_cache()
+        found.update(mlxd_legs(arguments.programs, folder, prompt, lengths, arguments.runs))
+        if arguments.server:
+            try:
+                found["mlx_lm server"] = server_leg(folder, prompt, lengths, arguments.runs)
+            except Exception as error:  # The others' figures are worth keeping.
+                print(f"mlx_lm server: {error!r}", flush=True)
+        results[name] = found
+        for leg, speeds in found.items():
+            text = "  ".join(f"{new}: {speed:7.1f} ({speed / found['mlx_lm'][new]:.2f}×)"
+                             for new, speed in speeds.items())
+            print(f"{name:5} {leg:13} {text}", flush=True)
+        if arguments.out:
+            arguments.out.write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()
