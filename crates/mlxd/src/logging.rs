@@ -24,7 +24,9 @@ pub struct Logging(#[expect(dead_code, reason = "held for its drop")] Option<Wor
 pub fn start(config: &Config, logs: &Path, quietly: bool) -> Logging {
     let level = std::env::var("MLXD_LOG").unwrap_or_else(|_| config.log.level.clone());
     // actix tells of its own threads at every start; what it has to say beyond that is heard.
-    let filter = EnvFilter::try_new(format!("actix_server=warn,{level}"));
+    // An answer that breaks off on purpose is told by http, with its reason, and not twice.
+    let quiet = "actix_server=warn,actix_http::h1::dispatcher=off";
+    let filter = EnvFilter::try_new(format!("{quiet},{level}"));
     let filter = filter.unwrap_or_else(|_| EnvFilter::new("info"));
     let file = BoundedFile::open(&logs.join(MAIN_LOG), config.workers.log_bytes_max);
     let (file, guard) = match file {

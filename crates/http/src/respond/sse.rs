@@ -82,6 +82,7 @@ impl<T: Tokens> SseBody<T> {
             }
         }
         if let Some(error) = &answer.error {
+            tracing::warn!(answer = %answer.head.id, %error, "a stream breaks off");
             error_event(buffer, &error.body());
             self.stage = Stage::Flushing;
         } else if answer.is_finished() {
