@@ -27,38 +27,69 @@ fn undisturbed(question: &str) -> Answer {
     ask(&scripted, question, false).whole()
 }
 
+/// Asks in this order, each when the one before is in the front's hands; gives what they got.
+fn ask_in_order(scripted: &Scripted, questions: &[String], stream: bool) -> Vec<Outcome> {
+    std::thread::scope(|scope| {
+        let mut clients = Vec::new();
+        for (number, question) in questions.iter().enumerate() {
+            clients.push(scope.spawn(move || ask(scripted, question, stream)));
+            until("the request to be taken in", || {
+                let taken = status_of(&scripted.front, MODEL)["requests_total"].as_u64()?;
+                (taken > number as u64).then_some(())
+            });
+        }
+        clients.into_iter().map(|client| client.join().expect("a client")).collect()
+    })
+}
+
 #[test]
 fn a_request_that_kills_twice_is_quarantined_and_what_waits_behind_it_is_not() {
-    let questions: Vec<String> = (0..6).map(|number| format!("harmless {number}")).collect();
+    let mut questions: Vec<String> = (0..6).map(|number| format!("harmless {number}")).collect();
     let expected: Vec<Answer> = questions.iter().map(|question| undisturbed(question)).collect();
+    questions.insert(1, format!("{POISON} kills"));
     for stream in [true, false] {
-        // One at a time: the harmless ones wait inside the worker.
+        // One at a time: the second kills, the others wait inside the worker both times.
         let scripted = Scripted::start_with(&poisoned(), |config| {
             config.with_model_key(MODEL, "running_max", 1)
         });
-        let (poison, others) = std::thread::scope(|scope| {
-            let scripted = &scripted;
-            let poison = scope.spawn(move || ask(scripted, &format!("{POISON} kills"), stream));
-            until("the first death", || {
-                (status_of(&scripted.front, MODEL)["deaths"] != 0).then_some(())
-            });
-            let others: Vec<_> = questions
-                .iter()
-                .map(|question| scope.spawn(move || ask(scripted, question, stream)))
-                .collect();
-            let others: Vec<_> =
-                others.into_iter().map(|other| other.join().expect("a client")).collect();
-            (poison.join().expect("a client"), others)
-        });
-        let (code, message, so_far) = poison.error();
+        let mut outcomes = ask_in_order(&scripted, &questions, stream);
+        let (code, message, so_far) = outcomes.remove(1).error();
         assert_eq!(code, "quarantined");
         assert!(message.contains("died 2 times") && message.contains("SIGSEGV"), "{message}");
         assert_eq!(so_far.text(), "");
-        for (other, expected) in others.into_iter().zip(&expected) {
-            assert_eq!(other.whole().choices, expected.choices);
+        for (outcome, expected) in outcomes.into_iter().zip(&expected) {
+            assert_eq!(outcome.whole().choices, expected.choices);
         }
         let status = status_of(&scripted.front, MODEL);
         assert_eq!((&status["state"], &status["deaths"]), (&json!("RUNNING"), &json!(2)));
+    }
+}
+
+#[test]
+fn a_request_that_comes_while_its_worker_ends_goes_to_the_next_one() {
+    for call in ["restart", "stop", "signal"] {
+        let script = Script { step_us: 5000, ..Script::default() };
+        let scripted = Scripted::start(&script);
+        let mut running = begun(&scripted, 200);
+        let [first] = scripted.front.workers()[..] else { panic!("one worker") };
+        std::thread::scope(|scope| {
+            let admin = scripted.front.admin();
+            let body = json!({"model": MODEL, "signal": "TERM"});
+            scope.spawn(move || admin.post(&format!("/admin/v1/{call}"), &body).status);
+            // By its own signal the worker drains without the front's knowing.
+            until("the worker to finish what it has", || {
+                (status_of(&scripted.front, MODEL)["phase"] == "draining").then_some(())
+            });
+            let late = ask(&scripted, "late", true);
+            assert_eq!(late.whole().choices, undisturbed("late").choices, "{call}");
+        });
+        let mut done = false;
+        while let Some(event) = running.next_event().expect("a clean end") {
+            done |= event.data == "[DONE]";
+        }
+        assert!(done, "{call}");
+        let workers = scripted.front.workers();
+        assert!(workers.len() == 1 && workers != [first], "{call}: {workers:?}");
     }
 }
 
@@ -75,9 +106,9 @@ fn who_was_there_at_two_deaths_is_told_and_whoever_comes_later_is_served() {
     assert_eq!(ask(&scripted, "later", true).whole().text(), undisturbed("later").text());
 }
 
-/// Reads up to the first text.
-fn begun(scripted: &Scripted) -> Events<mlxd_testkit::Body> {
-    let more = json!({"max_tokens": 3000, "stream": true});
+/// Reads a long answer up to its first text.
+fn begun(scripted: &Scripted, tokens: u32) -> Events<mlxd_testkit::Body> {
+    let more = json!({"max_tokens": tokens, "stream": true});
     let mut events = scripted.front.client().post(CHAT, &chat(MODEL, "long", more)).events();
     while crate::fixture::delta(&events.expect_event().json()).is_empty() {}
     events
@@ -106,7 +137,7 @@ fn a_recovery_that_takes_too_long_ends_in_an_error_in_words() {
             config.with("requests.recovery_timeout_ms", 1000)
         });
     // The next worker would load for a minute.
-    let events = begun(&scripted);
+    let events = begun(&scripted, 3000);
     scripted.folder.set_script(&Script { load_ms: 60_000, load_steps: 600, ..script });
     let error = told(events);
     assert_eq!(error["code"], "recovery_timeout", "{error}");

@@ -53,6 +53,7 @@ struct History {
     pending_top: Vec<(TokenId, f32)>,
     started: Option<Started>,
     first_token_at: Option<Instant>,
+    admitted: bool,
     deaths: u32,
     recovering_since: Option<Instant>,
     end: Option<End>,
@@ -151,14 +152,23 @@ impl Journal {
         first
     }
 
-    /// Notes that the worker died while it had this sequence. Says how many did so far.
-    pub fn note_death(&self) -> u32 {
+    /// Notes that the worker computes it from now on.
+    pub fn note_admitted(&self) {
+        self.history().admitted = true;
+    }
+
+    /// Notes that the worker died while it had this sequence. Says whether it was being computed,
+    /// and how many workers died computing it so far.
+    pub fn note_death(&self) -> (bool, u32) {
         let mut history = self.history();
         // Alternatives whose token did not come will come again with it.
         history.pending_top.clear();
-        history.recovering_since.get_or_insert_with(Instant::now);
-        history.deaths += 1;
-        history.deaths
+        let admitted = std::mem::take(&mut history.admitted);
+        if admitted {
+            history.recovering_since.get_or_insert_with(Instant::now);
+            history.deaths += 1;
+        }
+        (admitted, history.deaths)
     }
 
     /// Since when it waits for another worker, after a death.
@@ -300,13 +310,17 @@ mod tests {
         let journal = Journal::open(RequestId(1), job());
         journal.append(0, 10, f32::NAN, None).unwrap();
         journal.expect_top(1, vec![(9, -1.0)]).unwrap();
-        assert_eq!(journal.note_death(), 1);
+        journal.note_admitted();
+        assert_eq!(journal.note_death(), (true, 1));
         assert!(journal.recovering_since().is_some());
         assert_eq!(journal.tokens_so_far(), [7, 8, 10], "what a new worker goes on from");
         let next = journal.append(1, 11, f32::NAN, None).unwrap();
         assert!(next.recovered_after.is_some() && next.first_token_at.is_none());
         assert_eq!(journal.recovering_since(), None);
-        assert_eq!(journal.note_death(), 2);
+        assert_eq!(journal.note_death(), (false, 1), "it only waited in the second worker");
+        assert_eq!(journal.recovering_since(), None);
+        journal.note_admitted();
+        assert_eq!(journal.note_death(), (true, 2));
         let mut entries = Vec::new();
         let mut cx = Context::from_waker(noop_waker_ref());
         let _ = journal.poll_read(&mut cx, &mut 0, &mut entries);

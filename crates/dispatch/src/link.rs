@@ -10,7 +10,8 @@ use crate::metrics::{Metrics, ModelStats};
 use crate::models::DispatchLimits;
 use mlxd_protocol::admin::{CrashReport, DeathCause, Deed};
 use mlxd_protocol::{
-    Command, Incarnation, ModelId, Phase, Report, RequestId, Submit, TokenFlags, TokenRecord, kind,
+    Command, Incarnation, ModelId, Phase, RefusalCode, Report, RequestId, Submit, TokenFlags,
+    TokenRecord, kind,
 };
 use mlxd_ring::{PendingSend, Reader, RingError, SendError, Writer};
 use mlxd_supervisor::{Down, Notice, Worker};
@@ -95,6 +96,8 @@ struct Link {
     tokens: Belled<Reader>,
     outbox: VecDeque<PendingSend>,
     broken: bool,
+    /// It finishes what it has and takes nothing new.
+    draining: bool,
     idle_looks: u32,
 }
 
@@ -106,6 +109,7 @@ impl Link {
             tokens: Belled::new(tokens)?,
             outbox: VecDeque::new(),
             broken: false,
+            draining: false,
             idle_looks: 0,
         })
     }
@@ -172,6 +176,7 @@ impl Pump {
 }
 
 /// What a turn woke up for.
+#[allow(clippy::large_enum_variant)] // One at a time, on the stack.
 enum Wake {
     Notice(Option<Notice>),
     Input(Option<Input>),
@@ -267,7 +272,7 @@ impl State {
     fn submit(&mut self, journal: Arc<Journal>) {
         self.open.insert(journal.request.0, journal.clone());
         self.waiting.push_back(journal.request);
-        if self.link.is_some() {
+        if self.link.as_ref().is_some_and(|link| !link.draining) {
             self.submit_waiting();
         } else {
             let view = self.pump.worker.view();
@@ -280,9 +285,7 @@ impl State {
     }
 
     fn submit_waiting(&mut self) {
-        let Some(link) = self.link.as_mut() else {
-            return;
-        };
+        let Some(link) = self.link.as_mut() else { return };
         for request in self.waiting.drain(..) {
             let Some(journal) = self.open.get(&request.0) else {
                 continue;
@@ -395,8 +398,18 @@ impl State {
                 }
             }
             Notice::Down(down) => self.went_down(down),
-            Notice::GivenUp { reason } => self.give_up(&reason),
+            Notice::GivenUp { reason: Some(reason) } => self.give_up(&reason),
+            Notice::GivenUp { reason: None } => self.stopped(),
         }
+    }
+
+    fn stopped(&mut self) {
+        let model = &self.pump.model;
+        self.fail_all(&Failure {
+            code: "model_stopped",
+            message: format!("the model {model} was stopped before the answer was complete; `mlxctl start {model}` brings it back"),
+            retry: true,
+        });
     }
 
     fn went_down(&mut self, down: Down) {
@@ -406,12 +419,7 @@ impl State {
             self.link = None;
         }
         if down.stopped {
-            let model = &self.pump.model;
-            self.fail_all(&Failure {
-                code: "model_stopped",
-                message: format!("the model {model} was stopped before the answer was complete; `mlxctl start {model}` brings it back"),
-                retry: true,
-            });
+            self.stopped();
             return;
         }
         let lost = self.lost();
@@ -441,8 +449,8 @@ impl State {
         let (mut shapes, mut deeds, mut replayed) = (Vec::new(), Vec::new(), 0);
         let prompts = self.pump.crashes.prompts;
         for journal in lost {
-            let deaths = journal.note_death();
-            shapes.push(crash::shape(journal, true, deaths, prompts));
+            let (running, deaths) = journal.note_death();
+            shapes.push(crash::shape(journal, running, deaths, prompts));
             if deaths < self.pump.limits.request_deaths_max {
                 self.waiting.push_front(journal.request);
                 replayed += 1;
@@ -552,12 +560,33 @@ impl State {
                     }
                     None => Ok(()),
                 },
+                Report::Admitted(request) => {
+                    if let Some(journal) = self.open.get(&request.0) {
+                        journal.note_admitted();
+                    }
+                    Ok(())
+                }
+                Report::Ended(ended) if ended.refusal.code == RefusalCode::Draining => {
+                    self.leave_to_the_next(ended.request);
+                    Ok(())
+                }
                 Report::Ended(ended) => {
                     self.end(ended.request.0, End::Refused(ended.refusal));
                     Ok(())
                 }
             },
             other => Err(format!("a record of unknown kind {other}")),
+        }
+    }
+
+    /// The worker finishes what it has and did not take this one.
+    fn leave_to_the_next(&mut self, request: RequestId) {
+        if let Some(link) = self.link.as_mut() {
+            link.draining = true;
+        }
+        if self.open.contains_key(&request.0) {
+            self.waiting.push_back(request);
+            self.pump.worker.demand();
         }
     }
 

@@ -192,16 +192,17 @@ impl<E: Engine> Scheduler<E> {
     }
 
     fn room(&self) -> Result<(), Refusal> {
-        let busy = |message| Refusal { code: RefusalCode::Busy, message };
         if self.draining {
-            return Err(busy("the worker is finishing its last answers; ask again".into()));
+            let message = "the worker is finishing its last answers; ask again".into();
+            return Err(Refusal { code: RefusalCode::Draining, message });
         }
         let Limits { running_max, queued_max, .. } = self.limits;
         if self.rows.len() + self.waiting.len() >= running_max + queued_max {
-            return Err(busy(format!(
+            let message = format!(
                 "{running_max} requests are running and {queued_max} are waiting, which is all \
                  this worker takes; ask again later"
-            )));
+            );
+            return Err(Refusal { code: RefusalCode::Busy, message });
         }
         Ok(())
     }
@@ -249,6 +250,8 @@ impl<E: Engine> Scheduler<E> {
             };
             let (row, spec) = Row::new(SeqId(self.next_seq), pending);
             self.next_seq += 1;
+            // Said before the engine sees it, which may be the end of this process.
+            sink.report(Report::Admitted(row.request));
             match self.engine.open(row.seq, spec) {
                 Ok(()) => self.rows.push(row),
                 Err(refusal) => refuse(&row.trace, row.request, refusal, sink),

@@ -82,6 +82,7 @@ struct Expected {
     stream: Option<Vec<TokenRecord>>,
     cancelled: bool,
     ended: bool,
+    admitted: bool,
     started: bool,
     received: usize,
     next_top: Option<u32>,
@@ -140,13 +141,18 @@ impl Model {
                     let request = self.live(ended.request.0);
                     assert_eq!(request.received, 0, "refused after its first token");
                     match ended.refusal.code {
-                        RefusalCode::Busy => {}
+                        RefusalCode::Busy | RefusalCode::Draining => {}
                         _ => assert_eq!(request.stream, None, "{}", ended.refusal),
                     }
                     request.ended = true;
                 }
+                Said::Report(Report::Admitted(request)) => {
+                    let request = self.live(request.0);
+                    assert!(!std::mem::replace(&mut request.admitted, true), "admitted twice");
+                }
                 Said::Report(Report::Started(started)) => {
                     let request = self.live(started.request.0);
+                    assert!(request.admitted, "started before it was admitted");
                     assert!(!std::mem::replace(&mut request.started, true), "started twice");
                 }
                 Said::Report(Report::TopLogprobs(top)) => {
@@ -226,6 +232,7 @@ fn run(ops: Vec<Op>, limits: Limits, depth: usize) {
                     draw,
                     cancelled: false,
                     ended: false,
+                    admitted: false,
                     started: false,
                     received: 0,
                     next_top: None,

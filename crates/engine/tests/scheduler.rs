@@ -88,8 +88,9 @@ fn one_request_is_prefilled_in_chunks_and_answered() {
     let chunks: Vec<_> =
         bench.calls().iter().filter(|call| matches!(call, Call::Prefill(..))).collect();
     assert_eq!(chunks.len(), 3, "149 tokens in chunks of 64");
-    let Said::Report(Report::Started(started)) = &said[0] else {
-        panic!("started comes first: {said:?}");
+    assert_eq!(said[0], Said::Report(Report::Admitted(RequestId(1))));
+    let Said::Report(Report::Started(started)) = &said[1] else {
+        panic!("started comes before the tokens: {said:?}");
     };
     assert_eq!((started.queued_us, started.prefill_us), (0, 3000));
     let tokens: Vec<_> = records(&said).iter().map(|record| record.token).collect();
@@ -234,7 +235,7 @@ fn a_draining_worker_finishes_what_it_has() {
     bench.submit(submit(2, vec![1], 2));
     bench.scheduler.drain();
     bench.submit(submit(3, vec![1], 2));
-    assert_eq!(refusals(&bench.kept.take()), [(3, RefusalCode::Busy)]);
+    assert_eq!(refusals(&bench.kept.take()), [(3, RefusalCode::Draining)]);
     assert_eq!(records(&bench.finish()).len(), 4);
 }
 

@@ -192,7 +192,7 @@ impl From<Refusal> for ApiError {
             RefusalCode::Invalid => {
                 Self::Invalid { param: None, code: Some("invalid_value"), message }
             }
-            RefusalCode::Busy => Self::Overloaded { message, retry_after_s: 1 },
+            RefusalCode::Busy | RefusalCode::Draining => Self::Overloaded { message, retry_after_s: 1 },
         }
     }
 }

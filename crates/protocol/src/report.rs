@@ -40,6 +40,9 @@ impl TokenFlags {
 /// What a worker says of a sequence besides its tokens.
 #[derive(Debug, Clone, PartialEq, Encode, Decode)]
 pub enum Report {
+    /// The engine takes the sequence from here: if the worker dies, it may be why. Those that
+    /// still wait are not.
+    Admitted(RequestId),
     /// The prompt is done; the first token follows.
     Started(Started),
     /// Alternatives for the token at `index`. Published before that token's record.
@@ -98,6 +101,8 @@ pub enum RefusalCode {
     ContextOverflow,
     /// A value the engine cannot use: a token id out of range, a NaN temperature.
     Invalid,
-    /// The worker's own queue is full, or it is draining.
+    /// The worker's own queue is full.
     Busy,
+    /// The worker is finishing its last sequences: another worker may take this one.
+    Draining,
 }

@@ -47,8 +47,8 @@ pub enum Notice {
     Down(Down),
     /// No life will come until somebody starts one.
     GivenUp {
-        /// Why, for the client.
-        reason: String,
+        /// Why, for the client. `None`: somebody stopped it.
+        reason: Option<String>,
     },
 }
 
@@ -166,9 +166,15 @@ impl Worker {
 
     /// Stops it, and waits until the process is gone.
     pub async fn stop(&self) {
+        let before = self.view().incarnation;
         self.tell(Event::Stop).await;
+        let Some(stopped) = before.or(self.view().incarnation) else { return };
         let mut view = self.view.clone();
-        let _ = view.wait_for(|view| !view.is_alive() && view.state != WorkerState::Stopping).await;
+        // A request may have asked for the next one already.
+        let is_gone = |view: &WorkerView| {
+            view.incarnation != Some(stopped) && view.state != WorkerState::Stopping
+        };
+        let _ = view.wait_for(is_gone).await;
     }
 
     /// Stops it and starts it, and waits until it runs.
@@ -411,7 +417,7 @@ impl Task {
             }
             Action::AnnounceDown => {} // `bury` does, with the incarnation at hand.
             Action::AnnounceGivenUp => {
-                let reason = self.life.reason().unwrap_or("it was stopped").to_owned();
+                let reason = self.life.reason().map(str::to_owned);
                 self.notify(Notice::GivenUp { reason }).await;
             }
         }

@@ -64,8 +64,9 @@ fn it_greets_loads_and_answers() {
     let info = front.load(folder.path());
     assert_eq!((info.vocab_size, info.context_tokens), (script.vocab_size, 4096));
     front.submit(submit(1, &[1, 2, 3], 50));
+    assert_eq!(front.hear().unwrap(), Said::Report(Report::Admitted(RequestId(1))));
     let Said::Report(Report::Started(started)) = front.hear().unwrap() else {
-        panic!("started comes first");
+        panic!("started comes before the tokens");
     };
     assert_eq!(started.request, RequestId(1));
     let answer = front.answer(1);
@@ -183,7 +184,7 @@ fn drain_finishes_what_runs_and_refuses_what_comes() {
     loop {
         match front.hear().unwrap() {
             Said::Report(Report::Ended(ended)) => {
-                assert_eq!(ended.refusal.code, RefusalCode::Busy);
+                assert_eq!(ended.refusal.code, RefusalCode::Draining);
                 refused = true;
             }
             Said::Tokens(records) if records.iter().any(|record| record.flags != 0) => break,
