@@ -71,7 +71,7 @@ fn an_agent_is_bootstrapped_kickstarted_and_booted_out() {
     let mut bench = Bench::new(Manager::Launchd, Scope::User);
     let file = bench.file("local.mlxd.plist");
     assert_eq!(bench.keeper.state().unwrap(), State::NotInstalled);
-    assert_eq!(bench.keeper.install(&bench.service).unwrap(), [file.clone()]);
+    assert_eq!(bench.keeper.install(&bench.service).unwrap(), std::slice::from_ref(&file));
     let bootstrap = format!("launchctl bootstrap gui/501 {}", file.display());
     assert_eq!(
         bench.double.taken(),
