@@ -13,12 +13,14 @@ apt_install() {
   quietly apt-install as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "$@"
 }
 
-# need_on_linux: a C++20 compiler, Python with venv, OpenBLAS. Nothing is asked of apt when all are there.
+# need_on_linux: a C++20 compiler, Python with venv, OpenBLAS, systemd's tools. Nothing is asked of apt when all are there.
 need_on_linux() {
   local missing=()
   { have "${CXX:-c++}" && have ar && have make; } || missing+=(build-essential)
   python3 -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3 python3-venv)
   find_openblas >/dev/null || missing+=(libopenblas0-pthread)
+  # Tests start mlxd by systemd's own socket activation and have its units read by systemd.
+  { have systemd-socket-activate && have systemd-analyze; } || missing+=(systemd)
   [ ${#missing[@]} = 0 ] && return 0
   have apt-get || die "missing: ${missing[*]} (Debian's names); install their like with your package manager"
   apt_install "${missing[@]}"

@@ -12,8 +12,12 @@ pub const MODEL: &str = "org/scripted";
 pub const DEMO: &str = "mlxd-demo";
 
 /// The programs that the tests start, and the packages they come from.
-const PROGRAMS: [(&str, &str); 3] =
-    [("mlxd", "mlxd"), ("mlxd-worker", "mlxd-worker"), ("mlxd-scripted-worker", "mlxd-testkit")];
+const PROGRAMS: [(&str, &str); 4] = [
+    ("mlxd", "mlxd"),
+    ("mlxctl", "mlxd-ctl"),
+    ("mlxd-worker", "mlxd-worker"),
+    ("mlxd-scripted-worker", "mlxd-testkit"),
+];
 
 /// Builds the programs if one is missing: running this package's tests alone builds none.
 fn build_programs() {

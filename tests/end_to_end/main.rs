@@ -6,6 +6,8 @@ mod disconnect;
 mod fixture;
 mod http_errors;
 mod leftovers;
+mod managed;
+mod mlxctl;
 mod openai_client;
 mod processes;
 mod replay;
