@@ -57,6 +57,8 @@ pub(crate) enum Command {
     },
     /// Show what happened: states, processes, recoveries
     Events(Events),
+    /// Watch everything on one screen
+    Top,
     /// Check the configuration file, and show what it would change
     Reread,
     /// Check the configuration file, and put to work what changed; other models run on

@@ -17,7 +17,18 @@ pub(crate) enum Deed {
 }
 
 impl Deed {
-    fn done(self) -> String {
+    /// What it is called.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Stop => "stop",
+            Self::Restart => "restart",
+            Self::Signal(_) => "signal",
+        }
+    }
+
+    /// What a model is once it is done.
+    pub(crate) fn done(self) -> String {
         match self {
             Self::Start => "started".to_owned(),
             Self::Stop => "stopped".to_owned(),

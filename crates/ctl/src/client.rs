@@ -99,6 +99,7 @@ pub(crate) enum Patience {
 }
 
 /// A connection to one mlxd.
+#[derive(Clone)]
 pub(crate) struct Front {
     socket: PathBuf,
 }
@@ -136,6 +137,17 @@ impl Front {
     pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
         let request = self.client(Patience::Quick)?.request(Method::GET, local(path, &[])?);
         self.json(request.send().await.map_err(broken)?).await
+    }
+
+    /// `GET`, answered at once with text.
+    pub(crate) async fn get_text(
+        &self,
+        path: &str,
+        query: &[(&str, &str)],
+    ) -> Result<String, Failure> {
+        let response = self.get_stream(path, query, Patience::Quick).await?;
+        let body = read_body(response).await?;
+        Ok(String::from_utf8_lossy(&body).into_owned())
     }
 
     /// `GET`, answered at once with JSON, with a query.

@@ -5,7 +5,7 @@ use crate::call::{Deed, call};
 use crate::client::{Failure, Front, Patience, check_protocol};
 use crate::exit::Exit;
 use crate::selection::{Selection, no_group};
-use crate::{ask, events, generate, output, pid, reload, service, socket, status, tail, why};
+use crate::{ask, events, generate, output, pid, reload, service, socket, status, tail, top, why};
 use mlxd_protocol::PROTOCOL_VERSION;
 use mlxd_protocol::admin::{ModelStatus, Status, Version};
 use serde_json::json;
@@ -60,6 +60,7 @@ pub(crate) async fn run(
         Command::Events(arguments) => {
             events::events(&reached(front()).await?, &arguments, as_json).await
         }
+        Command::Top => top::top(reached(front()).await?, as_json).await,
         Command::Reread => reload::reload(&reached(front()).await?, false, as_json).await,
         Command::Update => reload::reload(&reached(front()).await?, true, as_json).await,
         Command::Service(arguments) => service::service(&arguments, as_json),

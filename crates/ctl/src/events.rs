@@ -46,6 +46,13 @@ pub(crate) async fn events(
     Ok(Exit::Success)
 }
 
+/// The last events, for `top`.
+pub(crate) async fn last(front: &Front, count: usize) -> Result<Vec<Event>, Failure> {
+    let count = count.to_string();
+    let text = front.get_text("/admin/v1/events", &[("last", &count)]).await?;
+    text.lines().map(read).collect()
+}
+
 fn read(text: &str) -> Result<Event, Failure> {
     serde_json::from_str(text)
         .map_err(|error| Failure::Broken(format!("mlxd's event is not understood: {error}")))
@@ -53,6 +60,11 @@ fn read(text: &str) -> Result<Event, Failure> {
 
 fn day_and_time(event: &Event, zone: &TimeZone) -> String {
     format_time(event, zone, "%Y-%m-%d %H:%M:%S%.3f")
+}
+
+/// The time of the day.
+pub(crate) fn clock(event: &Event, zone: &TimeZone) -> String {
+    format_time(event, zone, "%H:%M:%S")
 }
 
 fn format_time(event: &Event, zone: &TimeZone, format: &str) -> String {
@@ -116,6 +128,8 @@ mod tests {
         );
         assert_eq!(told(&state), "a/b: RUNNING -> BACKOFF (killed by SIGKILL)");
         assert_eq!(day_and_time(&state, &TimeZone::UTC), "2023-11-14 22:13:20.250");
+        let east = TimeZone::fixed(jiff::tz::offset(2));
+        assert_eq!(clock(&state, &east), "00:13:20");
         let front = read(r#"{"sequence": 1, "unix_ms": 0, "event": "shutting_down"}"#);
         assert_eq!(told(&front), "mlxd: finishes what runs, then ends");
         let newer = read(r#"{"sequence": 1, "unix_ms": 0, "event": "of_tomorrow", "x": [1]}"#);

@@ -22,6 +22,7 @@ mod service;
 mod socket;
 mod status;
 mod tail;
+mod top;
 mod units;
 mod why;
 

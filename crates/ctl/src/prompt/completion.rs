@@ -199,7 +199,7 @@ mod tests {
         assert_eq!(offers("stop a demo"), ["mlxd-demo", "org/Tiny-demo"]);
         assert_eq!(offers("signal us"), ["USR1", "USR2"]);
         assert_eq!(offers("signal HUP cha"), ["chat:*"]);
-        assert_eq!(offers("help to"), ["stop"]);
+        assert_eq!(offers("help to"), ["top", "stop"]);
         assert_eq!(offers("tail --fo"), ["--follow"]);
         assert_eq!(offers("tail -f Big"), ["org/Big"]);
         assert_eq!(offers("service unin"), ["uninstall"]);

@@ -91,7 +91,7 @@ mod tests {
     #[test]
     fn the_overview_has_every_command() {
         let text = overview();
-        for name in ["status", "signal", "why", "exit"] {
+        for name in ["status", "signal", "top", "exit"] {
             assert!(text.lines().any(|line| line.starts_with(name)), "{name}");
         }
         assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");

@@ -1,0 +1,487 @@
+//! Draws the screen.
+
+use super::screen::{Log, Screen};
+use crate::events::{clock, told};
+use crate::output::harmless;
+use crate::units;
+use jiff::tz::TimeZone;
+use mlxd_protocol::admin::{ModelStatus, Status, WorkerState};
+use ratatui::Frame;
+use ratatui::layout::{Constraint, Layout, Rect};
+use ratatui::style::{Color, Modifier, Style, Stylize};
+use ratatui::text::{Line, Span};
+use ratatui::widgets::{Block, Cell, Paragraph, Row, Table, Wrap};
+
+/// From so many columns on there are more of the table's.
+const WIDE: u16 = 110;
+/// Rows for events that the table leaves at the least, with their frame.
+const EVENT_ROWS_MIN: u16 = 6;
+const KEYS: &str = " ↑↓ select   s start   x stop   r restart   t log   q quit";
+const LOG_KEYS: &str = " ↑↓ PgUp PgDn scroll   r read again   q back";
+
+/// Draws everything.
+pub(super) fn draw(frame: &mut Frame, screen: &mut Screen) {
+    let area = frame.area();
+    if let Some(log) = &screen.log {
+        return draw_log(frame, area, log);
+    }
+    let models = u16::try_from(screen.models().len()).unwrap_or(u16::MAX);
+    let rows = Layout::vertical([
+        Constraint::Length(1),
+        Constraint::Length(1),
+        Constraint::Length(1),
+        // The table's head and rows; at least the sentence that there is none.
+        Constraint::Max(models.saturating_add(1).max(3)),
+        Constraint::Length(2),
+        Constraint::Min(EVENT_ROWS_MIN),
+        Constraint::Length(1),
+    ]);
+    let [head, totals, _gap, table, note, events, keys] = rows.areas(area);
+    draw_head(frame, head, screen);
+    if let Some(status) = &screen.status {
+        draw_totals(frame, totals, status, screen.machine_bytes);
+    }
+    draw_models(frame, table, screen);
+    draw_note(frame, note, screen);
+    draw_events(frame, events, screen);
+    draw_last_line(frame, keys, screen);
+}
+
+fn draw_head(frame: &mut Frame, area: Rect, screen: &Screen) {
+    let line = match (&screen.status, &screen.trouble) {
+        (_, Some(trouble)) => Line::from(format!(" {}", harmless(trouble))).red().bold(),
+        (None, None) => Line::from(" asking mlxd…"),
+        (Some(status), None) => Line::from(vec![
+            Span::from(format!(" mlxd {}", status.server.version)).bold(),
+            Span::from(format!(
+                "  pid {}  up {}  {}  {}",
+                status.server.pid,
+                units::duration(status.uptime_s),
+                units::bytes(status.memory_bytes),
+                status.base_url
+            )),
+        ]),
+    };
+    frame.render_widget(line, area);
+}
+
+fn draw_totals(frame: &mut Frame, area: Rect, status: &Status, machine_bytes: u64) {
+    let models = &status.models;
+    let bytes: u64 = models.iter().filter_map(|model| model.memory_bytes).sum();
+    let width = if area.width >= WIDE { 30 } else { 14 };
+    let running: u32 = models.iter().map(|model| model.running).sum();
+    let queued: u32 = models.iter().map(|model| model.queued).sum();
+    let rate: f32 = models.iter().map(|model| model.tokens_per_s).sum();
+    let line = Line::from(vec![
+        Span::from(" models "),
+        bar(bytes, machine_bytes, width),
+        Span::from(format!(
+            " {} of {}   {running} running, {queued} waiting   {} tok/s",
+            units::bytes(bytes),
+            units::bytes(machine_bytes),
+            units::rate(rate)
+        )),
+    ]);
+    frame.render_widget(line, area);
+}
+
+/// As much of `width` as `part` is of `whole`.
+fn bar(part: u64, whole: u64, width: usize) -> Span<'static> {
+    let share = if whole == 0 { 0.0 } else { (part as f64 / whole as f64).clamp(0.0, 1.0) };
+    // What is there at all is seen.
+    let least = usize::from(part > 0);
+    let full = ((share * width as f64).round() as usize).clamp(least, width);
+    let text = "█".repeat(full) + &"░".repeat(width - full);
+    let color = match share {
+        share if share > 0.85 => Color::Red,
+        share if share > 0.6 => Color::Yellow,
+        _ => Color::Green,
+    };
+    Span::styled(text, color)
+}
+
+/// A column: its head, its width, and what a model has in it.
+struct Column {
+    head: &'static str,
+    width: Constraint,
+    cell: fn(&ModelStatus, &Shown) -> Cell<'static>,
+}
+
+/// What cells need to know of the table.
+struct Shown {
+    name_width: usize,
+    bar_width: usize,
+    machine_bytes: u64,
+}
+
+fn columns(is_wide: bool) -> Vec<Column> {
+    let column = |head, width, cell| Column { head, width: Constraint::Length(width), cell };
+    let mut columns = vec![
+        Column { head: "MODEL", width: Constraint::Fill(1), cell: name_cell },
+        column("STATE", 8, state_cell),
+        column("MEMORY", if is_wide { 28 } else { 14 }, memory_cell),
+        column("RUN", 3, |model, _| count(model.running, 3)),
+        column("WAIT", 4, |model, _| count(model.queued, 4)),
+        column("TOK/S", 6, rate_cell),
+        column("REQUESTS", 8, |model, _| right(model.requests_total.to_string(), 8)),
+        column("UPTIME", 8, uptime_cell),
+    ];
+    if is_wide {
+        columns.push(column("PHASE", 8, |model, _| model.phase.clone().unwrap_or_default().into()));
+        columns.push(column("DEATHS", 6, |model, _| right(model.deaths.to_string(), 6)));
+        columns.push(column("PID", 8, |model, _| {
+            right(model.pid.map(|pid| pid.to_string()).unwrap_or_default(), 8)
+        }));
+    }
+    columns
+}
+
+fn name_cell(model: &ModelStatus, shown: &Shown) -> Cell<'static> {
+    shortened(&harmless(&model.name), shown.name_width).into()
+}
+
+/// The end of a name says most.
+fn shortened(name: &str, width: usize) -> String {
+    let length = name.chars().count();
+    if length <= width {
+        return name.to_owned();
+    }
+    let kept = name.chars().skip(length + 1 - width.max(1));
+    std::iter::once('…').chain(kept).collect()
+}
+
+fn state_cell(model: &ModelStatus, _: &Shown) -> Cell<'static> {
+    let color = match model.state {
+        WorkerState::Running => Color::Green,
+        WorkerState::Starting | WorkerState::Stopping => Color::Yellow,
+        WorkerState::Backoff => Color::LightRed,
+        WorkerState::Fatal => Color::Red,
+        WorkerState::Stopped | WorkerState::Exited => Color::DarkGray,
+    };
+    Cell::from(model.state.name()).style(Style::from(color))
+}
+
+/// While loading how far it is, else what it holds of the machine's memory.
+fn memory_cell(model: &ModelStatus, shown: &Shown) -> Cell<'static> {
+    let (bar, text) = match (model.load_progress, model.memory_bytes) {
+        (Some(progress), _) => {
+            let per_mille = (progress.clamp(0.0, 1.0) * 1000.0) as u64;
+            let bar = bar(per_mille, 1000, shown.bar_width).style(Color::Cyan);
+            (bar, format!("{} %", per_mille / 10))
+        }
+        (None, Some(bytes)) => {
+            (bar(bytes, shown.machine_bytes, shown.bar_width), units::bytes(bytes))
+        }
+        (None, None) => return Cell::from(""),
+    };
+    Line::from(vec![bar, Span::from(format!(" {text:>7}"))]).into()
+}
+
+fn rate_cell(model: &ModelStatus, _: &Shown) -> Cell<'static> {
+    let is_there = model.pid.is_some();
+    right(if is_there { units::rate(model.tokens_per_s) } else { String::new() }, 6)
+}
+
+fn uptime_cell(model: &ModelStatus, _: &Shown) -> Cell<'static> {
+    right(model.uptime_s.map(units::duration).unwrap_or_default(), 8)
+}
+
+/// Nothing for 0, so that what is at work stands out.
+fn count(count: u32, width: usize) -> Cell<'static> {
+    right(if count == 0 { String::new() } else { count.to_string() }, width)
+}
+
+fn right(text: String, width: usize) -> Cell<'static> {
+    format!("{text:>width$}").into()
+}
+
+fn draw_models(frame: &mut Frame, area: Rect, screen: &mut Screen) {
+    if screen.status.is_some() && screen.models().is_empty() {
+        let text = "Nothing is loaded. A model loads at its first request, or with\n\
+                    `mlxctl start MODEL`.";
+        let empty = Paragraph::new(text).block(Block::new().padding(padding()));
+        return frame.render_widget(empty, area);
+    }
+    let is_wide = area.width >= WIDE;
+    let columns = columns(is_wide);
+    let others: u16 = columns
+        .iter()
+        .map(|column| match column.width {
+            Constraint::Length(width) => width + 1,
+            _ => 0,
+        })
+        .sum();
+    let shown = Shown {
+        name_width: usize::from(area.width.saturating_sub(others + 1)),
+        bar_width: if is_wide { 20 } else { 6 },
+        machine_bytes: screen.machine_bytes,
+    };
+    let rows: Vec<Row> = screen
+        .models()
+        .iter()
+        .map(|model| Row::new(columns.iter().map(|column| (column.cell)(model, &shown))))
+        .collect();
+    let widths: Vec<Constraint> = columns.iter().map(|column| column.width).collect();
+    let heads = columns.iter().map(|column| match column.width {
+        // Over numbers, which stand at the right.
+        Constraint::Length(width) if !["STATE", "MEMORY", "PHASE"].contains(&column.head) => {
+            right(column.head.to_owned(), width.into())
+        }
+        _ => Cell::from(column.head),
+    });
+    let table = Table::new(rows, widths)
+        .column_spacing(1)
+        .header(Row::new(heads).style(Modifier::BOLD))
+        .row_highlight_style(Modifier::REVERSED)
+        .block(Block::new().padding(padding()));
+    frame.render_stateful_widget(table, area, &mut screen.table);
+}
+
+fn padding() -> ratatui::widgets::Padding {
+    ratatui::widgets::Padding::left(1)
+}
+
+/// More of the selected model: its whole name where it was cut, why it is as it is.
+fn draw_note(frame: &mut Frame, area: Rect, screen: &Screen) {
+    let Some(model) = screen.selected() else {
+        return;
+    };
+    let mut parts = vec![model.name.clone()];
+    parts.extend(model.architecture.clone());
+    parts.extend(model.quantization.clone());
+    parts.extend(model.context_tokens.map(|tokens| format!("{tokens} tokens of context")));
+    parts.extend(model.reason.clone());
+    let text = harmless(&parts.join(" · "));
+    let note = Paragraph::new(text).wrap(Wrap { trim: true }).dim();
+    frame.render_widget(note.block(Block::new().padding(padding())), area);
+}
+
+fn draw_events(frame: &mut Frame, area: Rect, screen: &Screen) {
+    let block = Block::bordered().title(" last events ");
+    let inner = block.inner(area);
+    let zone = TimeZone::system();
+    let left_out = screen.events.len().saturating_sub(usize::from(inner.height));
+    let lines: Vec<Line> = screen.events[left_out..]
+        .iter()
+        .map(|event| {
+            Line::from(vec![
+                Span::from(format!("{} ", clock(event, &zone))).dim(),
+                Span::from(harmless(&told(event))),
+            ])
+        })
+        .collect();
+    frame.render_widget(Paragraph::new(lines).block(block), area);
+}
+
+fn draw_last_line(frame: &mut Frame, area: Rect, screen: &Screen) {
+    let line = match (&screen.question, &screen.message) {
+        (Some((deed, model)), _) => {
+            let running = screen.selected().map_or(0, |model| model.running);
+            let told = match running {
+                0 => String::new(),
+                1 => ", which works on 1 request".to_owned(),
+                many => format!(", which works on {many} requests"),
+            };
+            let model = harmless(model);
+            Line::from(format!(" {} {model}{told}? y / n", deed.name())).yellow().bold()
+        }
+        (None, Some(message)) if area.width > 100 => Line::from(vec![
+            Span::from(KEYS).dim(),
+            Span::from(format!("     {}", harmless(message))).bold(),
+        ]),
+        (None, Some(message)) => Line::from(format!(" {}", harmless(message))).bold(),
+        (None, None) => Line::from(KEYS).dim(),
+    };
+    frame.render_widget(line, area);
+}
+
+fn draw_log(frame: &mut Frame, area: Rect, log: &Log) {
+    let [shown, keys] = Layout::vertical([Constraint::Fill(1), Constraint::Length(1)]).areas(area);
+    let block = Block::bordered().title(format!(" log of {} ", harmless(&log.model)));
+    let height = usize::from(block.inner(shown).height);
+    let lines: Vec<String> = log.text.lines().map(harmless).collect();
+    let end = lines.len() - log.back.min(lines.len().saturating_sub(height));
+    let begin = end.saturating_sub(height);
+    let text: Vec<Line> = match lines.is_empty() {
+        true => vec![Line::from("(nothing yet)").dim()],
+        false => lines[begin..end].iter().map(|line| Line::from(line.as_str())).collect(),
+    };
+    frame.render_widget(Paragraph::new(text).block(block), shown);
+    frame.render_widget(Line::from(LOG_KEYS).dim(), keys);
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+    use crate::top::feed::News;
+    use mlxd_protocol::admin::{Event, Happening};
+    use ratatui::Terminal;
+    use ratatui::backend::TestBackend;
+    use ratatui::crossterm::event::KeyCode;
+    use serde_json::json;
+
+    /// A front's answer with these models.
+    pub(crate) fn look(models: &[(&str, &str)]) -> (Status, Vec<Event>) {
+        let models: Vec<_> = models
+            .iter()
+            .map(|(name, state)| {
+                let mut model = json!({
+                    "name": name, "state": state, "requests_total": 1234, "tokens_total": 1,
+                    "running": 0, "queued": 0, "tokens_per_s": 0.0, "deaths": 0,
+                });
+                if *state == "RUNNING" {
+                    for (key, value) in [
+                        ("pid", json!(4711)),
+                        ("uptime_s", json!(3725)),
+                        ("memory_bytes", json!(8_000_000_000_u64)),
+                        ("running", json!(8)),
+                        ("queued", json!(3)),
+                        ("tokens_per_s", json!(241.6)),
+                        ("phase", json!("decode")),
+                    ] {
+                        model[key] = value;
+                    }
+                }
+                if *state == "STARTING" {
+                    model["load_progress"] = json!(0.42);
+                }
+                if *state == "FATAL" {
+                    model["reason"] = json!("died 6 times within 300 s, the last time: killed");
+                }
+                model
+            })
+            .collect();
+        let status = json!({
+            "server": {"version": "0.1.0", "protocol": 1, "pid": 99}, "uptime_s": 61,
+            "memory_bytes": 14_200_000, "base_url": "http://127.0.0.1:11440/v1", "models": models,
+        });
+        let event = |sequence| Event {
+            sequence,
+            unix_ms: 0,
+            model: Some("m".into()),
+            happening: Happening::WorkerSpawned { pid: sequence as u32 },
+        };
+        (serde_json::from_value(status).unwrap(), (1..=50).map(event).collect())
+    }
+
+    fn drawn(screen: &mut Screen, width: u16, height: u16) -> Vec<String> {
+        let mut terminal = Terminal::new(TestBackend::new(width, height)).unwrap();
+        terminal.draw(|frame| draw(frame, screen)).unwrap();
+        let buffer = terminal.backend().buffer().clone();
+        (0..height)
+            .map(|y| {
+                let row: String = (0..width).map(|x| buffer[(x, y)].symbol()).collect();
+                row.trim_end().to_owned()
+            })
+            .collect()
+    }
+
+    fn screen(models: &[(&str, &str)]) -> Screen {
+        let mut screen = Screen::new(32_000_000_000);
+        screen.hear(News::Look(Ok(look(models))));
+        screen
+    }
+
+    const SOME: [(&str, &str); 4] = [
+        ("mlx-community/Qwen2.5-Coder-32B-Instruct-4bit", "RUNNING"),
+        ("mlxd-demo", "STARTING"),
+        ("old", "STOPPED"),
+        ("sick", "FATAL"),
+    ];
+
+    #[test]
+    fn at_80_by_24_everything_has_its_place() {
+        let lines = drawn(&mut screen(&SOME), 80, 24);
+        assert_eq!(
+            lines[..9],
+            [
+                " mlxd 0.1.0  pid 99  up 0:01:01  14 MB  http://127.0.0.1:11440/v1",
+                " models ████░░░░░░░░░░ 8.0 GB of 32.0 GB   8 running, 3 waiting   242 tok/s",
+                "",
+                " MODEL                 STATE    MEMORY         RUN WAIT  TOK/S REQUESTS   UPTIME",
+                " …er-32B-Instruct-4bit RUNNING  ██░░░░  8.0 GB   8    3    242     1234  1:02:05",
+                " mlxd-demo             STARTING ███░░░    42 %                     1234",
+                " old                   STOPPED                                     1234",
+                " sick                  FATAL                                       1234",
+                " mlx-community/Qwen2.5-Coder-32B-Instruct-4bit",
+            ]
+        );
+        assert!(lines[10].starts_with("┌ last events ─"), "{}", lines[10]);
+        assert!(lines[21].contains("m: worker started, pid 50"), "the newest is the last");
+        assert_eq!(lines[23], KEYS);
+        assert!(lines.iter().all(|line| line.chars().count() <= 80));
+    }
+
+    #[test]
+    fn a_wide_screen_shows_whole_names_and_more_columns() {
+        let lines = drawn(&mut screen(&SOME), 160, 40);
+        let row = &lines[4];
+        for part in [SOME[0].0, "decode", "4711", "█████░░░░░░░░░░░░░░░  8.0 GB"]
+        {
+            assert!(row.contains(part), "{part} is not in {row}");
+        }
+        assert!(lines[3].ends_with("PHASE    DEATHS      PID"), "{}", lines[3]);
+    }
+
+    #[test]
+    fn nothing_loaded_says_what_to_do() {
+        let lines = drawn(&mut screen(&[]), 80, 24);
+        assert!(lines.iter().any(|line| line.starts_with(" Nothing is loaded.")), "{lines:?}");
+        let mut asking = Screen::new(0);
+        assert_eq!(drawn(&mut asking, 80, 24)[0], " asking mlxd…");
+    }
+
+    #[test]
+    fn a_front_that_is_gone_is_told_above_the_last_picture() {
+        let mut screen = screen(&SOME);
+        screen.hear(News::Look(Err("mlxd is not running".into())));
+        let lines = drawn(&mut screen, 80, 24);
+        assert_eq!(lines[0], " mlxd is not running");
+        assert!(lines[4].contains("RUNNING"));
+    }
+
+    #[test]
+    fn questions_reasons_and_messages_are_shown() {
+        let mut screen = screen(&SOME);
+        screen.press(KeyCode::Char('x').into());
+        let lines = drawn(&mut screen, 80, 24);
+        assert!(lines[23].starts_with(" stop mlx-community/"), "{}", lines[23]);
+        assert!(lines[23].contains("which works on 8 requests"), "{}", lines[23]);
+        screen.press(KeyCode::Char('n').into());
+        screen.press(KeyCode::End.into());
+        let lines = drawn(&mut screen, 80, 24);
+        assert_eq!(lines[8], " sick · died 6 times within 300 s, the last time: killed");
+        screen.message = Some("sick: started".into());
+        assert_eq!(drawn(&mut screen, 80, 24)[23], " sick: started");
+    }
+
+    #[test]
+    fn many_models_scroll_and_leave_room_for_events() {
+        let names: Vec<String> = (0..60).map(|n| format!("model-{n:02}")).collect();
+        let models: Vec<(&str, &str)> = names.iter().map(|n| (n.as_str(), "STOPPED")).collect();
+        let mut screen = screen(&models);
+        screen.press(KeyCode::End.into());
+        let lines = drawn(&mut screen, 80, 24);
+        assert!(lines.iter().any(|line| line.contains("model-59")), "{lines:?}");
+        assert!(lines.iter().any(|line| line.contains("last events")), "{lines:?}");
+    }
+
+    #[test]
+    fn a_log_fills_the_screen_and_no_size_is_too_small() {
+        let mut screen = screen(&SOME);
+        screen.press(KeyCode::Char('t').into());
+        let text: Vec<String> = (1..=100).map(|n| format!("line {n}\u{1b}[2J")).collect();
+        screen.hear(News::Log { model: SOME[0].0.into(), text: Ok(text.join("\n")) });
+        let lines = drawn(&mut screen, 80, 24);
+        assert!(lines[21].contains("line 100\u{FFFD}[2J"), "{}", lines[21]);
+        screen.press(KeyCode::PageUp.into());
+        assert!(drawn(&mut screen, 80, 24)[21].contains("line 90"));
+        for (width, height) in [(1, 1), (5, 2), (20, 5), (80, 3), (300, 100)] {
+            drawn(&mut screen, width, height);
+        }
+        screen.press(KeyCode::Esc.into());
+        for (width, height) in [(1, 1), (5, 2), (20, 5), (80, 3), (300, 100)] {
+            drawn(&mut screen, width, height);
+        }
+    }
+}
