@@ -44,6 +44,14 @@ pub fn repository() -> PathBuf {
     tests.parent().expect("tests is in the checkout").to_owned()
 }
 
+/// The Python that `scripts/setup` made, with what the tests need installed.
+pub fn python() -> PathBuf {
+    match std::env::var_os("MLXD_TEST_PYTHON") {
+        Some(python) => python.into(),
+        None => repository().join(".venv/bin/python"),
+    }
+}
+
 /// The configuration that everything here starts from: the scripted worker, a free port.
 pub fn config() -> FrontConfig {
     build_programs();

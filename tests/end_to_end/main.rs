@@ -2,6 +2,7 @@
 
 mod curl;
 mod demo_answers;
+mod deterministic;
 mod disconnect;
 mod fixture;
 mod http_errors;

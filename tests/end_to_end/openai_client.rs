@@ -1,17 +1,8 @@
 //! OpenAI's own Python client, against the scripted and against the real worker.
 
-use crate::fixture::{DEMO, MODEL, Scripted, config, repository};
+use crate::fixture::{DEMO, MODEL, Scripted, config, python, repository};
 use mlxd_testkit::{FrontProcess, How, Script, When};
-use std::path::PathBuf;
 use std::process::Command;
-
-/// The Python that `scripts/setup` made, with the client installed.
-fn python() -> PathBuf {
-    match std::env::var_os("MLXD_TEST_PYTHON") {
-        Some(python) => python.into(),
-        None => repository().join(".venv/bin/python"),
-    }
-}
 
 fn run(front: &FrontProcess, checks: &str, model: &str) {
     let python = python();

@@ -42,6 +42,9 @@ section! {
         device: Device = Device::Auto, OneOf;
         /// Bytes of freed buffers that MLX keeps for reuse. Left out: MLX's own rule.
         cache_bytes_max: Option<u64> = None, Optional(0..=1 << 50);
+        /// An answer that another worker goes on with is, token by token, the one that would have
+        /// been given anyway.
+        deterministic: bool = false, Truth;
     }
 }
 
@@ -68,6 +71,8 @@ section! {
         device: Option<Device> = None, Optional(OneOf);
         /// See `[models]`.
         cache_bytes_max: Option<u64> = None, Optional(0..=1 << 50);
+        /// See `[models]`.
+        deterministic: Option<bool> = None, Optional(Truth);
     }
 }
 
@@ -109,6 +114,8 @@ pub struct ModelSettings {
     pub device: Device,
     /// Bytes MLX may keep in its buffer cache; `None` leaves MLX's rule.
     pub cache_bytes_max: Option<u64>,
+    /// Whether going on after a death gives the very same tokens.
+    pub deterministic: bool,
 }
 
 impl ModelsConfig {
@@ -124,6 +131,7 @@ impl ModelsConfig {
             queued_max: own.queued_max.unwrap_or(all.queued_max),
             device: own.device.unwrap_or(all.device),
             cache_bytes_max: own.cache_bytes_max.or(all.cache_bytes_max),
+            deterministic: own.deterministic.unwrap_or(all.deterministic),
         }
     }
 

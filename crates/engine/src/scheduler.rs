@@ -37,6 +37,9 @@ pub struct Limits {
     pub running_max: usize,
     /// Sequences waiting at the most.
     pub queued_max: usize,
+    /// Prompts are cut into the same pieces whatever else runs: each piece is a whole chunk. The
+    /// last one begun may then go over the chunk's budget.
+    pub whole_chunks: bool,
 }
 
 impl From<&LoadSpec> for Limits {
@@ -45,6 +48,7 @@ impl From<&LoadSpec> for Limits {
             prefill_chunk_tokens: spec.prefill_chunk_tokens.max(1) as usize,
             running_max: spec.running_max.max(1) as usize,
             queued_max: spec.queued_max as usize,
+            whole_chunks: spec.deterministic,
         }
     }
 }
@@ -267,7 +271,9 @@ impl<E: Engine> Scheduler<E> {
             let Some(row) = unfinished.min_by_key(|row| (row.priority, row.seq)) else {
                 break;
             };
-            let left = self.engine.prefill(row.seq, budget)?;
+            let tokens_max =
+                if self.limits.whole_chunks { self.limits.prefill_chunk_tokens } else { budget };
+            let left = self.engine.prefill(row.seq, tokens_max)?;
             let ran = row.chunk_ran(now, left);
             self.prefilled_tokens += ran as u64;
             budget = budget.saturating_sub(ran.max(PREFILL_CALL_TOKENS));

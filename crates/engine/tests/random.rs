@@ -65,11 +65,12 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 fn limits() -> impl Strategy<Value = Limits> {
-    (1usize..40, 1usize..6, 0usize..8).prop_map(
-        |(prefill_chunk_tokens, running_max, queued_max)| Limits {
+    (1usize..40, 1usize..6, 0usize..8, any::<bool>()).prop_map(
+        |(prefill_chunk_tokens, running_max, queued_max, whole_chunks)| Limits {
             prefill_chunk_tokens,
             running_max,
             queued_max,
+            whole_chunks,
         },
     )
 }

@@ -11,7 +11,8 @@ use mlxd_protocol::{
 use mlxd_testkit::{How, Script, When};
 use std::time::{Duration, Instant};
 
-const LIMITS: Limits = Limits { prefill_chunk_tokens: 64, running_max: 4, queued_max: 4 };
+const LIMITS: Limits =
+    Limits { prefill_chunk_tokens: 64, running_max: 4, queued_max: 4, whole_chunks: false };
 
 struct Bench {
     scheduler: Scheduler<Watched>,
@@ -212,6 +213,37 @@ fn a_free_row_goes_to_the_most_urgent_then_to_the_longest_waiting() {
     let said = bench.finish();
     let order: Vec<_> = records(&said).iter().map(|record| record.request).collect();
     assert_eq!(order, [1, 1, 1, 2, 5, 4, 7, 3, 6]);
+}
+
+/// The pieces in which a prompt of 100 tokens is run, with and without another prompt before it.
+fn pieces(limits: Limits, others: bool) -> Vec<usize> {
+    let mut bench = Bench::new(Script::default(), limits);
+    if others {
+        bench.submit(submit(1, vec![1; 21], 3));
+    }
+    bench.submit(submit(2, vec![1; 100], 3));
+    bench.finish();
+    let seq = SeqId(if others { 2 } else { 1 });
+    let mut left = 99;
+    let mut pieces = Vec::new();
+    for call in bench.calls() {
+        if let Call::Prefill(row, tokens_max) = call
+            && *row == seq
+        {
+            pieces.push(left.min(*tokens_max));
+            left -= left.min(*tokens_max);
+        }
+    }
+    pieces
+}
+
+#[test]
+fn a_prompt_is_cut_into_the_same_pieces_beside_others_where_that_is_asked_for() {
+    let fixed = Limits { whole_chunks: true, ..LIMITS };
+    assert_eq!(pieces(fixed, false), [64, 35]);
+    assert_eq!(pieces(fixed, true), [64, 35]);
+    assert_eq!(pieces(LIMITS, false), [64, 35]);
+    assert_eq!(pieces(LIMITS, true), [32, 64, 3], "else what is left of a chunk is used");
 }
 
 #[test]

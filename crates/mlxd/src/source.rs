@@ -100,6 +100,7 @@ impl Models {
                 running_max: settings.running_max,
                 queued_max: settings.queued_max,
                 cache_bytes_max: settings.cache_bytes_max,
+                deterministic: settings.deterministic,
             },
             limits: LifeLimits {
                 start_timeout: ms(workers.start_timeout_ms),

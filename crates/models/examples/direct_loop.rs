@@ -86,6 +86,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         running_max: 1,
         queued_max: 1,
         cache_bytes_max: None,
+        deterministic: false,
     };
     let mut engine = load_with_layout(&spec, arguments.layout, &mut |_, _| {})?;
     let vocab = u64::from(engine.info().vocab_size);

@@ -18,11 +18,17 @@ use crate::sample::{Drawn, Sampler, Token};
 /// Alternatives a sequence may ask for.
 const TOP_LOGPROBS_MAX: u8 = 20;
 
+/// Tokens of an earlier worker's answer decoded again in one call of
+/// [`prefill`](Engine::prefill), so that the other rows' steps do not wait for all of them.
+const DECODED_AGAIN_MAX: usize = 4;
+
 /// A loaded model and its sequences. Bound to the thread that loaded it: MLX's lazy arrays are.
 pub struct MlxEngine {
     model: Box<dyn Model>,
     info: ModelInfo,
     depth: usize,
+    /// See [`LoadSpec::deterministic`](mlxd_protocol::LoadSpec::deterministic).
+    deterministic: bool,
     sequences: HashMap<SeqId, Sequence>,
     flights: VecDeque<Vec<(SeqId, Drawn)>>,
     /// mlx-rs calls arrays `Send`; they are not, and this says so.
@@ -31,6 +37,7 @@ pub struct MlxEngine {
 
 struct Sequence {
     tokens: Vec<TokenId>,
+    prompt_len: usize,
     state: State,
     sampler: Sampler,
     /// The next step's input once it comes from a draw.
@@ -42,15 +49,35 @@ impl Sequence {
     fn unfilled(&self) -> usize {
         (self.tokens.len() - 1).saturating_sub(self.state.position as usize)
     }
+
+    /// The part of those that belongs to the prompt, less its last token: that one is decoded.
+    fn unfilled_prompt(&self) -> usize {
+        (self.prompt_len - 1).saturating_sub(self.state.position as usize)
+    }
+
+    /// Runs the next `count` known tokens in one piece.
+    fn fill(&mut self, model: &dyn Model, count: usize) -> mlx_rs::error::Result<()> {
+        let from = self.state.position as usize;
+        let ids = Array::from_slice(&self.tokens[from..from + count], &[1, count as i32]);
+        // Only the KV arrays are evaluated, so the last layer's output is never computed.
+        model.forward(&ids, &mut self.state)?;
+        eval(self.state.arrays())
+    }
 }
 
 impl MlxEngine {
     /// Wraps a loaded model. `depth` is 2 where the device works meanwhile.
-    pub(crate) fn new(model: Box<dyn Model>, info: ModelInfo, depth: usize) -> Self {
+    pub(crate) fn new(
+        model: Box<dyn Model>,
+        info: ModelInfo,
+        depth: usize,
+        deterministic: bool,
+    ) -> Self {
         Self {
             model,
             info,
             depth,
+            deterministic,
             sequences: HashMap::new(),
             flights: VecDeque::new(),
             _thread: std::marker::PhantomData,
@@ -132,6 +159,7 @@ impl Engine for MlxEngine {
         let sequence = Sequence {
             state: self.model.state(spec.capacity as i32),
             tokens: spec.tokens,
+            prompt_len: spec.prompt_len,
             sampler,
             drawn: None,
         };
@@ -142,13 +170,19 @@ impl Engine for MlxEngine {
     fn prefill(&mut self, seq: SeqId, tokens_max: usize) -> Result<usize, EngineFault> {
         let fault = in_engine("prefill");
         let sequence = self.sequences.get_mut(&seq).ok_or_else(|| unknown("prefill", seq))?;
-        let count = sequence.unfilled().min(tokens_max);
+        let model = self.model.as_ref();
+        let prompt = sequence.unfilled_prompt();
+        if self.deterministic && prompt == 0 {
+            // What an earlier worker generated: computed as it was there.
+            for _ in 0..sequence.unfilled().min(tokens_max).min(DECODED_AGAIN_MAX) {
+                sequence.fill(model, 1).map_err(&fault)?;
+            }
+            return Ok(sequence.unfilled());
+        }
+        let known = if self.deterministic { prompt } else { sequence.unfilled() };
+        let count = known.min(tokens_max);
         if count > 0 {
-            let from = sequence.state.position as usize;
-            let ids = Array::from_slice(&sequence.tokens[from..from + count], &[1, count as i32]);
-            // Only the KV arrays are evaluated, so the last layer's output is never computed.
-            self.model.forward(&ids, &mut sequence.state).map_err(&fault)?;
-            eval(sequence.state.arrays()).map_err(&fault)?;
+            sequence.fill(model, count).map_err(&fault)?;
         }
         Ok(sequence.unfilled())
     }

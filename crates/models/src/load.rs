@@ -101,7 +101,7 @@ pub fn load_with_layout(
     };
     // On the CPU evaluation blocks, and a step built on an unread one would copy the KV.
     let depth = if backend.is_gpu() { 2 } else { 1 };
-    let mut engine = MlxEngine::new(Box::new(model), info, depth);
+    let mut engine = MlxEngine::new(Box::new(model), info, depth, spec.deterministic);
     warm_up(&mut engine).map_err(|reason| LoadFault {
         kind: LoadFaultKind::Engine,
         message: format!("the model is loaded but does not run: {reason}"),

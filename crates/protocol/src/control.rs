@@ -81,6 +81,18 @@ pub struct LoadSpec {
     pub queued_max: u32,
     /// Bytes MLX may keep in its buffer cache; `None` leaves MLX's default.
     pub cache_bytes_max: Option<u64>,
+    /// A sequence that an earlier incarnation began goes on with the very tokens that it would
+    /// have had there.
+    ///
+    /// What that fixes: a prompt is cut into the same pieces whatever else runs, and the generated
+    /// part is decoded again, one token a forward as it was the first time, not prefilled in one
+    /// piece, whose products round differently. The width of the batch needs no fixing today:
+    /// every row is a graph of its own with batch 1, so what runs beside it makes no difference.
+    /// It will once rows share a forward, and so will a cache of prefixes that were cut otherwise.
+    ///
+    /// What it costs: a replay's generated part takes one decode step a token, and up to two
+    /// pieces of prompts may run between two decode steps. An undisturbed sequence costs the same.
+    pub deterministic: bool,
 }
 
 /// What a loaded model is.

@@ -140,6 +140,7 @@ impl FrontHalf {
             running_max: 64,
             queued_max: 64,
             cache_bytes_max: None,
+            deterministic: false,
         }
     }
 

@@ -70,6 +70,7 @@ pub fn load_spec(folder: &Path) -> LoadSpec {
         running_max: 4,
         queued_max: 16,
         cache_bytes_max: None,
+        deterministic: false,
     }
 }
 
