@@ -5,7 +5,6 @@ mod common;
 use common::service;
 use mlxd_service::{Scope, launchd, systemd};
 use plist::{Dictionary, Value};
-use std::process::Command;
 
 /// Apple's types, from `launchd.plist(5)`, of every key that is written, by its path.
 const APPLE: [(&str, &str); 28] = [
@@ -149,7 +148,7 @@ fn systemd_finds_no_fault() {
         let socket = folder.path().join("mlxd.socket");
         std::fs::write(&socket, systemd::socket_unit(&service).unwrap()).unwrap();
         let run = |unit: &std::path::Path, socket: &std::path::Path| {
-            Command::new("systemd-analyze")
+            std::process::Command::new("systemd-analyze")
                 .args(["verify", "--man=no", flag])
                 .args([unit, socket])
                 .env("XDG_RUNTIME_DIR", folder.path())

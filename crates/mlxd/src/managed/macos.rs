@@ -43,7 +43,8 @@ pub(super) fn sockets(by_launchd: bool) -> io::Result<Vec<OwnedFd>> {
     // launchd gives out once; each is taken over once, and the list itself freed once.
     let sockets = unsafe {
         let list = std::slice::from_raw_parts(descriptors, count);
-        let sockets = list.iter().map(|descriptor| OwnedFd::from_raw_fd(*descriptor)).collect();
+        let sockets: Vec<OwnedFd> =
+            list.iter().map(|descriptor| OwnedFd::from_raw_fd(*descriptor)).collect();
         free(descriptors.cast());
         sockets
     };
