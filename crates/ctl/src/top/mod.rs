@@ -67,10 +67,7 @@ async fn show(
     loop {
         terminal.draw(|frame| view::draw(frame, &mut screen))?;
         let wish = tokio::select! {
-            Some(news) = feed.next() => {
-                screen.hear(news);
-                None
-            }
+            Some(news) = feed.next() => screen.hear(news),
             event = keys.pressed.recv() => match event {
                 // A resize needs only the next drawing.
                 Some(TerminalEvent::Key(key)) if key.is_press() => screen.press(key),

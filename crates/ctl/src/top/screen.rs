@@ -22,7 +22,7 @@ pub(super) enum Wish {
 pub(super) struct Log {
     pub(super) model: String,
     pub(super) text: String,
-    /// Lines above the end that are looked at.
+    /// Rows above the end that are looked at.
     pub(super) back: usize,
 }
 
@@ -70,8 +70,15 @@ impl Screen {
         self.table.selected().and_then(|index| self.models().get(index))
     }
 
-    /// Takes in what came from the front.
-    pub(super) fn hear(&mut self, news: News) {
+    /// Takes in what came from the front. A log that is open is read again with every look.
+    pub(super) fn hear(&mut self, news: News) -> Option<Wish> {
+        let is_look = matches!(news, News::Look(Ok(_)));
+        self.take(news);
+        let log = self.log.as_ref().filter(|_| is_look)?;
+        Some(Wish::ReadLog(log.model.clone()))
+    }
+
+    fn take(&mut self, news: News) {
         match news {
             News::Look(Ok((status, events))) => {
                 self.status = Some(status);
@@ -99,6 +106,8 @@ impl Screen {
 
     /// What a key means.
     pub(super) fn press(&mut self, key: KeyEvent) -> Option<Wish> {
+        // It has been seen.
+        self.message = None;
         if key.modifiers.contains(KeyModifiers::CONTROL) {
             return (key.code == KeyCode::Char('c')).then_some(Wish::Leave);
         }
@@ -134,15 +143,15 @@ impl Screen {
 
     fn press_in_log(&mut self, code: KeyCode) -> Option<Wish> {
         let log = self.log.as_mut()?;
-        let lines = log.text.lines().count();
+        // A line may take several rows; drawing knows how far back there is anything.
+        let most = log.text.len();
         match code {
             KeyCode::Char('q' | 't') | KeyCode::Esc => self.log = None,
-            KeyCode::Up | KeyCode::Char('k') => log.back = (log.back + 1).min(lines),
+            KeyCode::Up | KeyCode::Char('k') => log.back = (log.back + 1).min(most),
             KeyCode::Down | KeyCode::Char('j') => log.back = log.back.saturating_sub(1),
-            KeyCode::PageUp => log.back = (log.back + 10).min(lines),
+            KeyCode::PageUp => log.back = (log.back + 10).min(most),
             KeyCode::PageDown => log.back = log.back.saturating_sub(10),
             KeyCode::End => log.back = 0,
-            KeyCode::Char('r') => return Some(Wish::ReadLog(log.model.clone())),
             _ => {}
         }
         None
@@ -234,11 +243,14 @@ mod tests {
         let text = |text: &str| Ok(text.to_owned());
         screen.hear(News::Log { model: "other".into(), text: text("not this") });
         screen.hear(News::Log { model: "a".into(), text: text("1\n2\n3") });
+        let again = screen.hear(News::Look(Ok(look(&[("a", "RUNNING")]))));
+        assert_eq!(again, Some(Wish::ReadLog("a".into())), "it is followed");
         press(&mut screen, KeyCode::PageUp);
         let log = screen.log.as_ref().unwrap();
-        assert_eq!((log.text.as_str(), log.back), ("1\n2\n3", 3));
+        assert_eq!((log.text.as_str(), log.back), ("1\n2\n3", 5));
         assert_eq!(press(&mut screen, KeyCode::Char('q')), None, "leaves the log alone");
         assert!(screen.log.is_none());
+        assert_eq!(screen.hear(News::Look(Ok(look(&[])))), None);
         assert_eq!(press(&mut screen, KeyCode::Char('q')), Some(Wish::Leave));
         let ctrl_c = KeyEvent::new(KeyCode::Char('c'), KeyModifiers::CONTROL);
         assert_eq!(screen.press(ctrl_c), Some(Wish::Leave));

@@ -17,12 +17,12 @@ const WIDE: u16 = 110;
 /// Rows for events that the table leaves at the least, with their frame.
 const EVENT_ROWS_MIN: u16 = 6;
 const KEYS: &str = " ↑↓ select   s start   x stop   r restart   t log   q quit";
-const LOG_KEYS: &str = " ↑↓ PgUp PgDn scroll   r read again   q back";
+const LOG_KEYS: &str = " ↑↓ PgUp PgDn scroll   End follow   q back";
 
 /// Draws everything.
 pub(super) fn draw(frame: &mut Frame, screen: &mut Screen) {
     let area = frame.area();
-    if let Some(log) = &screen.log {
+    if let Some(log) = &mut screen.log {
         return draw_log(frame, area, log);
     }
     let models = u16::try_from(screen.models().len()).unwrap_or(u16::MAX);
@@ -295,19 +295,36 @@ fn draw_last_line(frame: &mut Frame, area: Rect, screen: &Screen) {
     frame.render_widget(line, area);
 }
 
-fn draw_log(frame: &mut Frame, area: Rect, log: &Log) {
+/// Draws the log's end, and corrects how far back it is looked at.
+fn draw_log(frame: &mut Frame, area: Rect, log: &mut Log) {
     let [shown, keys] = Layout::vertical([Constraint::Fill(1), Constraint::Length(1)]).areas(area);
     let block = Block::bordered().title(format!(" log of {} ", harmless(&log.model)));
-    let height = usize::from(block.inner(shown).height);
-    let lines: Vec<String> = log.text.lines().map(harmless).collect();
-    let end = lines.len() - log.back.min(lines.len().saturating_sub(height));
-    let begin = end.saturating_sub(height);
-    let text: Vec<Line> = match lines.is_empty() {
+    let inner = block.inner(shown);
+    let (width, height) = (usize::from(inner.width.max(1)), usize::from(inner.height));
+    let rows: Vec<String> = log
+        .text
+        .lines()
+        .flat_map(|line| cut(&harmless(line).replace('\t', "    "), width))
+        .collect();
+    log.back = log.back.min(rows.len().saturating_sub(height));
+    let end = rows.len() - log.back;
+    let text: Vec<Line> = match rows.is_empty() {
         true => vec![Line::from("(nothing yet)").dim()],
-        false => lines[begin..end].iter().map(|line| Line::from(line.as_str())).collect(),
+        false => {
+            rows[end.saturating_sub(height)..end].iter().map(|r| Line::from(r.as_str())).collect()
+        }
     };
     frame.render_widget(Paragraph::new(text).block(block), shown);
     frame.render_widget(Line::from(LOG_KEYS).dim(), keys);
+}
+
+/// A line in rows of at most `width` characters, one at the least.
+fn cut(line: &str, width: usize) -> Vec<String> {
+    let characters: Vec<char> = line.chars().collect();
+    match characters.is_empty() {
+        true => vec![String::new()],
+        false => characters.chunks(width).map(|row| row.iter().collect()).collect(),
+    }
 }
 
 #[cfg(test)]
@@ -470,12 +487,20 @@ pub(super) mod tests {
     fn a_log_fills_the_screen_and_no_size_is_too_small() {
         let mut screen = screen(&SOME);
         screen.press(KeyCode::Char('t').into());
-        let text: Vec<String> = (1..=100).map(|n| format!("line {n}\u{1b}[2J")).collect();
+        let mut text: Vec<String> = (1..=99).map(|n| format!("line {n}")).collect();
+        text.push(format!("line 100\u{1b}[2J{}end", " ".repeat(80)));
         screen.hear(News::Log { model: SOME[0].0.into(), text: Ok(text.join("\n")) });
         let lines = drawn(&mut screen, 80, 24);
-        assert!(lines[21].contains("line 100\u{FFFD}[2J"), "{}", lines[21]);
+        assert!(lines[20].contains("line 100\u{FFFD}[2J"), "{}", lines[20]);
+        assert!(lines[21].contains("end"), "a long line goes on below: {}", lines[21]);
         screen.press(KeyCode::PageUp.into());
-        assert!(drawn(&mut screen, 80, 24)[21].contains("line 90"));
+        assert!(drawn(&mut screen, 80, 24)[21].contains("line 91"));
+        for _ in 0..100 {
+            screen.press(KeyCode::PageUp.into());
+        }
+        assert!(drawn(&mut screen, 80, 24)[1].contains("line 1"), "never above the beginning");
+        screen.press(KeyCode::Down.into());
+        assert!(drawn(&mut screen, 80, 24)[1].contains("line 2"), "and back at once");
         for (width, height) in [(1, 1), (5, 2), (20, 5), (80, 3), (300, 100)] {
             drawn(&mut screen, width, height);
         }
