@@ -192,7 +192,9 @@ impl From<Refusal> for ApiError {
             RefusalCode::Invalid => {
                 Self::Invalid { param: None, code: Some("invalid_value"), message }
             }
-            RefusalCode::Busy | RefusalCode::Draining => Self::Overloaded { message, retry_after_s: 1 },
+            RefusalCode::Busy | RefusalCode::Draining => {
+                Self::Overloaded { message, retry_after_s: 1 }
+            }
         }
     }
 }
