@@ -34,6 +34,7 @@ fn a_killed_worker_comes_back_and_everything_tells_of_it() {
     });
 
     let events = ctl(&["events", "--json", "-n", "100"]).1;
+    assert!(events.lines().next().unwrap().contains("\"event\":\"serving\""), "{events}");
     let states: Vec<String> = events
         .lines()
         .map(|line| serde_json::from_str::<Value>(line).unwrap())
@@ -67,6 +68,7 @@ fn a_new_configuration_is_shown_then_put_to_work() {
     let done = ctl(&["update"]);
     assert!(done.1.contains("org/new: added"), "{}", done.1);
     assert_eq!(status_of(&scripted.front, "org/new")["state"], "STOPPED");
+    assert!(ctl(&["events"]).1.contains("a new configuration is at work, for org/new"));
     std::fs::write(&file, "[http]\nprot = 1\n").unwrap();
     let wrong = ctl(&["update"]);
     assert_eq!(wrong.0, 1);

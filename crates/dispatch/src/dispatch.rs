@@ -208,6 +208,7 @@ impl Dispatch {
             metrics: self.0.metrics.clone(),
             limits: self.0.limits.clone(),
             crashes: self.0.crashes.clone(),
+            events: self.0.events.clone(),
         };
         tokio::spawn(pump.run());
         Arc::new(Slot {

@@ -8,13 +8,13 @@ use crate::crash::{self, CrashFolder};
 use crate::journal::{End, Failure, Journal};
 use crate::metrics::{Metrics, ModelStats};
 use crate::models::DispatchLimits;
-use mlxd_protocol::admin::{CrashReport, DeathCause, Deed};
+use mlxd_protocol::admin::{CrashReport, DeathCause, Deed, Happening};
 use mlxd_protocol::{
     Command, Incarnation, ModelId, Phase, RefusalCode, Report, RequestId, Submit, TokenFlags,
     TokenRecord, kind,
 };
 use mlxd_ring::{PendingSend, Reader, RingError, SendError, Writer};
-use mlxd_supervisor::{Down, Notice, Worker};
+use mlxd_supervisor::{Down, EventLog, Notice, Worker};
 use std::collections::{HashMap, VecDeque};
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -142,6 +142,7 @@ pub(crate) struct Pump {
     pub metrics: Arc<Metrics>,
     pub limits: DispatchLimits,
     pub crashes: CrashFolder,
+    pub events: EventLog,
 }
 
 struct State {
@@ -441,6 +442,10 @@ impl State {
         lost
     }
 
+    fn happened(&self, happening: Happening) {
+        self.pump.events.push(Some(self.pump.model.as_str()), happening);
+    }
+
     /// Puts what the dead worker had before what waits, in order of arrival. A sequence that was
     /// there at too many deaths may be their cause: it ends, so that the others can go on.
     fn replay_after_death(&mut self, lost: &[Arc<Journal>], how: &str, mut report: CrashReport) {
@@ -456,12 +461,14 @@ impl State {
                 replayed += 1;
                 continue;
             }
-            deeds.push(Deed::Quarantine { request: journal.job.trace.to_string() });
+            let request = journal.job.trace.to_string();
+            deeds.push(Deed::Quarantine { request: request.clone() });
             let message = format!(
                 "the worker of {0} died {deaths} times in a row while it had this request, the last time: {how}; \
                  the request is not tried again, since it may be the cause. Change it, or see `mlxctl why {0}`",
                 self.pump.model
             );
+            self.happened(Happening::Quarantined { request, reason: message.clone() });
             self.end(
                 journal.request.0,
                 End::Failed(Failure { code: "quarantined", message, retry: false }),
@@ -469,6 +476,7 @@ impl State {
         }
         if replayed > 0 {
             deeds.push(Deed::Replay { requests: replayed });
+            self.happened(Happening::Replayed { requests: replayed });
         }
         shapes.extend(waited.iter().map(|journal| crash::shape(journal, false, 0, prompts)));
         crash::complete(&mut report, shapes, deeds);

@@ -5,7 +5,7 @@ use crate::source::{LiveModels, Models};
 use mlxd_config::{Config, Environment, Folders, LoadedConfig, Override};
 use mlxd_dispatch::Dispatch;
 use mlxd_http::{AdminAnswer, FrontAdmin};
-use mlxd_protocol::admin::{AdminErrorBody, ModelChangeKind, Reread, Why};
+use mlxd_protocol::admin::{AdminErrorBody, Happening, ModelChangeKind, Reread, Why};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
@@ -95,6 +95,8 @@ impl Administration {
         }
         *inner.config.lock().unwrap_or_else(|poisoned| poisoned.into_inner()) = loaded.config;
         reread.applied = true;
+        let models = reread.models.iter().map(|change| change.model.clone()).collect();
+        inner.dispatch.events().push(None, Happening::Reloaded { models });
         tracing::info!(
             models = reread.models.len(),
             settings = reread.settings.len(),

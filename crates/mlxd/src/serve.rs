@@ -11,6 +11,7 @@ use anyhow::Context;
 use mlxd_config::{Config, Environment, Folders, LoadedConfig, LogConfig};
 use mlxd_dispatch::{CrashFolder, Dispatch, DispatchLimits, Failure};
 use mlxd_http::{HttpLimits, RequestLimits, Running};
+use mlxd_protocol::admin::Happening;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -110,6 +111,8 @@ async fn serve(
     tracing::info!(base_url = %instance.base_url, config = ?loaded.file, "serving");
     managed::start_watchdog();
     managed::ready(&instance.base_url);
+    let base_url = instance.base_url.clone();
+    dispatch.events().push(None, Happening::Serving { base_url });
     preload(config, &dispatch);
     let asked = purpose_task(purpose, instance.base_url.clone(), shutdown.clone());
 
@@ -135,6 +138,7 @@ async fn serve(
         }
     }
     managed::stopping();
+    dispatch.events().push(None, Happening::ShuttingDown);
     shutdown.cancel();
     tokio::select! {
         () = drain(config, &dispatch, server) => {}
