@@ -4,7 +4,7 @@
 #[path = "../tests/common/mod.rs"]
 mod common;
 
-use mlxd_service::{Scope, launchd, systemd};
+use mlxd_service::{Manager, Scope, launchd, systemd};
 use std::path::Path;
 
 fn main() -> std::io::Result<()> {
@@ -14,10 +14,11 @@ fn main() -> std::io::Result<()> {
         (Scope::System, "LaunchDaemons", "systemd/system"),
     ];
     for (scope, property_lists, units) in places {
-        let service = common::example(scope);
+        let service = common::example(Manager::Systemd, scope);
         let socket = systemd::socket_unit(&service).unwrap_or_default();
+        let property_list = launchd::xml(&common::example(Manager::Launchd, scope));
         let files = [
-            (top.join(property_lists).join("local.mlxd.plist"), launchd::xml(&service)),
+            (top.join(property_lists).join("local.mlxd.plist"), property_list),
             (top.join(units).join(systemd::UNIT), systemd::service_unit(&service)),
             (top.join(units).join(systemd::SOCKET_UNIT), socket),
         ];

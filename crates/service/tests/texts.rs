@@ -3,7 +3,7 @@
 mod common;
 
 use common::service;
-use mlxd_service::{Scope, launchd, systemd};
+use mlxd_service::{Manager, Scope, launchd, systemd};
 use plist::{Dictionary, Value};
 
 /// Apple's types, from `launchd.plist(5)`, of every key that is written, by its path.
@@ -116,19 +116,19 @@ fn without_an_address_nobody_listens_for_mlxd() {
 
 #[test]
 fn the_committed_examples_are_what_is_generated() {
-    let shown = common::example;
-    let agent = launchd::xml(&shown(Scope::User));
-    let daemon = launchd::xml(&shown(Scope::System));
+    use common::example;
+    let agent = launchd::xml(&example(Manager::Launchd, Scope::User));
+    let daemon = launchd::xml(&example(Manager::Launchd, Scope::System));
     assert_eq!(include_str!("../../../launchd/LaunchAgents/local.mlxd.plist"), agent);
     assert_eq!(include_str!("../../../launchd/LaunchDaemons/local.mlxd.plist"), daemon);
-    let unit = |scope| systemd::service_unit(&shown(scope));
+    let unit = |scope| systemd::service_unit(&example(Manager::Systemd, scope));
     assert_eq!(include_str!("../../../launchd/systemd/user/mlxd.service"), unit(Scope::User));
     assert_eq!(include_str!("../../../launchd/systemd/system/mlxd.service"), unit(Scope::System));
-    let socket = systemd::socket_unit(&shown(Scope::User));
+    let socket = systemd::socket_unit(&example(Manager::Systemd, Scope::User));
     assert_eq!(Some(include_str!("../../../launchd/systemd/user/mlxd.socket")), socket.as_deref());
     assert_eq!(
         Some(include_str!("../../../launchd/systemd/system/mlxd.socket")),
-        systemd::socket_unit(&shown(Scope::System)).as_deref()
+        systemd::socket_unit(&example(Manager::Systemd, Scope::System)).as_deref()
     );
 }
 

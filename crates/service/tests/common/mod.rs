@@ -1,6 +1,6 @@
 //! Services that the tests write about.
 
-use mlxd_service::{Scope, Service};
+use mlxd_service::{Manager, Scope, Service};
 
 /// One with names that need care.
 pub fn service(scope: Scope) -> Service {
@@ -22,26 +22,34 @@ pub fn service(scope: Scope) -> Service {
     }
 }
 
-/// The one that is shown in `launchd/`.
+/// The one that is shown in `launchd/`, on a Mac or on Linux.
 #[allow(dead_code, reason = "each test program uses what it needs")]
-pub fn example(scope: Scope) -> Service {
-    let state = "/Users/ada/Library/Application Support/mlxd";
+pub fn example(manager: Manager, scope: Scope) -> Service {
+    let (home, state, logs, run) = match manager {
+        Manager::Launchd => (
+            "/Users/ada",
+            "/Users/ada/Library/Application Support/mlxd",
+            "/Users/ada/Library/Logs/mlxd",
+            "/var/folders/xy/abcd/T/mlxd-501",
+        ),
+        Manager::Systemd => (
+            "/home/ada",
+            "/home/ada/.local/state/mlxd",
+            "/home/ada/.local/state/mlxd/logs",
+            "/run/user/1000/mlxd",
+        ),
+    };
     let runtime = match scope {
-        Scope::User => "/Users/ada/.mlxd-run".to_owned(),
+        Scope::User => run.to_owned(),
         Scope::System => format!("{state}/run"),
     };
     Service {
         program: "/usr/local/bin/mlxd".into(),
         config: None,
         state: state.into(),
-        logs: "/Users/ada/Library/Logs/mlxd".into(),
-        environment: vec![
-            ("HOME".into(), "/Users/ada".into()),
-            ("MLXD_PATHS_STATE".into(), state.into()),
-            ("MLXD_PATHS_LOGS".into(), "/Users/ada/Library/Logs/mlxd".into()),
-            ("MLXD_PATHS_CACHE".into(), "/Users/ada/Library/Caches/mlxd".into()),
-            ("MLXD_PATHS_RUNTIME".into(), runtime),
-        ],
+        logs: logs.into(),
+        environment: vec![("HOME".into(), home.into()), ("MLXD_PATHS_RUNTIME".into(), runtime)],
+        restart_s: if manager == Manager::Launchd { 30 } else { 5 },
         ..service(scope)
     }
 }
