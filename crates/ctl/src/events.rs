@@ -92,7 +92,8 @@ fn happening(happening: &Happening) -> String {
         Happening::WorkerSpawned { pid } => format!("worker started, pid {pid}"),
         Happening::WorkerGone { pid, how } => format!("worker ended, pid {pid}: {how}"),
         Happening::Replayed { requests } => {
-            format!("{} of the dead worker go on in a new one", requests_of(*requests))
+            let go = if *requests == 1 { "goes" } else { "go" };
+            format!("{} of the dead worker {go} on in a new one", requests_of(*requests))
         }
         Happening::Quarantined { request, reason } => {
             format!("request {request} was given up: {reason}")

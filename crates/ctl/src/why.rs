@@ -119,7 +119,8 @@ fn signal_meaning(name: &str) -> String {
         }
         "SIGABRT" => {
             "It ended itself because something that must not happen did: an MLX or Metal error, \
-             or an allocation that failed. What it said last stands below."
+             or an allocation that failed; unless somebody sent it this signal. What it said last \
+             stands below."
         }
         "SIGTERM" | "SIGINT" | "SIGHUP" | "SIGQUIT" => {
             "Somebody told its process to end, past mlxd. To stop a model use `mlxctl stop`."
