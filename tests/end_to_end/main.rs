@@ -13,4 +13,6 @@ mod openai_client;
 mod processes;
 mod replay;
 mod replay_bounds;
+#[cfg(target_os = "linux")]
+mod systemd;
 mod two_instances;
