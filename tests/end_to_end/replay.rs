@@ -204,6 +204,21 @@ fn a_worker_that_stops_while_idle_is_replaced_once_it_is_needed() {
 }
 
 #[test]
+fn a_worker_that_is_idle_between_many_requests_is_left_alone() {
+    // Found idle at every look, and each time with a request that it has yet to read.
+    let scripted = Scripted::start_with(&Script::default(), |config| {
+        config.with("workers.idle_hang_ms", 1000)
+    });
+    let body = chat(MODEL, "quick", json!({"max_tokens": 1}));
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| (0..1000).for_each(|_| drop(ask(&scripted, &body).whole())));
+        }
+    });
+    assert_eq!(status_of(&scripted.front, MODEL)["deaths"], 0);
+}
+
+#[test]
 fn a_worker_whose_engine_never_comes_back_is_replaced() {
     // The process takes its signals; only the engine's thread stands still.
     let requests = requests();

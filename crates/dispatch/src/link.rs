@@ -98,7 +98,8 @@ struct Link {
     broken: bool,
     /// It finishes what it has and takes nothing new.
     draining: bool,
-    idle_looks: u32,
+    /// The oldest sequence that an idle worker had at the last look, and at how many before.
+    unheard: Option<(u64, u32)>,
 }
 
 impl Link {
@@ -110,7 +111,7 @@ impl Link {
             outbox: VecDeque::new(),
             broken: false,
             draining: false,
-            idle_looks: 0,
+            unheard: None,
         })
     }
 
@@ -370,11 +371,17 @@ impl State {
     /// A worker that has been idle through several looks although sequences were sent to it does
     /// not read its ring. A hang while it computes is the supervisor's to notice.
     fn look_for_deaf_worker(&mut self) {
-        let submitted = self.open.len() > self.waiting.len();
         let idle = self.pump.worker.view().phase() == Some(Phase::Idle);
+        let submitted = self.open.keys().filter(|id| !self.waiting.contains(&RequestId(**id)));
+        let oldest = submitted.min().copied().filter(|_| idle);
         let Some(link) = self.link.as_mut() else { return };
-        link.idle_looks = if submitted && idle { link.idle_looks + 1 } else { 0 };
-        let deaf = LOOK_INTERVAL * link.idle_looks;
+        // A busy model may well be found idle at every look, each time with a new sequence that
+        // it has not read yet: one and the same must have been there.
+        link.unheard = oldest.map(|oldest| match link.unheard {
+            Some((before, looks)) if before == oldest => (oldest, looks + 1),
+            _ => (oldest, 0),
+        });
+        let deaf = LOOK_INTERVAL * link.unheard.map_or(0, |(_, looks)| looks);
         if deaf >= self.pump.limits.idle_hang && !link.broken {
             self.condemn_for(DeathCause::Hang {
                 still_ms: deaf.as_millis() as u64,
