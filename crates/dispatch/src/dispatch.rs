@@ -227,6 +227,45 @@ impl Dispatch {
     /// # Errors
     /// A [`Failure`] when it cannot be taken now.
     pub fn generate(&self, job: Job) -> Result<Generation, Failure> {
+        let (journal, inbox) =
+            self.take_in(&job.model.clone(), |request| Journal::open(request, job))?;
+        Ok(Generation::new(journal, inbox))
+    }
+
+    /// Takes a sequence in again that was cancelled in the middle: the reader goes on where `old`
+    /// is. One that had ended before it could be cancelled is read on as it is.
+    ///
+    /// # Errors
+    /// A [`Failure`] when it cannot be taken now.
+    pub fn resume(&self, old: &Generation) -> Result<Generation, Failure> {
+        let journal = old.journal();
+        let ended = journal.end().is_some();
+        let (journal, inbox) = match ended {
+            true => (journal.clone(), self.inbox_of(&journal.job.model)?),
+            false => self.take_in(&journal.job.model, |request| {
+                Journal::continue_from(request, journal)
+            })?,
+        };
+        Ok(old.read_on(journal, inbox))
+    }
+
+    fn inbox_of(&self, model: &ModelId) -> Result<Inbox, Failure> {
+        Ok(self.opened(model)?.inbox.clone())
+    }
+
+    fn opened(&self, model: &ModelId) -> Result<Arc<Slot>, Failure> {
+        locked(&self.0.slots).get(model).cloned().ok_or_else(|| Failure {
+            code: "load_failed",
+            message: format!("the model {model} was not opened"),
+            retry: false,
+        })
+    }
+
+    fn take_in(
+        &self,
+        model: &ModelId,
+        open: impl FnOnce(RequestId) -> Arc<Journal>,
+    ) -> Result<(Arc<Journal>, Inbox), Failure> {
         if self.0.shutting_down.load(Ordering::Relaxed) {
             return Err(Failure {
                 code: "shutting_down",
@@ -234,26 +273,21 @@ impl Dispatch {
                 retry: true,
             });
         }
-        let slot = locked(&self.0.slots).get(&job.model).cloned();
-        let slot = slot.ok_or_else(|| Failure {
-            code: "load_failed",
-            message: format!("the model {} was not opened", job.model),
-            retry: false,
-        })?;
+        let slot = self.opened(model)?;
         self.check_room(&slot)?;
         slot.stats.try_open(slot.open_max).map_err(|open| Failure {
             code: "overloaded",
             message: format!(
                 "{open} sequences are open for {}, which is the limit; try again in a moment, or raise running_max or queued_max",
-                job.model
+                model
             ),
             retry: true,
         })?;
         slot.stats.count_request();
         let request = RequestId(self.0.next_request.fetch_add(1, Ordering::Relaxed));
-        let journal = Journal::open(request, job);
+        let journal = open(request);
         if slot.inbox.submit(journal.clone()) {
-            Ok(Generation::new(journal, slot.inbox.clone()))
+            Ok((journal, slot.inbox.clone()))
         } else {
             slot.stats.closed();
             Err(Failure {

@@ -33,11 +33,30 @@ pub struct Generation {
     journal: Arc<Journal>,
     inbox: Inbox,
     cursor: usize,
+    cancelled: bool,
 }
 
 impl Generation {
     pub(crate) fn new(journal: Arc<Journal>, inbox: Inbox) -> Self {
-        Self { journal, inbox, cursor: 0 }
+        Self { journal, inbox, cursor: 0, cancelled: false }
+    }
+
+    /// A reader of `journal` that has read as far as this one.
+    pub(crate) fn read_on(&self, journal: Arc<Journal>, inbox: Inbox) -> Self {
+        Self { journal, inbox, cursor: self.cursor, cancelled: false }
+    }
+
+    pub(crate) fn journal(&self) -> &Arc<Journal> {
+        &self.journal
+    }
+
+    /// Stops generating within one step and keeps what there is, for
+    /// [`Dispatch::resume`](crate::Dispatch::resume).
+    pub fn cancel(&mut self) {
+        if !self.cancelled && self.journal.end().is_none() {
+            self.inbox.cancel(self.journal.request);
+        }
+        self.cancelled = true;
     }
 
     /// Waits for more and appends it to `out`: every token since the last call, so that a slow
@@ -64,8 +83,6 @@ impl Generation {
 
 impl Drop for Generation {
     fn drop(&mut self) {
-        if self.journal.end().is_none() {
-            self.inbox.cancel(self.journal.request);
-        }
+        self.cancel();
     }
 }

@@ -102,6 +102,25 @@ impl Journal {
         })
     }
 
+    /// Opens a journal that begins with everything `old` has: the same sequence again, after it
+    /// was cancelled in the middle. Its name is new, so that a late token of the old one cannot
+    /// get in.
+    pub fn continue_from(request: RequestId, old: &Self) -> Arc<Self> {
+        let opened_at = Instant::now();
+        let history = {
+            let old = old.history();
+            History {
+                entries: old.entries.clone(),
+                started: old.started.clone(),
+                // Who waits here has had a first token, or waited for it before.
+                first_token_at: old.first_token_at.map(|_| opened_at),
+                ..History::default()
+            }
+        };
+        let (job, history) = (old.job.clone(), Mutex::new(history));
+        Arc::new(Self { request, job, opened_at, history, reader: AtomicWaker::new() })
+    }
+
     fn history(&self) -> MutexGuard<'_, History> {
         // A panic while the lock is held cannot leave a half-written entry behind.
         self.history.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
@@ -303,6 +322,21 @@ mod tests {
         let _ = journal.poll_read(&mut cx, &mut 0, &mut entries);
         assert_eq!(entries[0].top, [(10, -0.1), (11, -3.0)]);
         assert!(entries[1].top.is_empty());
+    }
+
+    #[test]
+    fn a_journal_that_continues_another_begins_where_that_is() {
+        let old = Journal::open(RequestId(1), job());
+        old.append(0, 10, f32::NAN, None).unwrap();
+        old.append(1, 11, f32::NAN, None).unwrap();
+        let new = Journal::continue_from(RequestId(2), &old);
+        assert_eq!(new.tokens_so_far(), [7, 8, 10, 11]);
+        assert!(new.append(0, 10, f32::NAN, None).is_err(), "those it has already");
+        let next = new.append(2, 12, f32::NAN, None).unwrap();
+        assert_eq!(next.first_token_at, None, "nobody waits for a first token twice");
+        let mut cursor = 1;
+        assert_eq!(read(&new, &mut cursor), (vec![11, 12], Poll::Ready(None)));
+        assert_eq!(old.generated(), 2);
     }
 
     #[test]
