@@ -8,7 +8,8 @@ use crate::problem::{Fault, Origin, Problem, Problems, nearest};
 use crate::section::{Section, SetError};
 use crate::value::{Given, expand_home};
 use crate::{
-    HttpConfig, LogConfig, ModelTable, ModelsConfig, PathsConfig, RequestsConfig, WorkersConfig,
+    HttpConfig, LogConfig, ModelTable, ModelsConfig, PathsConfig, RequestsConfig, StreamsConfig,
+    WorkersConfig,
 };
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -24,6 +25,8 @@ pub struct Config {
     pub workers: WorkersConfig,
     /// `[requests]`
     pub requests: RequestsConfig,
+    /// `[streams]`
+    pub streams: StreamsConfig,
     /// `[log]`
     pub log: LogConfig,
     /// `[paths]`
@@ -95,7 +98,7 @@ impl Config {
 
     /// Section names, in the order of the file.
     pub fn section_names() -> &'static [&'static str] {
-        &["http", "models", "workers", "requests", "log", "paths"]
+        &["http", "models", "workers", "requests", "streams", "log", "paths"]
     }
 
     /// The keys of a section; none for an unknown one.
@@ -105,6 +108,7 @@ impl Config {
             "models" => crate::ModelsSection::KEYS,
             "workers" => WorkersConfig::KEYS,
             "requests" => RequestsConfig::KEYS,
+            "streams" => StreamsConfig::KEYS,
             "log" => LogConfig::KEYS,
             "paths" => PathsConfig::KEYS,
             _ => &[],
@@ -123,6 +127,7 @@ impl Config {
             "models" => self.models.all.set(key, given),
             "workers" => self.workers.set(key, given),
             "requests" => self.requests.set(key, given),
+            "streams" => self.streams.set(key, given),
             "log" => self.log.set(key, given),
             "paths" => self.paths.set(key, given),
             _ => {
@@ -142,6 +147,7 @@ impl Config {
             (crate::ModelsSection::NAME, self.models.all.show()),
             (WorkersConfig::NAME, self.workers.show()),
             (RequestsConfig::NAME, self.requests.show()),
+            (StreamsConfig::NAME, self.streams.show()),
             (LogConfig::NAME, self.log.show()),
             (PathsConfig::NAME, self.paths.show()),
         ]

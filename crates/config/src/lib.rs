@@ -18,6 +18,7 @@ mod problem;
 mod render;
 mod requests;
 mod section;
+mod streams;
 mod value;
 mod workers;
 
@@ -36,4 +37,5 @@ pub use models::{Device, ModelSettings, ModelTable, ModelsConfig, ModelsSection}
 pub use paths::{Environment, Folders, PathsConfig, PathsError, own_folder};
 pub use problem::{Fault, Origin, Problem, Problems};
 pub use requests::RequestsConfig;
+pub use streams::StreamsConfig;
 pub use workers::WorkersConfig;

@@ -242,9 +242,8 @@ impl Dispatch {
         let ended = journal.end().is_some();
         let (journal, inbox) = match ended {
             true => (journal.clone(), self.inbox_of(&journal.job.model)?),
-            false => self.take_in(&journal.job.model, |request| {
-                Journal::continue_from(request, journal)
-            })?,
+            false => self
+                .take_in(&journal.job.model, |request| Journal::continue_from(request, journal))?,
         };
         Ok(old.read_on(journal, inbox))
     }
