@@ -33,11 +33,19 @@ section! {
         /// `config.json` says.
         context_tokens_max: Option<u32> = None, Optional(16..=16_777_216);
         /// Tokens of a prompt run in one piece at the most; between pieces others decode.
-        prefill_chunk_tokens: u32 = 512, 1..=65_536;
+        prefill_chunk_tokens: u32 = 1_024, 1..=65_536;
+        /// The same while others decode, who wait for each piece.
+        prefill_chunk_tokens_busy: u32 = 256, 1..=65_536;
         /// Sequences that one model computes at once.
         running_max: u32 = 8, 1..=1_024;
         /// Sequences that wait for one model; a further request gets 503.
         queued_max: u32 = 64, 0..=65_536;
+        /// Begun sequences that more urgent ones may push out of their place; they keep their KV.
+        parked_max: u32 = 4, 0..=1_024;
+        /// Milliseconds of waiting that lift a sequence by one priority. 0: waiting lifts nobody.
+        ageing_ms: u64 = 10_000, 0..=86_400_000;
+        /// Bytes of KV kept, per model, for prompts that begin as earlier ones did. 0 keeps none.
+        prefix_cache_bytes_max: u64 = 1 << 30, 0..=1 << 50;
         /// `auto`, `cpu` or `gpu`.
         device: Device = Device::Auto, OneOf;
         /// Bytes of freed buffers that MLX keeps for reuse. Left out: MLX's own rule.
@@ -64,9 +72,17 @@ section! {
         /// See `[models]`.
         prefill_chunk_tokens: Option<u32> = None, Optional(1..=65_536);
         /// See `[models]`.
+        prefill_chunk_tokens_busy: Option<u32> = None, Optional(1..=65_536);
+        /// See `[models]`.
         running_max: Option<u32> = None, Optional(1..=1_024);
         /// See `[models]`.
         queued_max: Option<u32> = None, Optional(0..=65_536);
+        /// See `[models]`.
+        parked_max: Option<u32> = None, Optional(0..=1_024);
+        /// See `[models]`.
+        ageing_ms: Option<u64> = None, Optional(0..=86_400_000);
+        /// See `[models]`.
+        prefix_cache_bytes_max: Option<u64> = None, Optional(0..=1 << 50);
         /// See `[models]`.
         device: Option<Device> = None, Optional(OneOf);
         /// See `[models]`.
@@ -106,10 +122,18 @@ pub struct ModelSettings {
     pub context_tokens_max: Option<u32>,
     /// Tokens of a prompt run in one piece at the most.
     pub prefill_chunk_tokens: u32,
+    /// The same while others decode.
+    pub prefill_chunk_tokens_busy: u32,
     /// Sequences computed at once.
     pub running_max: u32,
     /// Sequences that wait.
     pub queued_max: u32,
+    /// Begun sequences pushed out of their place.
+    pub parked_max: u32,
+    /// Milliseconds of waiting that lift by one priority.
+    pub ageing_ms: u64,
+    /// Bytes of KV kept for prompts that begin as earlier ones did.
+    pub prefix_cache_bytes_max: u64,
     /// Where it computes.
     pub device: Device,
     /// Bytes MLX may keep in its buffer cache; `None` leaves MLX's rule.
@@ -127,8 +151,16 @@ impl ModelsConfig {
         ModelSettings {
             context_tokens_max: own.context_tokens_max.or(all.context_tokens_max),
             prefill_chunk_tokens: own.prefill_chunk_tokens.unwrap_or(all.prefill_chunk_tokens),
+            prefill_chunk_tokens_busy: own
+                .prefill_chunk_tokens_busy
+                .unwrap_or(all.prefill_chunk_tokens_busy),
             running_max: own.running_max.unwrap_or(all.running_max),
             queued_max: own.queued_max.unwrap_or(all.queued_max),
+            parked_max: own.parked_max.unwrap_or(all.parked_max),
+            ageing_ms: own.ageing_ms.unwrap_or(all.ageing_ms),
+            prefix_cache_bytes_max: own
+                .prefix_cache_bytes_max
+                .unwrap_or(all.prefix_cache_bytes_max),
             device: own.device.unwrap_or(all.device),
             cache_bytes_max: own.cache_bytes_max.or(all.cache_bytes_max),
             deterministic: own.deterministic.unwrap_or(all.deterministic),

@@ -303,6 +303,9 @@ impl State {
                 sampling: job.sampling.clone(),
                 logprobs: job.logprobs,
                 priority: job.priority,
+                tenant: 0,
+                weight: 1,
+                deadline_ms: None,
             }));
         }
     }

@@ -142,6 +142,9 @@ mod tests {
             sampling: Sampling::default(),
             logprobs: None,
             priority: Priority::Normal,
+            tenant: 0,
+            weight: 1,
+            deadline_ms: None,
         }
     }
 

@@ -34,6 +34,32 @@ pub struct StepToken {
     pub top: Vec<(TokenId, f32)>,
 }
 
+/// What opening a sequence found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Opened {
+    /// Leading tokens whose state was there already: prefill goes on after them.
+    pub cached_tokens: usize,
+}
+
+/// What an engine keeps for prompts that begin as earlier ones did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct CacheFigures {
+    /// Bytes held.
+    pub bytes: u64,
+    /// Bytes that may be held.
+    pub bytes_max: u64,
+    /// Blocks held.
+    pub blocks: u64,
+    /// Prompts opened since the start.
+    pub lookups: u64,
+    /// Those of which a part was there.
+    pub hits: u64,
+    /// Tokens that were there, and so were not computed.
+    pub cached_tokens: u64,
+    /// Blocks dropped to make room.
+    pub evictions: u64,
+}
+
 /// What MLX holds, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct MemoryFigures {
@@ -69,8 +95,10 @@ pub trait Engine {
     /// (MLX on CPU), 2 where the device works meanwhile.
     fn depth(&self) -> usize;
 
-    /// Takes a sequence. Checks ids, parameters and length; computes nothing.
-    fn open(&mut self, seq: SeqId, spec: SeqSpec) -> Result<(), Refusal>;
+    /// Takes a sequence. Checks ids, parameters and length; computes nothing. Where the engine
+    /// keeps state of earlier sequences, the longest beginning of this one's tokens that it has
+    /// (all but the last at the most) is taken from there.
+    fn open(&mut self, seq: SeqId, spec: SeqSpec) -> Result<Opened, Refusal>;
 
     /// Runs at most `tokens_max` more of the sequence's known tokens, all but the last of them,
     /// through the model. Returns how many are left; 0 means that the sequence can be submitted.
@@ -85,6 +113,27 @@ pub trait Engine {
 
     /// Forgets a sequence and frees its state. Steps in flight that hold it go on without it.
     fn close(&mut self, seq: SeqId);
+
+    /// A sequence came to its proper end: as [`close`](Engine::close), but what is worth keeping
+    /// for later ones is kept first.
+    fn finish(&mut self, seq: SeqId) {
+        self.close(seq);
+    }
+
+    /// A sequence gives up its place for a while and keeps its state: it is in no step in flight,
+    /// and neither prefilled nor submitted before [`unpark`](Engine::unpark).
+    fn park(&mut self, _seq: SeqId) {}
+
+    /// A parked sequence goes on where it was.
+    fn unpark(&mut self, _seq: SeqId) {}
+
+    /// What is kept for later sequences.
+    fn cache_figures(&self) -> CacheFigures {
+        CacheFigures::default()
+    }
+
+    /// Drops what is kept for later sequences.
+    fn clear_cache(&mut self) {}
 
     /// What is held now.
     fn memory(&self) -> MemoryFigures;

@@ -12,5 +12,7 @@ mod scheduler;
 mod waiting;
 
 pub use direct::{BenchError, bench_direct};
-pub use engine::{Engine, EngineFault, MemoryFigures, SeqId, SeqSpec, StepToken};
+pub use engine::{
+    CacheFigures, Engine, EngineFault, MemoryFigures, Opened, SeqId, SeqSpec, StepToken,
+};
 pub use scheduler::{Counts, Limits, Scheduler, Sink};

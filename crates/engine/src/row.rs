@@ -1,6 +1,6 @@
 //! One running sequence, as the scheduler sees it.
 
-use crate::engine::{SeqId, SeqSpec, StepToken};
+use crate::engine::{Opened, SeqId, SeqSpec, StepToken};
 use crate::waiting::Pending;
 use mlxd_protocol::{Priority, RequestId, Started, TokenFlags, TokenId, TokenRecord, TopLogprobs};
 use std::time::{Duration, Instant};
@@ -22,6 +22,7 @@ pub(crate) struct Row {
     generated_max: u32,
     arrived: Instant,
     prefill: Prefill,
+    cached_tokens: u32,
     first_published: bool,
 }
 
@@ -59,6 +60,7 @@ impl Row {
             generated_max: bounds.generated_max,
             arrived,
             prefill: Prefill::NotBegun { tokens: submit.tokens.len() - 1 },
+            cached_tokens: 0,
             first_published: false,
         };
         let spec = SeqSpec {
@@ -69,6 +71,16 @@ impl Row {
             capacity: prompt_len + bounds.generated_max as usize,
         };
         (row, spec)
+    }
+
+    /// Notes what the engine had of it already.
+    pub(crate) fn opened(&mut self, opened: Opened) {
+        if let Prefill::NotBegun { tokens } = &mut self.prefill {
+            let cached = opened.cached_tokens.min(*tokens);
+            *tokens -= cached;
+            // Of a replayed sequence, only what is prompt counts as the client's.
+            self.cached_tokens = cached.min(self.prompt_len) as u32;
+        }
     }
 
     /// Prompt and generated tokens so far.
@@ -133,7 +145,7 @@ impl Row {
         }
         Some(Started {
             request: self.request,
-            cached_tokens: 0,
+            cached_tokens: self.cached_tokens,
             queued_us: micros(at.saturating_duration_since(self.arrived)),
             prefill_us: micros(took.unwrap_or_default()),
         })

@@ -252,12 +252,15 @@ impl<E: Engine> Scheduler<E> {
             let Some(pending) = self.waiting.pop() else {
                 return;
             };
-            let (row, spec) = Row::new(SeqId(self.next_seq), pending);
+            let (mut row, spec) = Row::new(SeqId(self.next_seq), pending);
             self.next_seq += 1;
             // Said before the engine sees it, which may be the end of this process.
             sink.report(Report::Admitted(row.request));
             match self.engine.open(row.seq, spec) {
-                Ok(()) => self.rows.push(row),
+                Ok(opened) => {
+                    row.opened(opened);
+                    self.rows.push(row);
+                }
                 Err(refusal) => refuse(&row.trace, row.request, refusal, sink),
             }
         }
@@ -344,7 +347,7 @@ impl<E: Engine> Scheduler<E> {
 
     fn close_finished(&mut self, now: Instant) {
         for seq in self.finished.drain(..) {
-            self.engine.close(seq);
+            self.engine.finish(seq);
             let Ok(position) = self.rows.binary_search_by_key(&seq, |row| row.seq) else {
                 continue;
             };

@@ -192,7 +192,7 @@ impl From<Refusal> for ApiError {
             RefusalCode::Invalid => {
                 Self::Invalid { param: None, code: Some("invalid_value"), message }
             }
-            RefusalCode::Busy | RefusalCode::Draining => {
+            RefusalCode::Busy | RefusalCode::Draining | RefusalCode::Deadline => {
                 Self::Overloaded { message, retry_after_s: 1 }
             }
         }

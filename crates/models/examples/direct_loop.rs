@@ -82,9 +82,13 @@ fn main() -> Result<(), Box<dyn Error>> {
         folder: arguments.folder,
         device: DeviceChoice::Auto,
         prefill_chunk_tokens: CHUNK_TOKENS,
+        prefill_chunk_tokens_busy: CHUNK_TOKENS,
         context_tokens_max: None,
         running_max: 1,
         queued_max: 1,
+        parked_max: 0,
+        ageing_ms: 0,
+        prefix_cache_bytes_max: 0,
         cache_bytes_max: None,
         deterministic: false,
     };

@@ -8,7 +8,7 @@ use std::collections::{HashMap, VecDeque};
 use mlx_rs::error::Exception;
 use mlx_rs::transforms::{async_eval, eval};
 use mlx_rs::{Array, Dtype, memory};
-use mlxd_engine::{Engine, EngineFault, MemoryFigures, SeqId, SeqSpec, StepToken};
+use mlxd_engine::{Engine, EngineFault, MemoryFigures, Opened, SeqId, SeqSpec, StepToken};
 use mlxd_protocol::{ModelInfo, Refusal, RefusalCode, Sampling, TokenId};
 
 use crate::arch::{Model, State};
@@ -151,7 +151,7 @@ impl Engine for MlxEngine {
         self.depth
     }
 
-    fn open(&mut self, seq: SeqId, spec: SeqSpec) -> Result<(), Refusal> {
+    fn open(&mut self, seq: SeqId, spec: SeqSpec) -> Result<Opened, Refusal> {
         check(&self.info, &spec)?;
         let vocab = self.info.vocab_size as i32;
         let sampler =
@@ -164,7 +164,7 @@ impl Engine for MlxEngine {
             drawn: None,
         };
         self.sequences.insert(seq, sequence);
-        Ok(())
+        Ok(Opened::default())
     }
 
     fn prefill(&mut self, seq: SeqId, tokens_max: usize) -> Result<usize, EngineFault> {

@@ -40,6 +40,14 @@ pub struct Submit {
     pub logprobs: Option<u8>,
     /// Which queue it waits in.
     pub priority: Priority,
+    /// Whose it is: among sequences of one priority, tenants take turns. 0 where nobody is told
+    /// apart.
+    pub tenant: u32,
+    /// How large the tenant's share is beside those of others, 1 or more.
+    pub weight: u32,
+    /// Milliseconds from the worker's reading of this until the first token must be there. A
+    /// sequence that has none by then ends with [`RefusalCode::Deadline`](crate::RefusalCode).
+    pub deadline_ms: Option<u32>,
 }
 
 /// How a token is chosen from the logits. The order of application is penalties, logit bias,

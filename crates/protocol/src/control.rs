@@ -73,12 +73,22 @@ pub struct LoadSpec {
     pub device: DeviceChoice,
     /// Tokens of a prompt run in one piece at the most.
     pub prefill_chunk_tokens: u32,
+    /// The same while other sequences decode: they wait for the piece.
+    pub prefill_chunk_tokens_busy: u32,
     /// Tokens a sequence may have; `None` is what the model's config says.
     pub context_tokens_max: Option<u32>,
     /// Sequences computed at once at the most.
     pub running_max: u32,
     /// Sequences waiting inside the worker at the most.
     pub queued_max: u32,
+    /// Begun sequences that a more urgent one may push out of their place at the most. They keep
+    /// their KV.
+    pub parked_max: u32,
+    /// Milliseconds of waiting that lift a sequence by one priority; 0 never does.
+    pub ageing_ms: u64,
+    /// Bytes of KV kept for prompts that begin as earlier ones did; 0 keeps none. Nothing is kept
+    /// where `deterministic` is true.
+    pub prefix_cache_bytes_max: u64,
     /// Bytes MLX may keep in its buffer cache; `None` leaves MLX's default.
     pub cache_bytes_max: Option<u64>,
     /// A sequence that an earlier incarnation began goes on with the very tokens that it would

@@ -36,4 +36,4 @@ pub use wire::{WireError, kind};
 
 /// Raised with every change that an older peer would misread. A handshake between
 /// different versions is refused and names both.
-pub const PROTOCOL_VERSION: u32 = 2;
+pub const PROTOCOL_VERSION: u32 = 3;

@@ -105,4 +105,6 @@ pub enum RefusalCode {
     Busy,
     /// The worker is finishing its last sequences: another worker may take this one.
     Draining,
+    /// Its turn did not come before its deadline.
+    Deadline,
 }

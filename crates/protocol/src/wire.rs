@@ -109,6 +109,9 @@ mod tests {
             sampling: Sampling { logit_bias: vec![(3, -1.5)], ..Sampling::default() },
             logprobs: Some(3),
             priority: Priority::High,
+            tenant: 4,
+            weight: 2,
+            deadline_ms: Some(9_000),
         });
         let mut bytes = Vec::new();
         submit.encode_into(&mut bytes);

@@ -136,9 +136,13 @@ impl FrontHalf {
             folder: folder.into(),
             device: DeviceChoice::Cpu,
             prefill_chunk_tokens: 512,
+            prefill_chunk_tokens_busy: 512,
             context_tokens_max: None,
             running_max: 64,
             queued_max: 64,
+            parked_max: 64,
+            ageing_ms: 10_000,
+            prefix_cache_bytes_max: 0,
             cache_bytes_max: None,
             deterministic: false,
         }

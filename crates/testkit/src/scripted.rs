@@ -2,7 +2,7 @@
 
 use crate::fault::Faults;
 use crate::script::{Fault, Script, When, digest};
-use mlxd_engine::{Engine, EngineFault, MemoryFigures, SeqId, SeqSpec, StepToken};
+use mlxd_engine::{Engine, EngineFault, MemoryFigures, Opened, SeqId, SeqSpec, StepToken};
 use mlxd_protocol::{ModelInfo, Refusal, TokenId};
 use std::collections::{HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -105,7 +105,7 @@ impl Engine for ScriptedEngine {
         self.script.depth
     }
 
-    fn open(&mut self, seq: SeqId, spec: SeqSpec) -> Result<(), Refusal> {
+    fn open(&mut self, seq: SeqId, spec: SeqSpec) -> Result<Opened, Refusal> {
         assert!(spec.tokens.iter().all(|&id| id < self.info.vocab_size));
         assert!((1..=spec.tokens.len()).contains(&spec.prompt_len));
         let sequence = Sequence {
@@ -118,7 +118,7 @@ impl Engine for ScriptedEngine {
         };
         let before = self.sequences.insert(seq, sequence);
         assert!(before.is_none(), "{seq:?} opened twice");
-        Ok(())
+        Ok(Opened::default())
     }
 
     fn prefill(&mut self, seq: SeqId, tokens_max: usize) -> Result<usize, EngineFault> {

@@ -34,6 +34,9 @@ fn submit(request: u64, prompt: &[u32], max_new: u32) -> Submit {
         sampling: Sampling::default(),
         logprobs: None,
         priority: Priority::Normal,
+        tenant: 0,
+        weight: 1,
+        deadline_ms: None,
     }
 }
 

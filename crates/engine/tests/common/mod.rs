@@ -1,6 +1,6 @@
 //! An engine that notes what is asked of it, and a sink that keeps everything.
 
-use mlxd_engine::{Engine, EngineFault, MemoryFigures, SeqId, SeqSpec, Sink, StepToken};
+use mlxd_engine::{Engine, EngineFault, MemoryFigures, Opened, SeqId, SeqSpec, Sink, StepToken};
 use mlxd_protocol::{
     ModelInfo, Priority, Refusal, Report, RequestId, Sampling, Submit, TokenRecord,
 };
@@ -45,7 +45,7 @@ impl Engine for Watched {
     fn depth(&self) -> usize {
         self.inner.depth()
     }
-    fn open(&mut self, seq: SeqId, spec: SeqSpec) -> Result<(), Refusal> {
+    fn open(&mut self, seq: SeqId, spec: SeqSpec) -> Result<Opened, Refusal> {
         self.calls.push(Call::Open(seq, spec.clone()));
         self.inner.open(seq, spec)
     }
@@ -116,5 +116,8 @@ pub fn submit(request: u64, prompt: Vec<u32>, max_new: u32) -> Submit {
         sampling: Sampling::default(),
         logprobs: None,
         priority: Priority::Normal,
+        tenant: 0,
+        weight: 1,
+        deadline_ms: None,
     }
 }

@@ -66,9 +66,13 @@ pub fn load_spec(folder: &Path) -> LoadSpec {
         folder: folder.to_owned(),
         device: DeviceChoice::Cpu,
         prefill_chunk_tokens: 512,
+        prefill_chunk_tokens_busy: 512,
         context_tokens_max: None,
         running_max: 4,
         queued_max: 16,
+        parked_max: 4,
+        ageing_ms: 10_000,
+        prefix_cache_bytes_max: 0,
         cache_bytes_max: None,
         deterministic: false,
     }
