@@ -41,7 +41,7 @@ struct Checked {
 fn checked(folder: &Path) -> Loaded<Checked> {
     let config = ModelConfig::read(folder)?;
     let checkpoint = Checkpoint::open(folder)?;
-    let plan = Plan::check(&config, &arch::inventory(&config), &checkpoint)?;
+    let plan = Plan::check(&config.quantization, &arch::inventory(&config), &checkpoint)?;
     let quantization = quantization_name(&config, &checkpoint, &plan);
     Ok(Checked { config, checkpoint, plan, quantization })
 }

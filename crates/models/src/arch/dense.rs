@@ -1,4 +1,4 @@
-//! The dense decoder that Llama, Mistral, Qwen2 and Qwen3 share.
+//! The decoder that Llama, Mistral, Qwen2 and Qwen3, dense or with experts, share.
 //!
 //! They differ in biases, head norms, tied embeddings and windows, all of which
 //! [`ModelConfig`] says; there is no code per family.
@@ -10,6 +10,7 @@ use super::attention::{Attention, HeadNorms, Pass};
 use super::feed_forward::FeedForward;
 use super::fused::{Folded, FusedBlock, FusedProduct};
 use super::linear::{Linear, Matrix, Projection};
+use super::moe::{Mixture, Mlp};
 use super::rope::Rope;
 use super::{LayerState, Layout, Model, State};
 use crate::config::ModelConfig;
@@ -38,7 +39,7 @@ struct Block {
     before_attention: Array,
     attention: Attention,
     before_feed_forward: Array,
-    feed_forward: FeedForward,
+    feed_forward: Mlp,
     fused: Option<FusedBlock>,
 }
 
@@ -65,6 +66,9 @@ pub fn inventory(config: &ModelConfig) -> Inventory {
         module(layer(index, "self_attn.k_proj"), kv, hidden, qkv_bias);
         module(layer(index, "self_attn.v_proj"), kv, hidden, qkv_bias);
         module(layer(index, "self_attn.o_proj"), hidden, q, config.output_bias);
+        if config.mixture_of(index).is_some() {
+            continue;
+        }
         module(layer(index, "mlp.gate_proj"), inner, hidden, config.mlp_bias);
         module(layer(index, "mlp.up_proj"), inner, hidden, config.mlp_bias);
         module(layer(index, "mlp.down_proj"), hidden, inner, config.mlp_bias);
@@ -76,6 +80,9 @@ pub fn inventory(config: &ModelConfig) -> Inventory {
         module(HEAD.into(), config.vocab, hidden, false);
     }
     for index in 0..config.layers() {
+        if let Some(mixture) = config.mixture_of(index) {
+            Mixture::list(mixture, hidden, &layer(index, "mlp"), &mut all);
+        }
         all.vectors.push((layer(index, "input_layernorm.weight"), hidden));
         all.vectors.push((layer(index, "post_attention_layernorm.weight"), hidden));
         if config.head_norms {
@@ -139,27 +146,18 @@ impl Block {
         let attention = load_attention(config, reader, layout, index)?;
         reader.settle(attention.arrays())?;
         let before_feed_forward = reader.vector(&name("post_attention_layernorm.weight"))?;
-        let parts = vec![
-            reader.linear(&name("mlp.gate_proj"), config.mlp_bias)?,
-            reader.linear(&name("mlp.up_proj"), config.mlp_bias)?,
-        ];
-        let feed_forward = FeedForward {
-            gate_up: Projection::new(parts, layout.join_gate_up)
-                .map_err(in_load("joining gate and up"))?,
-            down: reader.linear(&name("mlp.down_proj"), config.mlp_bias)?,
-            width: config.intermediate,
-        };
+        let feed_forward = load_feed_forward(config, reader, layout, index)?;
         reader.settle(feed_forward.arrays())?;
-        let fused = match layout.fuse_decode {
-            true => FusedBlock::new(
+        let fused = match feed_forward.gated().filter(|_| layout.fuse_decode) {
+            Some(gated) => FusedBlock::new(
                 (&before_attention, &attention.qkv),
                 &attention.output,
-                (&before_feed_forward, &feed_forward.gate_up),
-                &feed_forward.down,
+                (&before_feed_forward, &gated.gate_up),
+                &gated.down,
                 config.norm_eps,
             )
             .map_err(in_load("preparing kernels"))?,
-            false => None,
+            None => None,
         };
         Ok(Self { fused, before_attention, attention, before_feed_forward, feed_forward })
     }
@@ -189,6 +187,29 @@ impl Block {
         let parts = self.attention.arrays().chain(self.feed_forward.arrays());
         parts.chain(norms)
     }
+}
+
+fn load_feed_forward(
+    config: &ModelConfig,
+    reader: &mut Reader,
+    layout: Layout,
+    index: usize,
+) -> Loaded<Mlp> {
+    let join = layout.join_gate_up;
+    if let Some(mixture) = config.mixture_of(index) {
+        let path = layer(index, "mlp");
+        return Ok(Mlp::Mixture(Mixture::load(mixture, config.hidden, &path, reader, join)?));
+    }
+    let name = |part: &str| layer(index, &format!("mlp.{part}"));
+    let parts = vec![
+        reader.linear(&name("gate_proj"), config.mlp_bias)?,
+        reader.linear(&name("up_proj"), config.mlp_bias)?,
+    ];
+    Ok(Mlp::Gated(FeedForward {
+        gate_up: Projection::new(parts, join).map_err(in_load("joining gate and up"))?,
+        down: reader.linear(&name("down_proj"), config.mlp_bias)?,
+        width: config.intermediate,
+    }))
 }
 
 fn load_attention(

@@ -5,6 +5,7 @@ mod dense;
 mod feed_forward;
 mod fused;
 pub mod linear;
+pub mod moe;
 mod rope;
 
 use mlx_rs::Array;

@@ -92,6 +92,20 @@ impl<'a> Keys<'a> {
         }
     }
 
+    /// A list of indices below `end`.
+    pub fn optional_indices(&self, key: &str, end: usize) -> Loaded<Option<Vec<usize>>> {
+        let Some(value) = self.get(key) else {
+            return Ok(None);
+        };
+        let index = |item: &Value| usize::try_from(item.as_u64()?).ok().filter(|i| *i < end);
+        let indices: Option<Vec<usize>> =
+            value.as_array().and_then(|items| items.iter().map(index).collect());
+        match indices {
+            Some(indices) => Ok(Some(indices)),
+            None => self.wrong(key, value, &format!("a list of layers below {end}")),
+        }
+    }
+
     /// A whole number from 1 to `max`.
     pub fn optional_size(&self, key: &str, max: u64) -> Loaded<Option<i32>> {
         let Some(value) = self.get(key) else {

@@ -4,11 +4,13 @@
 //! refusal names the key and what it held.
 
 mod keys;
+mod mixture;
 mod quantization;
 mod rope;
 
 use std::path::Path;
 
+pub use mixture::MixtureConfig;
 pub use quantization::{Packing, Quantization};
 pub use rope::{RopeConfig, RopeKind, Yarn};
 
@@ -24,10 +26,11 @@ const WIDTH_MAX: u64 = 1 << 18;
 const VOCAB_MAX: u64 = 1 << 22;
 const LAYERS_MAX: u64 = 1024;
 const HEADS_MAX: u64 = 4096;
+const EXPERTS_MAX: u64 = 4096;
 const HEAD_DIM_MAX: u64 = 4096;
 const CONTEXT_MAX: u64 = 1 << 26;
 
-/// The dense decoder families. They share one implementation and differ in a few parameters.
+/// The decoder families of attention and feed-forward layers. They share one implementation and differ in a few parameters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Family {
     /// Llama, TinyLlama, and whatever else calls itself `llama`.
@@ -38,6 +41,8 @@ pub enum Family {
     Qwen2,
     /// Norms on the heads of q and k.
     Qwen3,
+    /// Qwen3 with mixtures of experts.
+    Qwen3Moe,
 }
 
 /// A model's parameters, in range.
@@ -77,6 +82,8 @@ pub struct ModelConfig {
     pub tied: bool,
     /// One per layer: how many of the last positions it sees; `None` is all.
     pub windows: Vec<Option<i32>>,
+    /// Experts in place of the feed-forward part, in some layers or all.
+    pub mixture: Option<MixtureConfig>,
     /// How weights are packed.
     pub quantization: Quantization,
 }
@@ -123,7 +130,11 @@ impl ModelConfig {
         let (qkv_bias, output_bias) = match family {
             Family::Llama | Family::Mistral => (attention_bias, attention_bias),
             Family::Qwen2 => (true, false),
-            Family::Qwen3 => (false, false),
+            Family::Qwen3 | Family::Qwen3Moe => (false, false),
+        };
+        let mixture = match family {
+            Family::Qwen3Moe => Some(MixtureConfig::read(&keys, layers)?),
+            _ => None,
         };
         let llama = matches!(family, Family::Llama | Family::Mistral);
         Ok(Self {
@@ -140,12 +151,18 @@ impl ModelConfig {
             qkv_bias,
             output_bias,
             mlp_bias: llama && keys.flag("mlp_bias", false)?,
-            head_norms: family == Family::Qwen3,
-            tied: keys.flag("tie_word_embeddings", true)?,
+            head_norms: matches!(family, Family::Qwen3 | Family::Qwen3Moe),
+            tied: keys.flag("tie_word_embeddings", family != Family::Qwen3Moe)?,
             windows: windows(&keys, family, layers)?,
+            mixture,
             quantization: Quantization::read(&keys)?,
             model_type,
         })
+    }
+
+    /// The mixture of layer `index`, if it has one.
+    pub fn mixture_of(&self, index: usize) -> Option<&MixtureConfig> {
+        self.mixture.as_ref().filter(|mixture| mixture.layers[index])
     }
 
     /// How many layers.
@@ -168,8 +185,9 @@ fn family(model_type: &str) -> Loaded<Family> {
         "mistral" => Ok(Family::Mistral),
         "qwen2" => Ok(Family::Qwen2),
         "qwen3" => Ok(Family::Qwen3),
+        "qwen3_moe" => Ok(Family::Qwen3Moe),
         other => Err(unsupported(format!(
-            "config.json: model_type {other:?} is not known; this build loads llama, mistral, qwen2 and qwen3"
+            "config.json: model_type {other:?} is not known; this build loads llama, mistral, qwen2, qwen3 and qwen3_moe"
         ))),
     }
 }
@@ -202,7 +220,7 @@ fn context(keys: &Keys, family: Family) -> Loaded<u32> {
     let absent = match family {
         Family::Llama => 2048,
         Family::Mistral => 131_072,
-        Family::Qwen2 | Family::Qwen3 => 32_768,
+        Family::Qwen2 | Family::Qwen3 | Family::Qwen3Moe => 32_768,
     };
     Ok(keys.optional_size("max_position_embeddings", CONTEXT_MAX)?.unwrap_or(absent) as u32)
 }
@@ -213,7 +231,7 @@ fn context(keys: &Keys, family: Family) -> Loaded<u32> {
 /// slides in every layer, as it was trained; mlx-lm ignores the key there. Qwen2's and Qwen3's
 /// `use_sliding_window` is ignored, as mlx-lm ignores it: no published checkpoint sets it.
 fn windows(keys: &Keys, family: Family, layers: usize) -> Loaded<Vec<Option<i32>>> {
-    if matches!(family, Family::Qwen2 | Family::Qwen3) {
+    if matches!(family, Family::Qwen2 | Family::Qwen3 | Family::Qwen3Moe) {
         return Ok(vec![None; layers]);
     }
     let window = keys.optional_size("sliding_window", CONTEXT_MAX)?;

@@ -71,7 +71,7 @@ impl RopeConfig {
             (Some(theta), _) => theta as f32,
             (None, Family::Llama | Family::Mistral) => 10_000.0,
             (None, Family::Qwen2) => 1_000_000.0,
-            (None, Family::Qwen3) => {
+            (None, Family::Qwen3 | Family::Qwen3Moe) => {
                 return Err(corrupt("config.json: rope_theta is missing"));
             }
         };

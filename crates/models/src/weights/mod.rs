@@ -6,5 +6,5 @@ mod plan;
 mod reader;
 
 pub use folder::Checkpoint;
-pub use plan::{Inventory, Module, Plan};
+pub use plan::{Inventory, Module, Plan, Stack};
 pub use reader::{Progress, Reader};

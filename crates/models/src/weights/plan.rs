@@ -9,7 +9,7 @@ use mlx_rs::Dtype;
 
 use super::folder::Checkpoint;
 use super::header::TensorEntry;
-use crate::config::{ModelConfig, Packing};
+use crate::config::{Packing, Quantization};
 use crate::fault::{Loaded, corrupt};
 
 /// A matrix with an optional bias, as config and architecture describe it.
@@ -25,15 +25,48 @@ pub struct Module {
     pub bias: bool,
 }
 
+/// One matrix per expert, stacked in one tensor or each in its own.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stack {
+    /// The module when stacked, as in `model.layers.0.mlp.switch_mlp.gate_proj`.
+    pub path: String,
+    /// What the experts' own modules are called before and after their number, as in
+    /// `model.layers.0.mlp.experts` and `gate_proj`.
+    pub apart: (String, &'static str),
+    /// Experts.
+    pub count: i32,
+    /// Rows of each matrix.
+    pub rows: i32,
+    /// Columns of each matrix.
+    pub columns: i32,
+}
+
+impl Stack {
+    /// The module of one expert where each has its own.
+    pub fn expert(&self, index: i32) -> String {
+        format!("{}.{index}.{}", self.apart.0, self.apart.1)
+    }
+
+    fn module(&self, path: String) -> Module {
+        Module { path, rows: self.rows, columns: self.columns, bias: false }
+    }
+}
+
 /// What an architecture is made of.
 #[derive(Debug, Default)]
 pub struct Inventory {
     /// Matrices, which may be packed.
     pub modules: Vec<Module>,
+    /// Matrices of experts, which may be packed.
+    pub stacks: Vec<Stack>,
     /// Vectors and their lengths, which never are.
     pub vectors: Vec<(String, i32)>,
+    /// Other tensors that never are packed, with the shapes they may have.
+    pub others: Vec<(String, Vec<Vec<i32>>)>,
     /// Names that may be there and are not read.
     pub ignored: Vec<String>,
+    /// Beginnings of such names.
+    pub ignored_prefixes: Vec<String>,
 }
 
 /// The checked plan of one checkpoint.
@@ -41,6 +74,8 @@ pub struct Inventory {
 pub struct Plan {
     /// Module path → how its weights are packed.
     pub packings: HashMap<String, Option<Packing>>,
+    /// Paths of stacks whose experts have tensors of their own.
+    pub apart: BTreeSet<String>,
     /// Parameters, counted as if nothing were packed.
     pub parameters: u64,
     /// Bytes to be read.
@@ -50,37 +85,53 @@ pub struct Plan {
 impl Plan {
     /// Checks every tensor of `checkpoint` against what `inventory` wants.
     pub fn check(
-        config: &ModelConfig,
+        quantization: &Quantization,
         inventory: &Inventory,
         checkpoint: &Checkpoint,
     ) -> Loaded<Self> {
-        let mut plan = Self { packings: HashMap::new(), parameters: 0, bytes: 0 };
+        let mut plan =
+            Self { packings: HashMap::new(), apart: BTreeSet::new(), parameters: 0, bytes: 0 };
         let mut audit = Audit { checkpoint, seen: BTreeSet::new(), bytes: 0 };
         for (name, length) in &inventory.vectors {
             audit.floats(name, &[*length])?;
             plan.parameters += *length as u64;
         }
+        for (name, shapes) in &inventory.others {
+            let found = checkpoint.tensors.get(name).map(|placed| &placed.entry.shape);
+            let fits = shapes.iter().find(|shape| Some(*shape) == found);
+            let shape = fits.unwrap_or(&shapes[0]);
+            audit.floats(name, shape)?;
+            plan.parameters += elements(shape);
+        }
+        for stack in &inventory.stacks {
+            let packing = audit.stack(stack, quantization, &mut plan.apart)?;
+            plan.parameters += elements(&[stack.count, stack.rows, stack.columns]);
+            plan.packings.insert(stack.path.clone(), packing);
+        }
         for module in &inventory.modules {
-            let packing = packing(config, module, checkpoint)?;
+            let packing = packing(quantization, module, checkpoint)?;
             audit.module(module, packing)?;
             plan.parameters += module.rows as u64 * module.columns as u64;
             plan.parameters += if module.bias { module.rows as u64 } else { 0 };
             plan.packings.insert(module.path.clone(), packing);
         }
-        audit.nothing_else(&inventory.ignored)?;
+        audit.nothing_else(inventory)?;
         plan.bytes = audit.bytes;
         Ok(plan)
     }
 }
 
+fn elements(shape: &[i32]) -> u64 {
+    shape.iter().map(|&size| size as u64).product()
+}
+
 /// How a module is packed: as its override says, or, where there are scales, as their shapes
 /// say, which is how mlx-lm reads a checkpoint that mixes packings.
 fn packing(
-    config: &ModelConfig,
+    quantization: &Quantization,
     module: &Module,
     checkpoint: &Checkpoint,
 ) -> Loaded<Option<Packing>> {
-    let quantization = &config.quantization;
     if let Some(packing) = quantization.overrides.get(&module.path) {
         return Ok(*packing);
     }
@@ -108,9 +159,49 @@ struct Audit<'a> {
 
 impl Audit<'_> {
     fn module(&mut self, module: &Module, packing: Option<Packing>) -> Loaded<()> {
-        let Module { path, rows, columns, bias } = module;
+        self.matrix(module, &[], packing)?;
+        match module.bias {
+            true => self.floats(&format!("{}.bias", module.path), &[module.rows]),
+            false => Ok(()),
+        }
+    }
+
+    /// Finds out which of the two ways a stack is stored, and checks it.
+    fn stack(
+        &mut self,
+        stack: &Stack,
+        quantization: &Quantization,
+        apart: &mut BTreeSet<String>,
+    ) -> Loaded<Option<Packing>> {
+        let has = |path: &str| self.checkpoint.tensors.contains_key(&format!("{path}.weight"));
+        if has(&stack.path) || !has(&stack.expert(0)) {
+            let module = stack.module(stack.path.clone());
+            let packing = packing(quantization, &module, self.checkpoint)?;
+            self.matrix(&module, &[stack.count], packing)?;
+            return Ok(packing);
+        }
+        let mut first = None;
+        for index in 0..stack.count {
+            let module = stack.module(stack.expert(index));
+            let packing = packing(quantization, &module, self.checkpoint)?;
+            self.matrix(&module, &[], packing)?;
+            if *first.get_or_insert(packing) != packing {
+                return Err(corrupt(format!(
+                    "tensor {}.weight is packed otherwise than expert 0's; experts of a layer must be packed alike",
+                    module.path
+                )));
+            }
+        }
+        apart.insert(stack.path.clone());
+        Ok(first.flatten())
+    }
+
+    /// A matrix's tensors; `lead` comes before rows and columns in their shapes.
+    fn matrix(&mut self, module: &Module, lead: &[i32], packing: Option<Packing>) -> Loaded<()> {
+        let Module { path, rows, columns, .. } = module;
+        let shape = |last: i32| [lead, &[*rows, last]].concat();
         match packing {
-            None => self.floats(&format!("{path}.weight"), &[*rows, *columns])?,
+            None => self.floats(&format!("{path}.weight"), &shape(*columns))?,
             Some(packing) => {
                 let words = packing.words(*columns).ok_or_else(|| {
                     corrupt(format!(
@@ -123,15 +214,13 @@ impl Audit<'_> {
                     packing.bits, packing.group
                 );
                 let name = format!("{path}.weight");
-                self.tensor(&name, &[*rows, words], "U32", &why, |dtype| dtype == Dtype::Uint32)?;
-                let groups = [*rows, columns / packing.group];
+                let words = shape(words);
+                self.tensor(&name, &words, "U32", &why, |dtype| dtype == Dtype::Uint32)?;
+                let groups = shape(columns / packing.group);
                 for part in ["scales", "biases"] {
                     self.tensor(&format!("{path}.{part}"), &groups, FLOATS, &why, is_float)?;
                 }
             }
-        }
-        if *bias {
-            self.floats(&format!("{path}.bias"), &[*rows])?;
         }
         Ok(())
     }
@@ -169,7 +258,8 @@ impl Audit<'_> {
         Ok(())
     }
 
-    fn nothing_else(&self, ignored: &[String]) -> Loaded<()> {
+    fn nothing_else(&self, inventory: &Inventory) -> Loaded<()> {
+        let Inventory { ignored, ignored_prefixes, .. } = inventory;
         let mut extra: Vec<&str> = self
             .checkpoint
             .tensors
@@ -178,6 +268,7 @@ impl Audit<'_> {
             // Precomputed frequencies of old checkpoints, which mlx-lm drops too.
             .filter(|name| !name.ends_with(".rotary_emb.inv_freq"))
             .filter(|name| !ignored.contains(name))
+            .filter(|name| !ignored_prefixes.iter().any(|prefix| name.starts_with(prefix)))
             .map(String::as_str)
             .collect();
         extra.sort_unstable();

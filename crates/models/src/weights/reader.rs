@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 
-use mlx_rs::ops::dequantize;
+use mlx_rs::ops::{dequantize, stack};
 use mlx_rs::transforms::eval;
 use mlx_rs::{Array, Dtype};
 
 use super::folder::Checkpoint;
-use super::plan::Plan;
+use super::plan::{Plan, Stack};
 use crate::arch::linear::{Linear, Matrix};
+use crate::arch::moe::Pool;
 use crate::config::Packing;
 use crate::fault::{Loaded, corrupt, in_load};
 
@@ -110,6 +111,35 @@ impl<'a> Reader<'a> {
             false => None,
         };
         Ok(Linear { matrix, bias })
+    }
+
+    /// Experts' matrices stacked, not evaluated.
+    pub fn pool(&mut self, stack: &Stack) -> Loaded<Pool> {
+        let weight = self.stacked(stack, "weight")?;
+        let Some(packing) = self.packing(&stack.path) else {
+            let weight = self.cast(weight)?;
+            return Pool::dense(weight).map_err(in_load("reading the experts"));
+        };
+        let scales = self.stacked(stack, "scales")?;
+        let scales = self.cast(scales)?;
+        let biases = self.stacked(stack, "biases")?;
+        let biases = self.cast(biases)?;
+        if self.dense_f32 {
+            let dense = dequantize(&weight, &scales, &biases, packing.group, packing.bits)
+                .and_then(Pool::dense);
+            return dense.map_err(in_load("unpacking the experts"));
+        }
+        Ok(Pool::Packed { weight, scales, biases, packing })
+    }
+
+    fn stacked(&mut self, experts: &Stack, part: &str) -> Loaded<Array> {
+        if !self.plan.apart.contains(&experts.path) {
+            return self.take(&format!("{}.{part}", experts.path));
+        }
+        let parts: Loaded<Vec<Array>> = (0..experts.count)
+            .map(|index| self.take(&format!("{}.{part}", experts.expert(index))))
+            .collect();
+        stack(&parts?, 0).map_err(in_load("stacking the experts"))
     }
 
     fn cast(&self, array: Array) -> Loaded<Array> {
