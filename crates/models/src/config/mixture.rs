@@ -26,7 +26,8 @@ impl MixtureConfig {
         no_more_than("num_experts_per_tok", per_token, "num_experts", experts)?;
         let step = keys.optional_size("decoder_sparse_step", LAYERS_MAX)?.unwrap_or(1) as usize;
         let dense = keys.optional_indices("mlp_only_layers", layers)?.unwrap_or_default();
-        let has_experts = |index: usize| !dense.contains(&index) && (index + 1).is_multiple_of(step);
+        let has_experts =
+            |index: usize| !dense.contains(&index) && (index + 1).is_multiple_of(step);
         Ok(Self {
             experts,
             per_token,

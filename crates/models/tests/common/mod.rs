@@ -7,6 +7,8 @@
 // Each test program uses a part of this.
 #![allow(dead_code)]
 
+pub mod compare;
+
 use std::collections::hash_map::DefaultHasher;
 use std::fs::{self, File};
 use std::hash::{Hash, Hasher};
