@@ -1,0 +1,202 @@
+//! What a model needs, part by part, before anything of it was ever measured.
+//!
+//! Weights are exact. Keys and values follow from the architecture. The rest is a formula of the
+//! largest arrays alive at once; one measured run takes its place ([`crate::Measured`]).
+
+use crate::{LayerMemory, ModelShape};
+
+/// What the weights become when they are loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// They stay as in the files: on a GPU.
+    Stored,
+    /// Every one becomes a float32: on a CPU.
+    Float32,
+}
+
+/// A model's weights, from the headers of its files.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct WeightBytes {
+    /// Bytes in the files.
+    pub stored: u64,
+    /// Parameters, counted before quantisation.
+    pub parameters: u64,
+}
+
+/// What a worker is to do at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Load {
+    /// Tokens of each sequence, prompt and answer together.
+    pub context: u64,
+    /// Sequences.
+    pub batch: u64,
+}
+
+/// A model, and how it will be run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Needs {
+    /// Its architecture; without it the keys and values are unknown and count as nothing.
+    pub shape: Option<ModelShape>,
+    /// Its weights.
+    pub weights: WeightBytes,
+    /// What becomes of them.
+    pub form: Form,
+    /// Tokens of a prompt run in one piece.
+    pub chunk_tokens: u64,
+    /// Bytes of freed buffers that the worker keeps; `None` is [`Needs::cache_bytes`]'s rule.
+    pub cache_bytes_max: Option<u64>,
+    /// Bytes that it may keep of prompts it has seen.
+    pub prefix_bytes_max: u64,
+}
+
+/// A number of bytes and what they are for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    /// What for.
+    pub name: &'static str,
+    /// How it comes about, in numbers.
+    pub how: String,
+    /// How many.
+    pub bytes: u64,
+}
+
+/// A worker without a model: program, MLX, its threads, the rings.
+const OVERHEAD_CPU: u64 = 112 << 20;
+/// The same with a device's driver and its kernels.
+const OVERHEAD_GPU: u64 = 320 << 20;
+/// What is kept of freed buffers at least and at most, unless configuration says.
+const CACHE_CPU: (u64, u64) = (64 << 20, 512 << 20);
+const CACHE_GPU: (u64, u64) = (256 << 20, 2 << 30);
+
+impl Needs {
+    /// Bytes of the weights, loaded.
+    pub fn weight_bytes(&self) -> u64 {
+        match self.form {
+            Form::Stored => self.weights.stored,
+            Form::Float32 => self.weights.parameters.saturating_mul(4),
+        }
+    }
+
+    /// Bytes of one key or value.
+    fn element_bytes(&self) -> u64 {
+        match (self.form, &self.shape) {
+            (Form::Float32, _) | (_, None) => 4,
+            (Form::Stored, Some(shape)) => shape.element_bytes,
+        }
+    }
+
+    /// Bytes that a sequence of `tokens` keeps while it runs.
+    pub fn sequence_bytes(&self, tokens: u64) -> u64 {
+        self.shape.as_ref().map_or(0, |shape| shape.sequence_bytes(tokens, self.element_bytes()))
+    }
+
+    /// Bytes that MLX may keep of freed buffers.
+    pub fn cache_bytes(&self) -> u64 {
+        let (least, most) = match self.form {
+            Form::Float32 => CACHE_CPU,
+            Form::Stored => CACHE_GPU,
+        };
+        let ordinary = Load { context: 4096, batch: 1 };
+        self.cache_bytes_max.unwrap_or_else(|| self.transient_bytes(ordinary).clamp(least, most))
+    }
+
+    /// Bytes of a worker that has no model.
+    pub fn overhead_bytes(&self) -> u64 {
+        match self.form {
+            Form::Float32 => OVERHEAD_CPU,
+            Form::Stored => OVERHEAD_GPU,
+        }
+    }
+
+    /// Bytes alive for a moment at the worst moment of `load`: a piece of a prompt against all that
+    /// came before it, or a step of all rows.
+    pub fn transient_bytes(&self, load: Load) -> u64 {
+        let Some(shape) = &self.shape else { return 0 };
+        let element = self.element_bytes();
+        let (query, kv) = shape.attention_widths();
+        let piece = self.chunk_tokens.min(load.context).max(1);
+        let of_tokens = |tokens: u64| {
+            tokens * element * (6 * shape.hidden + 2 * (query + 2 * kv) + 3 * shape.feed_forward)
+        };
+        let scores = match self.form {
+            // Without a fused kernel: scores, their softmax, and the mask.
+            Form::Float32 => piece * load.context * (2 * shape.heads * 4 + element),
+            Form::Stored => 0,
+        };
+        let prefill = of_tokens(piece) + scores;
+        // Logits in float32, their copies while a token is chosen.
+        let step = of_tokens(load.batch) + load.batch * shape.vocab * 4 * 4;
+        // A layer's keys and values exist twice while they grow.
+        prefill.max(step) + shape.widest_layer_bytes(load.context, element)
+    }
+
+    /// What being loaded takes, with nothing running.
+    pub fn loaded_bytes(&self) -> u64 {
+        self.weight_bytes() + self.overhead_bytes()
+    }
+
+    /// What a worker is promised before its first sequence: all but the sequences' own.
+    pub fn base_bytes(&self, load: Load) -> u64 {
+        self.loaded_bytes()
+            + self.cache_bytes().max(self.transient_bytes(load))
+            + self.prefix_bytes_max
+    }
+
+    /// The most that the worker takes at `load`.
+    pub fn peak_bytes(&self, load: Load) -> u64 {
+        self.loaded_bytes()
+            + load.batch * self.sequence_bytes(load.context)
+            + self.transient_bytes(load)
+    }
+
+    /// The parts of what is planned for `load`, which [`Needs::base_bytes`] and the sequences come to.
+    pub fn parts(&self, load: Load) -> Vec<Part> {
+        let Load { context, batch } = load;
+        let weights = match self.form {
+            Form::Stored => "as stored, from the files' headers".to_owned(),
+            Form::Float32 => format!("{} parameters, float32 on the CPU", self.weights.parameters),
+        };
+        let per_token =
+            self.shape.as_ref().map_or(0, |shape| shape.kv_bytes_per_token(self.element_bytes()));
+        let part = |name, bytes, how| Part { name, how, bytes };
+        let mut parts = vec![
+            part("weights", self.weight_bytes(), weights),
+            part(
+                "sequences",
+                batch * self.sequence_bytes(context),
+                format!("{batch} × {context} tokens, {per_token} bytes a token"),
+            ),
+            part(
+                "transient and cache",
+                self.cache_bytes().max(self.transient_bytes(load)),
+                format!(
+                    "the more of a piece of {} tokens, and of freed buffers kept",
+                    self.chunk_tokens.min(context)
+                ),
+            ),
+            part("worker", self.overhead_bytes(), "the process itself".to_owned()),
+        ];
+        if self.prefix_bytes_max > 0 {
+            let how = "prompts kept for the next request".to_owned();
+            parts.push(part("prefix cache", self.prefix_bytes_max, how));
+        }
+        parts
+    }
+}
+
+impl ModelShape {
+    /// Widths of all query heads, and of all key heads, of the widest attention layer.
+    fn attention_widths(&self) -> (u64, u64) {
+        let width = |layer: &LayerMemory| match *layer {
+            LayerMemory::Attention { kv_heads, head_dim, .. } => {
+                (self.heads * head_dim, kv_heads * head_dim)
+            }
+            _ => (0, 0),
+        };
+        self.layers.iter().map(width).max().unwrap_or((0, 0))
+    }
+}
+
+#[cfg(test)]
+#[path = "needs_tests.rs"]
+mod tests;

@@ -1,0 +1,196 @@
+//! Against what is known of published models: their configs' numbers, written down here, and the
+//! sizes that follow from them by hand.
+
+use super::*;
+use serde_json::{Value, json};
+
+struct Known {
+    name: &'static str,
+    config: Value,
+    parameters: u64,
+    /// In the type of its files, of a long sequence.
+    kv_bytes_per_token: u64,
+}
+
+fn known() -> Vec<Known> {
+    let dense = |kind: &str, numbers: [u64; 7], head_dim: Option<u64>| {
+        let [hidden, layers, heads, kv_heads, intermediate, vocab, context] = numbers;
+        let mut config = json!({
+            "model_type": kind, "hidden_size": hidden, "num_hidden_layers": layers,
+            "num_attention_heads": heads, "num_key_value_heads": kv_heads,
+            "intermediate_size": intermediate, "vocab_size": vocab,
+            "max_position_embeddings": context, "torch_dtype": "bfloat16",
+        });
+        if let Some(head_dim) = head_dim {
+            config["head_dim"] = json!(head_dim);
+        }
+        config
+    };
+    let mut mistral = dense("mistral", [4096, 32, 32, 8, 14_336, 32_000, 32_768], None);
+    mistral["sliding_window"] = json!(4096);
+    let mut mixture = dense("qwen3_moe", [2048, 48, 32, 4, 6144, 151_936, 40_960], Some(128));
+    mixture["num_experts"] = json!(128);
+    mixture["num_experts_per_tok"] = json!(8);
+    mixture["moe_intermediate_size"] = json!(768);
+    let mut hybrid = dense("nemotron_h", [4096, 52, 32, 8, 21_504, 131_072, 8192], Some(128));
+    hybrid["hybrid_override_pattern"] =
+        json!("M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M*-M-M-M-M-M-");
+    for (key, value) in [
+        ("mamba_num_heads", 128),
+        ("mamba_head_dim", 64),
+        ("ssm_state_size", 128),
+        ("n_groups", 8),
+        ("conv_kernel", 4),
+    ] {
+        hybrid[key] = json!(value);
+    }
+    let model = |name, config, parameters, kv_bytes_per_token| Known {
+        name,
+        config,
+        parameters,
+        kv_bytes_per_token,
+    };
+    vec![
+        model(
+            "Llama-3.2-1B",
+            dense("llama", [2048, 16, 32, 8, 8192, 128_256, 131_072], Some(64)),
+            1_235_814_400,
+            32_768,
+        ),
+        model(
+            "Qwen2.5-0.5B",
+            dense("qwen2", [896, 24, 14, 2, 4864, 151_936, 32_768], None),
+            494_032_768,
+            12_288,
+        ),
+        model(
+            "Qwen2.5-7B",
+            dense("qwen2", [3584, 28, 28, 4, 18_944, 152_064, 131_072], None),
+            7_615_616_512,
+            57_344,
+        ),
+        model(
+            "Qwen3-0.6B",
+            dense("qwen3", [1024, 28, 16, 8, 3072, 151_936, 40_960], Some(128)),
+            596_049_920,
+            114_688,
+        ),
+        model("Qwen3-30B-A3B", mixture, 30_532_122_624, 98_304),
+        // Every layer slides: nothing keeps all of a long sequence.
+        model("Mistral-7B-v0.1", mistral, 7_241_732_096, 0),
+        model("Nemotron-H-8B", hybrid, 8_099_000_000, 16_384),
+    ]
+}
+
+fn needs(known: &Known, form: Form) -> Needs {
+    Needs {
+        shape: Some(ModelShape::from_config(&known.config).expect(known.name)),
+        weights: WeightBytes { stored: known.parameters * 2, parameters: known.parameters },
+        form,
+        chunk_tokens: 512,
+        cache_bytes_max: None,
+        prefix_bytes_max: 0,
+    }
+}
+
+fn of(name: &str, form: Form) -> Needs {
+    let all = known();
+    needs(all.iter().find(|known| known.name == name).expect(name), form)
+}
+
+#[test]
+fn a_tokens_keys_and_values_are_as_the_configs_say() {
+    for known in known() {
+        let shape = needs(&known, Form::Stored).shape.unwrap();
+        assert_eq!(shape.kv_bytes_per_token(2), known.kv_bytes_per_token, "{}", known.name);
+    }
+}
+
+#[test]
+fn sequences_by_kind_of_layer() {
+    // 32 layers of 2 × 8 heads × 128 × 2 bytes, by hand.
+    let llama_like = 32 * 2 * 8 * 128 * 2;
+    let mistral = of("Mistral-7B-v0.1", Form::Stored);
+    assert_eq!(mistral.sequence_bytes(1024), 1024 * llama_like);
+    // A window of 4096 and the block that it is written into, however long the sequence is.
+    assert_eq!(mistral.sequence_bytes(32_768), (4096 + 256) * llama_like);
+    // 24 Mamba layers of 128 heads × 64 × 128 floats and 3 × (8192 + 2 × 8 × 128) bfloat16s,
+    // whatever the length, and 4 attention layers.
+    let hybrid = of("Nemotron-H-8B", Form::Stored);
+    let fixed = 24 * (128 * 64 * 128 * 4 + 3 * (8192 + 2048) * 2);
+    assert_eq!(hybrid.sequence_bytes(0), fixed);
+    assert_eq!(hybrid.sequence_bytes(8192), fixed + 8192 * 16_384);
+    // Blocks of 256 positions.
+    let qwen = of("Qwen2.5-0.5B", Form::Stored);
+    assert_eq!(qwen.sequence_bytes(1), qwen.sequence_bytes(256));
+    assert_eq!(qwen.sequence_bytes(257), 512 * 12_288);
+    // On a CPU keys and values are float32.
+    assert_eq!(of("Qwen2.5-0.5B", Form::Float32).sequence_bytes(256), 256 * 24_576);
+}
+
+#[test]
+fn weights_are_exact_in_both_forms() {
+    for known in known() {
+        assert_eq!(needs(&known, Form::Stored).weight_bytes(), known.parameters * 2);
+        assert_eq!(needs(&known, Form::Float32).weight_bytes(), known.parameters * 4);
+    }
+}
+
+#[test]
+fn the_transient_grows_with_the_piece_the_context_and_the_batch() {
+    for known in known() {
+        for form in [Form::Stored, Form::Float32] {
+            let needs = needs(&known, form);
+            let at = |context, batch| needs.transient_bytes(Load { context, batch });
+            assert!(at(64, 1) < at(512, 1), "{}", known.name);
+            assert!(at(512, 1) <= at(8192, 1), "{}", known.name);
+            assert!(at(64, 1) < at(64, 256), "{}", known.name);
+            // A whole prompt in one piece against itself: the part that pieces are there to avoid.
+            let whole = Needs { chunk_tokens: 8192, ..needs.clone() };
+            assert!(whole.transient_bytes(Load { context: 8192, batch: 1 }) > 4 * at(8192, 1));
+        }
+    }
+}
+
+#[test]
+fn an_experts_layer_counts_the_experts_that_a_token_visits() {
+    let shape = of("Qwen3-30B-A3B", Form::Stored).shape.unwrap();
+    assert_eq!((shape.feed_forward, shape.experts, shape.expert_width), (8 * 768, 128, 768));
+}
+
+#[test]
+fn parts_come_to_the_plan() {
+    let load = Load { context: 8192, batch: 4 };
+    for known in known() {
+        let needs = needs(&known, Form::Stored);
+        let sum: u64 = needs.parts(load).iter().map(|part| part.bytes).sum();
+        assert_eq!(sum, needs.base_bytes(load) + 4 * needs.sequence_bytes(8192));
+        assert!(needs.peak_bytes(load) <= sum, "{}", known.name);
+    }
+}
+
+#[test]
+fn a_vision_models_language_part_is_read() {
+    let mut inner = known().remove(1).config;
+    inner.as_object_mut().unwrap().remove("model_type");
+    let config = json!({"model_type": "qwen2_vl", "text_config": inner, "vision_config": {}});
+    let shape = ModelShape::from_config(&config).unwrap();
+    assert_eq!((shape.hidden, shape.architecture.as_str()), (896, "qwen2_vl"));
+}
+
+#[test]
+fn what_is_missing_or_absurd_is_named() {
+    for (key, value) in [
+        ("hidden_size", Value::Null),
+        ("hidden_size", json!(0)),
+        ("num_attention_heads", json!(-4)),
+        ("vocab_size", json!("many")),
+        ("num_hidden_layers", json!(1_000_000)),
+    ] {
+        let mut config = known().remove(0).config;
+        config[key] = value;
+        let error = ModelShape::from_config(&config).unwrap_err().to_string();
+        assert!(error.contains(key), "{error}");
+    }
+    assert!(ModelShape::from_config(&Value::Null).is_err());
+}
