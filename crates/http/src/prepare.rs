@@ -1,6 +1,8 @@
 //! From a checked request to tokens: template, encode, context check, on blocking threads.
 //!
 //! The number of prompts being prepared or waiting for it is bounded; a further one is refused.
+//! A short prompt takes less time than handing it to another thread and back: it is prepared where
+//! it is, as long as short ones have proved to be quick.
 
 use crate::error::ApiError;
 use crate::limits::HttpLimits;
@@ -10,13 +12,26 @@ use crate::openai::completion::Prompt;
 use mlxd_dispatch::{GenerationDefaults, OpenModel};
 use mlxd_protocol::Sampling;
 use mlxd_text::RenderInput;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
 use tokio::sync::Semaphore;
+
+/// A body of at most this many bytes makes a short prompt.
+const SHORT_BYTES: usize = 4096;
+
+/// Longer than a short prompt ever takes, unless its template is slow.
+const SHORT_TIME_MAX: Duration = Duration::from_micros(500);
+
+/// After a short prompt that was slow so many go to the blocking threads.
+const SLOW_PAUSE: u32 = 64;
 
 /// Runs blocking work, so much at once, so much waiting.
 #[derive(Debug)]
 pub(crate) struct Preparer {
+    /// Short prompts that still go to the blocking threads.
+    pause: AtomicU32,
     places: Arc<Semaphore>,
     threads: Arc<Semaphore>,
     places_max: usize,
@@ -28,12 +43,32 @@ impl Preparer {
     pub(crate) fn new(limits: &HttpLimits) -> Self {
         let places_max = limits.request.prepare_queued_max;
         Self {
+            pause: AtomicU32::new(0),
             places: Arc::new(Semaphore::new(places_max)),
             threads: Arc::new(Semaphore::new(limits.blocking_threads_max)),
             places_max,
             timeout: limits.request.prepare_timeout,
             retry_after_s: limits.retry_after_s,
         }
+    }
+
+    /// Runs the work that a body of `bytes` makes: here if it is short, else on a blocking thread.
+    pub(crate) async fn prepare<T: Send + 'static>(
+        &self,
+        bytes: usize,
+        work: impl FnOnce() -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let next = |left: u32| left.checked_sub(1);
+        let relaxed = Ordering::Relaxed;
+        if bytes > SHORT_BYTES || self.pause.fetch_update(relaxed, relaxed, next).is_ok() {
+            return self.run(work).await;
+        }
+        let begun = Instant::now();
+        let outcome = catch_unwind(AssertUnwindSafe(work));
+        if begun.elapsed() > SHORT_TIME_MAX {
+            self.pause.store(SLOW_PAUSE, relaxed);
+        }
+        outcome.unwrap_or_else(|_| Err(internal("it panicked".to_owned())))
     }
 
     /// Runs `work` on a blocking thread. Dropping the future gives up its place; work that has

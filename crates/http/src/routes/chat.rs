@@ -17,12 +17,14 @@ pub(crate) async fn chat<B: Backend>(
     app: Data<App<B>>,
 ) -> Result<HttpResponse, ApiError> {
     let bytes = body::read(&request, payload, &app.limits, &app.metrics).await?;
+    let size = bytes.len();
     let chat = parse(&app, bytes, ValidChat::parse).await?;
     let place = app.start_answer()?;
     let model = app.backend.open_model(&chat.common.model).await?;
     let (asked, common) = (model.clone(), chat.common.clone());
     let tokens_max = app.limits.request.prompt_tokens_max;
-    let prepared = app.preparer.run(move || prepare::chat(&asked, &chat, tokens_max)).await?;
+    let prepare = move || prepare::chat(&asked, &chat, tokens_max);
+    let prepared = app.preparer.prepare(size, prepare).await?;
     let prompts = vec![prepared];
     let submission = Submission { model, common, shape: Shape::Chat, prompts, place };
     submission.respond(&app, &request).await

@@ -17,6 +17,7 @@ pub(crate) async fn complete<B: Backend>(
     app: Data<App<B>>,
 ) -> Result<HttpResponse, ApiError> {
     let bytes = body::read(&request, payload, &app.limits, &app.metrics).await?;
+    let size = bytes.len();
     let ValidCompletion { common, prompts, echo } =
         parse(&app, bytes, ValidCompletion::parse).await?;
     let place = app.start_answer()?;
@@ -27,7 +28,7 @@ pub(crate) async fn complete<B: Backend>(
         let one = |prompt| prepare::completion(&asked, prompt, echo, tokens_max);
         prompts.into_iter().map(one).collect::<Result<Vec<_>, _>>()
     };
-    let prompts = app.preparer.run(encode).await?;
+    let prompts = app.preparer.prepare(size, encode).await?;
     let submission = Submission { model, common, shape: Shape::Text, prompts, place };
     submission.respond(&app, &request).await
 }

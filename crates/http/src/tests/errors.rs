@@ -160,7 +160,8 @@ async fn no_room_is_a_refusal_with_a_time() {
 
     let request = RequestLimits { prepare_queued_max: 0, ..RequestLimits::default() };
     let front = Front::start(HttpLimits { request, ..HttpLimits::default() });
-    let full = post(front.address, CHAT, &chat_body("hi")).await;
+    // A short one is prepared where it is; this one is not short.
+    let full = post(front.address, CHAT, &chat_body(&"hi ".repeat(2000))).await;
     refused(&full, 503, "overloaded", &["prepared"]);
     front.stop().await;
 }
