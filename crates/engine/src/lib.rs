@@ -4,11 +4,13 @@
 //! [`Scheduler`] turns [`Command`](mlxd_protocol::Command)s into calls of an engine and an
 //! engine's tokens into what a [`Sink`] publishes.
 
+mod admission;
 mod check;
 mod direct;
 mod engine;
 mod row;
 mod scheduler;
+mod shares;
 mod waiting;
 
 pub use direct::{BenchError, bench_direct};

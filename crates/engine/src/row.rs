@@ -1,8 +1,9 @@
 //! One running sequence, as the scheduler sees it.
 
 use crate::engine::{Opened, SeqId, SeqSpec, StepToken};
-use crate::waiting::Pending;
-use mlxd_protocol::{Priority, RequestId, Started, TokenFlags, TokenId, TokenRecord, TopLogprobs};
+use crate::shares::Deposit;
+use crate::waiting::{Pending, Ticket};
+use mlxd_protocol::{RequestId, Started, TokenFlags, TokenId, TokenRecord, TopLogprobs};
 use std::time::{Duration, Instant};
 
 /// A sequence that the engine holds.
@@ -11,7 +12,10 @@ pub(crate) struct Row {
     pub(crate) seq: SeqId,
     pub(crate) request: RequestId,
     pub(crate) trace: String,
-    pub(crate) priority: Priority,
+    pub(crate) ticket: Ticket,
+    pub(crate) deposit: Deposit,
+    /// Until then nobody pushes it out: it waited long for its place.
+    pub(crate) protected_until: Option<Instant>,
     stop_tokens: Vec<TokenId>,
     logprobs: Option<u8>,
     prompt_len: usize,
@@ -44,14 +48,16 @@ enum Prefill {
 
 impl Row {
     /// A row for `pending`, and what the engine must know of it.
-    pub(crate) fn new(seq: SeqId, pending: Pending) -> (Self, SeqSpec) {
+    pub(crate) fn new(seq: SeqId, ticket: Ticket, pending: Pending) -> (Self, SeqSpec) {
         let Pending { submit, bounds, arrived } = pending;
         let prompt_len = submit.prompt_len as usize;
         let row = Self {
             seq,
             request: submit.request,
             trace: submit.trace,
-            priority: submit.priority,
+            ticket,
+            deposit: Deposit::default(),
+            protected_until: None,
             stop_tokens: submit.stop_tokens,
             logprobs: submit.logprobs,
             prompt_len,
@@ -88,6 +94,11 @@ impl Row {
         self.prompt_len + self.generated as usize
     }
 
+    /// Tokens that may still be generated.
+    pub(crate) fn generated_left(&self) -> u32 {
+        self.generated_max - self.generated
+    }
+
     /// Tokens generated so far, by all incarnations.
     pub(crate) fn generated(&self) -> u32 {
         self.generated
@@ -96,6 +107,20 @@ impl Row {
     /// Time since its submit was read.
     pub(crate) fn age(&self, now: Instant) -> Duration {
         now.saturating_duration_since(self.arrived)
+    }
+
+    /// Known tokens to run before the first step.
+    pub(crate) fn unfilled(&self) -> usize {
+        match self.prefill {
+            Prefill::NotBegun { tokens } => tokens,
+            Prefill::Begun { left, .. } => left,
+            Prefill::Done { .. } => 0,
+        }
+    }
+
+    /// Whether its deadline passed before its first token was on its way.
+    pub(crate) fn is_late(&self, now: Instant) -> bool {
+        self.prefilling() && self.ticket.is_late(now)
     }
 
     pub(crate) fn prefilling(&self) -> bool {
@@ -175,6 +200,8 @@ impl Row {
             top.truncate(wanted);
             TopLogprobs { request: self.request, index, top }
         });
+        // The first token is there: what is left takes the time it takes.
+        self.ticket.deadline = None;
         (record, top)
     }
 }

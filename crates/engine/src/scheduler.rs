@@ -8,17 +8,13 @@
 use crate::check::check;
 use crate::engine::{Engine, EngineFault, SeqId, StepToken};
 use crate::row::Row;
-use crate::waiting::{Pending, Waiting};
+use crate::shares::Shares;
+use crate::waiting::{Pending, Waiter, Waiting};
 use mlxd_protocol::{
     Command, Ended, LoadSpec, ModelInfo, Phase, Refusal, RefusalCode, Report, RequestId, Submit,
     TokenRecord,
 };
-use std::time::Instant;
-
-/// What a call of [`Engine::prefill`] costs at least, in tokens of the chunk's budget: many tiny
-/// prompts must not hold up the running sequences for longer than one large one. A rest smaller
-/// than this is not worth a call.
-const PREFILL_CALL_TOKENS: usize = 32;
+use std::time::{Duration, Instant};
 
 /// Where a scheduler's output goes. A step's reports come before its records.
 pub trait Sink {
@@ -31,12 +27,19 @@ pub trait Sink {
 /// How much a scheduler takes on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Prompt tokens run between two decode steps at the most.
+    /// Prompt tokens run in one piece at the most while nothing decodes.
     pub prefill_chunk_tokens: usize,
+    /// Prompt tokens run between two decode steps at the most.
+    pub prefill_chunk_tokens_busy: usize,
     /// Sequences the engine holds at the most.
     pub running_max: usize,
     /// Sequences waiting at the most.
     pub queued_max: usize,
+    /// Sequences that gave up their place to more urgent ones at the most.
+    pub parked_max: usize,
+    /// Waiting so long lifts a sequence by one priority; zero never does. As long, one that was
+    /// lifted keeps its place.
+    pub ageing: Duration,
     /// Prompts are cut into the same pieces whatever else runs: each piece is a whole chunk. The
     /// last one begun may then go over the chunk's budget.
     pub whole_chunks: bool,
@@ -46,8 +49,11 @@ impl From<&LoadSpec> for Limits {
     fn from(spec: &LoadSpec) -> Self {
         Self {
             prefill_chunk_tokens: spec.prefill_chunk_tokens.max(1) as usize,
+            prefill_chunk_tokens_busy: spec.prefill_chunk_tokens_busy.max(1) as usize,
             running_max: spec.running_max.max(1) as usize,
             queued_max: spec.queued_max as usize,
+            parked_max: spec.parked_max as usize,
+            ageing: Duration::from_millis(spec.ageing_ms),
             whole_chunks: spec.deterministic,
         }
     }
@@ -58,8 +64,14 @@ impl From<&LoadSpec> for Limits {
 pub struct Counts {
     /// Sequences waiting.
     pub queued: usize,
-    /// Sequences the engine holds.
+    /// Sequences that have a place.
     pub running: usize,
+    /// Sequences that gave up their place and will go on.
+    pub parked: usize,
+    /// How often one gave up its place.
+    pub preemptions: u64,
+    /// Sequences whose deadline passed before their first token.
+    pub expired: u64,
     /// Units of work done: prefill chunks and decode steps.
     pub steps: u64,
     /// Tokens generated.
@@ -71,12 +83,14 @@ pub struct Counts {
 /// Continuous batching over one engine.
 #[derive(Debug)]
 pub struct Scheduler<E> {
-    engine: E,
-    limits: Limits,
-    waiting: Waiting,
-    /// By `seq`, which is the order of admission.
-    rows: Vec<Row>,
-    next_seq: u64,
+    pub(crate) engine: E,
+    pub(crate) limits: Limits,
+    pub(crate) waiting: Waiting,
+    pub(crate) shares: Shares,
+    /// By `seq`, which is the order of first admission.
+    pub(crate) rows: Vec<Row>,
+    pub(crate) next_seq: u64,
+    pub(crate) next_order: u64,
     /// Steps submitted and not collected.
     in_flight: usize,
     draining: bool,
@@ -84,7 +98,9 @@ pub struct Scheduler<E> {
     decode_next: bool,
     steps: u64,
     generated_tokens: u64,
-    prefilled_tokens: u64,
+    pub(crate) prefilled_tokens: u64,
+    pub(crate) preemptions: u64,
+    pub(crate) expired: u64,
     /// Kept for their allocation.
     step_rows: Vec<SeqId>,
     collected: Vec<StepToken>,
@@ -98,15 +114,19 @@ impl<E: Engine> Scheduler<E> {
         Self {
             engine,
             limits,
-            waiting: Waiting::default(),
+            waiting: Waiting::new(limits.ageing),
+            shares: Shares::default(),
             rows: Vec::new(),
             next_seq: 1,
+            next_order: 0,
             in_flight: 0,
             draining: false,
             decode_next: false,
             steps: 0,
             generated_tokens: 0,
             prefilled_tokens: 0,
+            preemptions: 0,
+            expired: 0,
             step_rows: Vec::new(),
             collected: Vec::new(),
             records: Vec::new(),
@@ -137,8 +157,11 @@ impl<E: Engine> Scheduler<E> {
     /// What is held and was done.
     pub fn counts(&self) -> Counts {
         Counts {
-            queued: self.waiting.len(),
+            queued: self.waiting.new_count(),
             running: self.rows.len(),
+            parked: self.waiting.parked_count(),
+            preemptions: self.preemptions,
+            expired: self.expired,
             steps: self.steps,
             generated_tokens: self.generated_tokens,
             prefilled_tokens: self.prefilled_tokens,
@@ -147,7 +170,8 @@ impl<E: Engine> Scheduler<E> {
 
     /// The traces of the sequences the engine holds, for a last log line.
     pub fn running_traces(&self) -> impl Iterator<Item = &str> {
-        self.rows.iter().map(|row| row.trace.as_str())
+        let rows = self.rows.iter().map(|row| row.trace.as_str());
+        rows.chain(self.waiting.parked_traces())
     }
 
     /// From now on new sequences are refused; those here are finished.
@@ -157,13 +181,13 @@ impl<E: Engine> Scheduler<E> {
 
     /// Nothing waits, runs or is in flight.
     pub fn is_idle(&self) -> bool {
-        self.waiting.len() == 0 && self.rows.is_empty() && self.in_flight == 0
+        self.waiting.is_empty() && self.rows.is_empty() && self.in_flight == 0
     }
 
-    /// What the next [`tick`](Self::tick) will do: `Prefill`, `Decode` or `Idle`.
-    pub fn next_phase(&self) -> Phase {
-        let admits = self.waiting.len() > 0 && self.rows.len() < self.limits.running_max;
-        let prefill = admits || self.rows.iter().any(Row::prefilling);
+    /// What a [`tick`](Self::tick) at `now` will do: `Prefill`, `Decode` or `Idle`.
+    pub fn next_phase(&self, now: Instant) -> Phase {
+        let admits = !self.waiting.is_empty() && self.rows.len() < self.limits.running_max;
+        let prefill = admits || self.rows.iter().any(Row::prefilling) || self.preempts(now);
         let decode = self.in_flight > 0 || self.rows.iter().any(Row::wants_step);
         match (prefill, decode) {
             (true, true) if self.decode_next => Phase::Decode,
@@ -192,7 +216,7 @@ impl<E: Engine> Scheduler<E> {
             Ok(bounds) => bounds,
             Err(refusal) => return refuse(&submit.trace, request, refusal, sink),
         };
-        self.waiting.push(Pending { submit, bounds, arrived: now });
+        self.enqueue(Pending { submit, bounds, arrived: now });
     }
 
     fn room(&self) -> Result<(), Refusal> {
@@ -201,7 +225,8 @@ impl<E: Engine> Scheduler<E> {
             return Err(Refusal { code: RefusalCode::Draining, message });
         }
         let Limits { running_max, queued_max, .. } = self.limits;
-        if self.rows.len() + self.waiting.len() >= running_max + queued_max {
+        let places = running_max.min(self.rows.len() + self.waiting.parked_count());
+        if places + self.waiting.new_count() >= running_max + queued_max {
             let message = format!(
                 "{running_max} requests are running and {queued_max} are waiting, which is all \
                  this worker takes; ask again later"
@@ -212,12 +237,17 @@ impl<E: Engine> Scheduler<E> {
     }
 
     fn cancel(&mut self, request: RequestId) {
-        if self.waiting.remove(request) {
-            return;
-        }
-        if let Some(position) = self.rows.iter().position(|row| row.request == request) {
-            let row = self.rows.remove(position);
+        let row = match self.waiting.remove(request) {
+            Some(Waiter::New(_)) => return,
+            Some(Waiter::Parked(row)) => Some(*row),
+            None => {
+                let position = self.rows.iter().position(|row| row.request == request);
+                position.map(|position| self.rows.remove(position))
+            }
+        };
+        if let Some(row) = row {
             self.engine.close(row.seq);
+            self.shares.settle(row.ticket.tenant, row.deposit);
             tracing::info!(trace = row.trace, %request, generated = row.generated(), "cancelled");
         }
     }
@@ -225,64 +255,27 @@ impl<E: Engine> Scheduler<E> {
     /// Does one unit of work, the one that [`next_phase`](Self::next_phase) names. After an
     /// error nothing here can be trusted any more: the process must end.
     pub fn tick(&mut self, now: Instant, sink: &mut impl Sink) -> Result<(), EngineFault> {
-        let phase = self.next_phase();
-        self.admit(sink);
+        let phase = self.next_phase(now);
+        self.expire(now, sink);
         match phase {
             Phase::Prefill => {
                 // Finished tokens must not wait for the chunk.
                 while self.in_flight > 0 {
                     self.collect(now, sink)?;
                 }
+                self.admit(now, sink);
+                self.preempt(now, sink);
                 self.prefill(now)?;
                 self.decode_next = true;
                 self.steps += 1;
             }
             Phase::Decode => {
+                self.admit(now, sink);
                 self.decode(now, sink)?;
                 self.decode_next = false;
                 self.steps += 1;
             }
             _ => {}
-        }
-        Ok(())
-    }
-
-    fn admit(&mut self, sink: &mut impl Sink) {
-        while self.rows.len() < self.limits.running_max {
-            let Some(pending) = self.waiting.pop() else {
-                return;
-            };
-            let (mut row, spec) = Row::new(SeqId(self.next_seq), pending);
-            self.next_seq += 1;
-            // Said before the engine sees it, which may be the end of this process.
-            sink.report(Report::Admitted(row.request));
-            match self.engine.open(row.seq, spec) {
-                Ok(opened) => {
-                    row.opened(opened);
-                    self.rows.push(row);
-                }
-                Err(refusal) => refuse(&row.trace, row.request, refusal, sink),
-            }
-        }
-    }
-
-    /// Runs up to a chunk's worth of prompts, the most urgent first.
-    fn prefill(&mut self, now: Instant) -> Result<(), EngineFault> {
-        let mut budget = self.limits.prefill_chunk_tokens;
-        loop {
-            let unfinished = self.rows.iter_mut().filter(|row| row.prefilling());
-            let Some(row) = unfinished.min_by_key(|row| (row.priority, row.seq)) else {
-                break;
-            };
-            let tokens_max =
-                if self.limits.whole_chunks { self.limits.prefill_chunk_tokens } else { budget };
-            let left = self.engine.prefill(row.seq, tokens_max)?;
-            let ran = row.chunk_ran(now, left);
-            self.prefilled_tokens += ran as u64;
-            budget = budget.saturating_sub(ran.max(PREFILL_CALL_TOKENS));
-            if budget < PREFILL_CALL_TOKENS {
-                break;
-            }
         }
         Ok(())
     }
@@ -325,6 +318,7 @@ impl<E: Engine> Scheduler<E> {
                 sink.report(Report::Started(started));
             }
             let (record, top) = row.take(token);
+            self.shares.generated(row.ticket.tenant, &mut row.deposit);
             if let Some(top) = top {
                 sink.report(Report::TopLogprobs(top));
             }
@@ -352,6 +346,7 @@ impl<E: Engine> Scheduler<E> {
                 continue;
             };
             let row = self.rows.remove(position);
+            self.shares.settle(row.ticket.tenant, row.deposit);
             tracing::info!(
                 trace = row.trace,
                 request = %row.request,
@@ -364,7 +359,7 @@ impl<E: Engine> Scheduler<E> {
     }
 }
 
-fn refuse(trace: &str, request: RequestId, refusal: Refusal, sink: &mut impl Sink) {
+pub(crate) fn refuse(trace: &str, request: RequestId, refusal: Refusal, sink: &mut impl Sink) {
     tracing::info!(trace, %request, code = ?refusal.code, "refused: {refusal}");
     sink.report(Report::Ended(Ended { request, refusal }));
 }

@@ -1,8 +1,11 @@
 //! What the scheduler promises, case by case.
 
 mod common;
+#[path = "common/kept.rs"]
+mod kept;
 
-use common::{Call, Kept, Said, Watched, submit};
+use common::{Call, Watched, submit};
+use kept::{Kept, Said};
 use mlxd_engine::{Limits, Scheduler, SeqId, bench_direct};
 use mlxd_protocol::{
     BenchSpec, Command, Phase, Priority, RefusalCode, Report, RequestId, Submit, TokenFlags,
@@ -11,8 +14,15 @@ use mlxd_protocol::{
 use mlxd_testkit::{How, Script, When};
 use std::time::{Duration, Instant};
 
-const LIMITS: Limits =
-    Limits { prefill_chunk_tokens: 64, running_max: 4, queued_max: 4, whole_chunks: false };
+const LIMITS: Limits = Limits {
+    prefill_chunk_tokens: 64,
+    prefill_chunk_tokens_busy: 64,
+    running_max: 4,
+    queued_max: 4,
+    parked_max: 0,
+    ageing: Duration::ZERO,
+    whole_chunks: false,
+};
 
 struct Bench {
     scheduler: Scheduler<Watched>,
@@ -165,12 +175,12 @@ fn running_rows_go_on_between_the_chunks_of_a_long_prompt() {
     bench.tick();
     bench.submit(submit(2, vec![2; 64 * 4 + 1], 50));
     for _ in 0..4 {
-        assert_eq!(bench.scheduler.next_phase(), Phase::Prefill);
+        assert_eq!(bench.scheduler.next_phase(bench.now), Phase::Prefill);
         bench.tick();
-        assert_eq!(bench.scheduler.next_phase(), Phase::Decode);
+        assert_eq!(bench.scheduler.next_phase(bench.now), Phase::Decode);
         assert!(!records(&bench.tick()).is_empty());
     }
-    assert_eq!(bench.scheduler.next_phase(), Phase::Decode);
+    assert_eq!(bench.scheduler.next_phase(bench.now), Phase::Decode);
     bench.finish();
 }
 

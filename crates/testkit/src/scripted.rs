@@ -31,6 +31,7 @@ struct Sequence {
     next: u32,
     capacity_left: usize,
     logprobs: Option<u8>,
+    parked: bool,
 }
 
 #[derive(Debug)]
@@ -114,6 +115,7 @@ impl Engine for ScriptedEngine {
             next: (spec.tokens.len() - spec.prompt_len) as u32,
             capacity_left: spec.capacity - spec.tokens.len(),
             logprobs: spec.logprobs,
+            parked: false,
             prompt: spec.tokens[..spec.prompt_len].to_vec(),
         };
         let before = self.sequences.insert(seq, sequence);
@@ -130,6 +132,7 @@ impl Engine for ScriptedEngine {
         }
         let ran = sequence.prefill_left.min(tokens_max);
         sequence.prefill_left -= ran;
+        assert!(!sequence.parked, "{seq:?} prefilled while parked");
         let took = Duration::from_micros(self.script.prefill_token_us) * ran as u32;
         if !took.is_zero() {
             std::thread::sleep(took);
@@ -143,6 +146,7 @@ impl Engine for ScriptedEngine {
         step.clear();
         for &seq in rows {
             let sequence = self.sequences.get_mut(&seq).expect("submit of an open sequence");
+            assert!(!sequence.parked, "{seq:?} submitted while parked");
             assert_eq!(sequence.prefill_left, 0, "{seq:?} submitted before its prompt was done");
             assert!(sequence.capacity_left > 0, "{seq:?} submitted past its capacity");
             sequence.capacity_left -= 1;
@@ -178,6 +182,18 @@ impl Engine for ScriptedEngine {
     fn close(&mut self, seq: SeqId) {
         let closed = self.sequences.remove(&seq);
         assert!(closed.is_some(), "{seq:?} closed but not open");
+    }
+
+    fn park(&mut self, seq: SeqId) {
+        let in_flight = |step: &Step| step.rows.iter().any(|(row, _)| *row == seq);
+        assert!(!self.in_flight.iter().any(in_flight), "{seq:?} parked in flight");
+        let sequence = self.sequences.get_mut(&seq).expect("park of an open sequence");
+        assert!(!std::mem::replace(&mut sequence.parked, true), "{seq:?} parked twice");
+    }
+
+    fn unpark(&mut self, seq: SeqId) {
+        let sequence = self.sequences.get_mut(&seq).expect("unpark of an open sequence");
+        assert!(std::mem::replace(&mut sequence.parked, false), "{seq:?} was not parked");
     }
 
     fn memory(&self) -> MemoryFigures {

@@ -91,7 +91,7 @@ impl<E: Engine> Server<E> {
                 self.event(event, &mut drain)?;
             }
             self.read_commands(&mut record)?;
-            match self.scheduler.next_phase() {
+            match self.scheduler.next_phase(Instant::now()) {
                 Phase::Idle if matches!(drain, Drain::ThenWait | Drain::ThenEnd) => {
                     self.rest();
                     self.finished.store(true, Ordering::Release);

@@ -1,11 +1,12 @@
-//! An engine that notes what is asked of it, and a sink that keeps everything.
+//! An engine that notes what is asked of it.
 
-use mlxd_engine::{Engine, EngineFault, MemoryFigures, Opened, SeqId, SeqSpec, Sink, StepToken};
-use mlxd_protocol::{
-    ModelInfo, Priority, Refusal, Report, RequestId, Sampling, Submit, TokenRecord,
-};
+use mlxd_engine::{Engine, EngineFault, MemoryFigures, Opened, SeqId, SeqSpec, StepToken};
+use mlxd_protocol::{ModelInfo, Priority, Refusal, RequestId, Sampling, Submit};
 use mlxd_testkit::{Script, ScriptedEngine};
+use std::cell::Cell;
 use std::collections::HashMap;
+use std::rc::Rc;
+use std::time::Duration;
 
 /// One call of an engine.
 #[derive(Debug, Clone, PartialEq)]
@@ -15,6 +16,9 @@ pub enum Call {
     Submit(Vec<SeqId>),
     Collect,
     Close(SeqId),
+    Finish(SeqId),
+    Park(SeqId),
+    Unpark(SeqId),
 }
 
 /// A scripted engine with a diary.
@@ -25,6 +29,11 @@ pub struct Watched {
     /// Steps submitted per sequence.
     pub row_steps: HashMap<SeqId, usize>,
     pub in_flight_max: usize,
+    /// What all work took so far, by the two costs below.
+    pub clock: Rc<Cell<Duration>>,
+    pub step_cost: Duration,
+    pub prompt_token_cost: Duration,
+    unfilled: HashMap<SeqId, usize>,
 }
 
 impl Watched {
@@ -34,7 +43,17 @@ impl Watched {
             calls: Vec::new(),
             row_steps: HashMap::new(),
             in_flight_max: 0,
+            clock: Rc::default(),
+            step_cost: Duration::ZERO,
+            prompt_token_cost: Duration::ZERO,
+            unfilled: HashMap::new(),
         }
+    }
+}
+
+impl Watched {
+    fn took(&self, cost: Duration) {
+        self.clock.set(self.clock.get() + cost);
     }
 }
 
@@ -47,11 +66,17 @@ impl Engine for Watched {
     }
     fn open(&mut self, seq: SeqId, spec: SeqSpec) -> Result<Opened, Refusal> {
         self.calls.push(Call::Open(seq, spec.clone()));
-        self.inner.open(seq, spec)
+        let tokens = spec.tokens.len();
+        let opened = self.inner.open(seq, spec)?;
+        self.unfilled.insert(seq, tokens - 1 - opened.cached_tokens);
+        Ok(opened)
     }
     fn prefill(&mut self, seq: SeqId, tokens_max: usize) -> Result<usize, EngineFault> {
         self.calls.push(Call::Prefill(seq, tokens_max));
-        self.inner.prefill(seq, tokens_max)
+        let left = self.inner.prefill(seq, tokens_max)?;
+        let before = self.unfilled.insert(seq, left).unwrap_or(left);
+        self.took(self.prompt_token_cost * (before - left) as u32);
+        Ok(left)
     }
     fn submit(&mut self, rows: &[SeqId]) -> Result<(), EngineFault> {
         self.calls.push(Call::Submit(rows.to_vec()));
@@ -64,43 +89,30 @@ impl Engine for Watched {
     }
     fn collect(&mut self, out: &mut Vec<StepToken>) -> Result<(), EngineFault> {
         self.calls.push(Call::Collect);
+        self.took(self.step_cost);
         self.inner.collect(out)
     }
     fn close(&mut self, seq: SeqId) {
         self.calls.push(Call::Close(seq));
         self.inner.close(seq);
     }
+    fn finish(&mut self, seq: SeqId) {
+        self.calls.push(Call::Finish(seq));
+        self.inner.finish(seq);
+    }
+    fn park(&mut self, seq: SeqId) {
+        self.calls.push(Call::Park(seq));
+        self.inner.park(seq);
+    }
+    fn unpark(&mut self, seq: SeqId) {
+        self.calls.push(Call::Unpark(seq));
+        self.inner.unpark(seq);
+    }
     fn memory(&self) -> MemoryFigures {
         self.inner.memory()
     }
     fn trim(&mut self) {
         self.inner.trim();
-    }
-}
-
-/// What was published, in order.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Said {
-    Report(Report),
-    Tokens(Vec<TokenRecord>),
-}
-
-#[derive(Debug, Default)]
-pub struct Kept(pub Vec<Said>);
-
-impl Kept {
-    /// Everything published since the last call.
-    pub fn take(&mut self) -> Vec<Said> {
-        std::mem::take(&mut self.0)
-    }
-}
-
-impl Sink for Kept {
-    fn report(&mut self, report: Report) {
-        self.0.push(Said::Report(report));
-    }
-    fn tokens(&mut self, records: &[TokenRecord]) {
-        self.0.push(Said::Tokens(records.to_vec()));
     }
 }
 
