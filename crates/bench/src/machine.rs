@@ -1,21 +1,21 @@
 //! What a figure was measured on.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sysinfo::System;
 
 /// The machine and the build.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Machine {
-    /// As the operating system names it.
-    pub cpu: String,
+    /// The processor, as the operating system names it.
+    pub chip: String,
     /// Logical cores.
     pub cores: usize,
     /// Bytes of memory.
     pub memory_bytes: u64,
     /// Name and version.
     pub os: String,
-    /// Of mlxd.
-    pub version: &'static str,
+    /// As `x86_64`.
+    pub architecture: String,
 }
 
 impl Machine {
@@ -26,15 +26,16 @@ impl Machine {
             system.refresh_memory();
             system.refresh_cpu_all();
         }
-        let cpu = system
+        let chip = system
             .as_ref()
-            .and_then(|system| system.cpus().first().map(|cpu| cpu.brand().trim().to_owned()));
+            .and_then(|system| system.cpus().first().map(|cpu| cpu.brand().trim().to_owned()))
+            .filter(|brand| !brand.is_empty());
         Self {
-            cpu: cpu.unwrap_or_else(|| std::env::consts::ARCH.to_owned()),
+            chip: chip.unwrap_or_else(|| std::env::consts::ARCH.to_owned()),
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             memory_bytes: system.as_ref().map_or(0, System::total_memory),
             os: System::long_os_version().unwrap_or_else(|_| std::env::consts::OS.to_owned()),
-            version: env!("CARGO_PKG_VERSION"),
+            architecture: std::env::consts::ARCH.to_owned(),
         }
     }
 }

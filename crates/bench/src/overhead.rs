@@ -4,13 +4,16 @@
 //! Both legs run the same prompt in the same worker, in turns, so that what the machine does
 //! meanwhile falls on both.
 
-use crate::client::{Client, direct};
-use crate::machine::Machine;
-use crate::server::Server;
-use crate::table::{mean, median, table, write_json};
+use crate::client::{Ask, direct};
+use crate::report::{Counted, Report, Template};
+use crate::session::{Benchmark, Output, Session, bar};
+use crate::stats::{mean, median};
+use crate::table::Table;
+use crate::target::{ServerFlags, Target};
+use indicatif::ProgressBar;
 use mlxd_protocol::admin::BenchCall;
 use serde::Serialize;
-use std::path::PathBuf;
+use serde_json::json;
 
 const QUESTION: &str =
     "Explain in a few paragraphs how a program can keep serving while one of its parts crashes.";
@@ -19,160 +22,138 @@ const CASES: [(&str, u32); 3] = [("short", 50), ("medium", 100), ("long", 200)];
 /// `mlxd bench overhead`.
 #[derive(Debug, clap::Args)]
 pub struct Arguments {
-    /// Model to measure, by name or path.
-    #[arg(long, default_value = "mlxd-demo")]
-    model: String,
     /// Timed runs per case.
-    #[arg(long, default_value_t = 5)]
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
     /// Runs before the timed ones.
     #[arg(long, default_value_t = 1)]
     warmup_runs: u32,
-    /// One timed run per case.
-    #[arg(long)]
-    quick: bool,
-    /// Configuration file of the server.
-    #[arg(long)]
-    config: Option<PathBuf>,
-    /// Write the report as JSON.
-    #[arg(long, value_name = "FILE")]
-    output: Option<PathBuf>,
+    #[command(flatten)]
+    server: ServerFlags,
+    #[command(flatten)]
+    output: Output,
 }
 
 #[derive(Debug, Serialize)]
 struct Case {
     name: &'static str,
     tokens: u32,
+    prompt_tokens: u32,
     direct_tok_s: Vec<f64>,
     server_tok_s: Vec<f64>,
-    /// 1 − median server / median direct.
-    overhead: f64,
-    /// Median seconds from the request to its first text.
-    server_first_delta_s: f64,
-    /// Median seconds from the prompt to its first token.
-    direct_first_token_s: f64,
+    direct_first_token_s: Vec<f64>,
+    server_first_delta_s: Vec<f64>,
 }
 
-#[derive(Debug, Serialize)]
-struct Report {
-    benchmark: &'static str,
-    machine: Machine,
-    model: String,
-    architecture: Option<String>,
-    quantization: Option<String>,
-    prompt_tokens: u32,
-    runs: u32,
-    temperature: f32,
-    concurrency: u32,
-    token_count_source: &'static str,
-    cases: Vec<Case>,
-}
+impl Benchmark for Arguments {
+    const NAME: &'static str = "overhead";
+    const NEEDS_ADMIN: bool = true;
 
-/// Runs both legs of every case and prints the table.
-pub async fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let server = Server::start(arguments.config.as_deref()).await?;
-    let outcome = measure(arguments, &server).await;
-    match outcome {
-        Ok(report) => {
-            print(&report);
-            server.stop().await?;
-            arguments.output.as_ref().map_or(Ok(()), |path| write_json(path, &report))
+    fn output(&self) -> &Output {
+        &self.output
+    }
+
+    fn server(&self) -> ServerFlags {
+        self.server.clone()
+    }
+
+    async fn measure(&self, session: &mut Session<'_>) -> anyhow::Result<Report> {
+        let runs = if self.output.quick { 1 } else { self.runs };
+        let target = session.target().await?;
+        let progress = bar(runs as usize * CASES.len() * 2, Self::NAME);
+        let mut cases = Vec::new();
+        for (name, tokens) in CASES {
+            cases.push(self.case(target, name, tokens, runs, &progress).await?);
         }
-        Err(error) => Err(error.context(server.log())),
+        progress.finish_and_clear();
+        let mut report = target.report(Self::NAME, self.output.quick).await;
+        report.subject.concurrency = vec![1];
+        report.subject.template = Some(Template::Chat);
+        report.subject.temperature = Some(0.0);
+        report.subject.token_count_source = Some(Counted::Usage);
+        report.tables.push(table(&cases));
+        report.samples = json!(cases);
+        Ok(report)
     }
 }
 
-async fn measure(arguments: &Arguments, server: &Server) -> anyhow::Result<Report> {
-    let runs = if arguments.quick { 1 } else { arguments.runs.max(1) };
-    let client = Client::new(&server.card.base_url)?;
-    let bar = indicatif::ProgressBar::new(u64::from(runs) * CASES.len() as u64 * 2);
-    let mut report = Report {
-        benchmark: "overhead",
-        machine: Machine::this(),
-        model: arguments.model.clone(),
-        architecture: None,
-        quantization: None,
-        prompt_tokens: 0,
-        runs,
-        temperature: 0.0,
-        concurrency: 1,
-        token_count_source: "usage",
-        cases: Vec::new(),
-    };
-    for (name, tokens) in CASES {
+impl Arguments {
+    async fn case(
+        &self,
+        target: &Target,
+        name: &'static str,
+        tokens: u32,
+        runs: u32,
+        progress: &ProgressBar,
+    ) -> anyhow::Result<Case> {
+        let socket = target.admin_socket()?;
         let call = |warmup_runs| BenchCall {
-            model: arguments.model.clone(),
+            model: target.model.clone(),
             question: QUESTION.into(),
             new_tokens: tokens,
             warmup_runs,
             runs: 1,
         };
-        for _ in 0..arguments.warmup_runs {
-            direct(&server.card.admin_socket, &call(1)).await?;
-            client.chat(&arguments.model, QUESTION, tokens).await?;
+        let ask = Ask::new(Template::Chat, QUESTION, tokens);
+        for _ in 0..self.warmup_runs {
+            direct(socket, &call(1)).await?;
+            target.ask(&ask).await?;
         }
-        let (mut alone, mut served) = (Vec::new(), Vec::new());
-        let (mut alone_first, mut served_first) = (Vec::new(), Vec::new());
-        for _ in 0..runs {
-            let answer = direct(&server.card.admin_socket, &call(0)).await?;
-            alone.push(f64::from(tokens) / mean(&answer.leg.seconds));
-            alone_first.push(mean(&answer.leg.first_token_seconds));
-            bar.inc(1);
-            let answered = client.chat(&arguments.model, QUESTION, tokens).await?;
-            anyhow::ensure!(
-                answered.completion_tokens == tokens,
-                "{} tokens came instead of {tokens}",
-                answered.completion_tokens
-            );
-            anyhow::ensure!(
-                answer.prompt_tokens == answered.prompt_tokens,
-                "the legs' prompts differ"
-            );
-            served.push(f64::from(tokens) / answered.seconds);
-            served_first.push(answered.first_delta_seconds);
-            bar.inc(1);
-            report.prompt_tokens = answer.prompt_tokens;
-            report.architecture = answer.status.architecture;
-            report.quantization = answer.status.quantization;
-        }
-        report.cases.push(Case {
+        let mut case = Case {
             name,
             tokens,
-            overhead: 1.0 - median(&served) / median(&alone),
-            direct_tok_s: alone,
-            server_tok_s: served,
-            server_first_delta_s: median(&served_first),
-            direct_first_token_s: median(&alone_first),
-        });
+            prompt_tokens: 0,
+            direct_tok_s: Vec::new(),
+            server_tok_s: Vec::new(),
+            direct_first_token_s: Vec::new(),
+            server_first_delta_s: Vec::new(),
+        };
+        for _ in 0..runs {
+            let alone = direct(socket, &call(0)).await?;
+            case.direct_tok_s.push(f64::from(tokens) / mean(&alone.leg.seconds));
+            case.direct_first_token_s.push(mean(&alone.leg.first_token_seconds));
+            progress.inc(1);
+            let served = target.ask(&ask).await?;
+            anyhow::ensure!(
+                served.completion_tokens == tokens,
+                "{} tokens came instead of {tokens}",
+                served.completion_tokens
+            );
+            anyhow::ensure!(
+                alone.prompt_tokens == served.prompt_tokens,
+                "the legs' prompts differ: {} and {} tokens",
+                alone.prompt_tokens,
+                served.prompt_tokens
+            );
+            case.server_tok_s.push(f64::from(tokens) / served.seconds);
+            case.server_first_delta_s.push(served.first_s);
+            case.prompt_tokens = alone.prompt_tokens;
+            progress.inc(1);
+        }
+        Ok(case)
     }
-    bar.finish_and_clear();
-    Ok(report)
 }
 
-fn print(report: &Report) {
-    let text = |value: &Option<String>| value.clone().unwrap_or_default();
-    println!(
-        "\n{} ({} {}), prompt of {} tokens, {} runs, on {} ({} cores, {})\n",
-        report.model,
-        text(&report.architecture),
-        text(&report.quantization),
-        report.prompt_tokens,
-        report.runs,
-        report.machine.cpu,
-        report.machine.cores,
-        report.machine.os
-    );
-    let mut rows =
-        table(&["case", "tokens", "direct tok/s", "server tok/s", "overhead", "first delta ms"]);
-    for case in &report.cases {
-        rows.add_row([
-            case.name.to_owned(),
-            case.tokens.to_string(),
-            format!("{:.1}", median(&case.direct_tok_s)),
-            format!("{:.1}", median(&case.server_tok_s)),
-            format!("{:.1} %", case.overhead * 100.0),
-            format!("{:.1}", case.server_first_delta_s * 1000.0),
+fn table(cases: &[Case]) -> Table {
+    let mut table = Table::new("Engine alone against the HTTP path")
+        .key("case", "Case")
+        .key("tokens", "Tokens")
+        .fact("prompt_tokens", "Prompt tok", 0)
+        .higher("direct_per_s", "Direct tok/s", 1)
+        .higher("server_per_s", "Server tok/s", 1)
+        .lower("overhead_percent", "Overhead %", 1)
+        .lower("first_delta_ms", "First delta ms", 1);
+    for case in cases {
+        let (alone, served) = (median(&case.direct_tok_s), median(&case.server_tok_s));
+        table.row([
+            json!(case.name),
+            json!(case.tokens),
+            json!(case.prompt_tokens),
+            json!(alone),
+            json!(served),
+            json!((1.0 - served / alone) * 100.0),
+            json!(median(&case.server_first_delta_s) * 1000.0),
         ]);
     }
-    println!("{rows}");
+    table
 }

@@ -24,6 +24,13 @@ pub struct Card {
     pub admin_socket: PathBuf,
 }
 
+impl Card {
+    /// Reads `mlxd.json`.
+    pub fn read(path: &Path) -> anyhow::Result<Self> {
+        Ok(serde_json::from_slice(&std::fs::read(path)?)?)
+    }
+}
+
 /// A server started for this run. Dropping it kills it.
 pub struct Server {
     child: Child,
@@ -33,8 +40,11 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts this very program's `serve`.
-    pub async fn start(config: Option<&Path>) -> anyhow::Result<Self> {
+    /// Starts this very program's `serve`, with these variables in its environment.
+    pub async fn start(
+        config: Option<&Path>,
+        variables: &[(&str, String)],
+    ) -> anyhow::Result<Self> {
         let folder = tempfile::Builder::new().prefix("mlxd-bench-").tempdir()?;
         let runtime = folder.path().join("run");
         let log = std::fs::File::create(folder.path().join("serve.log"))?;
@@ -44,6 +54,7 @@ impl Server {
             command.arg("--config").arg(config);
         }
         let child = command
+            .envs(variables.iter().map(|(name, value)| (name, value)))
             .env("MLXD_PATHS_RUNTIME", &runtime)
             .env("MLXD_PATHS_STATE", folder.path().join("state"))
             .env("MLXD_PATHS_LOGS", folder.path().join("logs"))

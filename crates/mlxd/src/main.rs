@@ -5,6 +5,7 @@
 
 mod administration;
 mod arguments;
+mod bench;
 mod check;
 mod demo;
 mod exit;
@@ -29,7 +30,7 @@ fn main() -> ExitCode {
             serve::run(&serve)
         }
         Subcommand::Demo(demo) => demo::run(&demo),
-        Subcommand::Bench(bench) => mlxd_bench::run(&bench).map_err(exit::Failed::run),
+        Subcommand::Bench(bench) => mlxd_bench::run(&bench, &bench::Configured).map_err(exit::Failed::run),
         Subcommand::Config { command: ConfigCommand::Check(flags) } => check::check(&flags),
         Subcommand::Config { command: ConfigCommand::Show(flags) } => check::show(&flags),
     };
