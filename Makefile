@@ -7,7 +7,7 @@ CARGO ?= cargo
 PROGRAMS = --bin mlxd --bin mlxd-worker --bin mlxctl
 
 .DEFAULT_GOAL := help
-.PHONY: help setup build run demo bench test lint check-macos clean
+.PHONY: help setup build run demo bench test chaos lint check-macos clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -29,6 +29,10 @@ bench: build ## a benchmark table: overhead, or the one that ARGS picks
 
 test: setup ## every test
 	@scripts/test $(ARGS)
+
+chaos: setup ## faults at random under load, every answer checked (ARGS="--minutes 5 --seed 1")
+	@$(CARGO) build --release --quiet --package mlxd --package mlxd-testkit --bins
+	@$(CARGO) run --quiet --release --package mlxd-testkit --bin mlxd-chaos -- $(ARGS)
 
 lint: setup ## formatting, clippy, house rules, licences
 	@scripts/lint

@@ -1,5 +1,6 @@
 //! Carries out the faults of a [`Script`](crate::Script).
 
+use crate::folder::asked_file;
 use crate::script::{Fault, How, When};
 use mlxd_engine::EngineFault;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -22,6 +23,8 @@ struct Armed {
     fault: Fault,
     /// Holds one byte for every time that a counted fault has happened.
     counter: PathBuf,
+    /// Is there when a fault is asked for.
+    asked: PathBuf,
 }
 
 impl Faults {
@@ -30,6 +33,7 @@ impl Faults {
         let armed = |(index, fault): (usize, &Fault)| Armed {
             fault: fault.clone(),
             counter: folder.join(format!("scripted.fault-{index}")),
+            asked: asked_file(folder, index),
         };
         Self { faults: faults.iter().enumerate().map(armed).collect() }
     }
@@ -37,7 +41,7 @@ impl Faults {
     /// Fails now, if a fault is planned for now. Comes back only with an engine's fault.
     pub(crate) fn strike(&self, now: When) -> Result<(), EngineFault> {
         for armed in &self.faults {
-            if is_due(armed.fault.when, now) && armed.counts_down() {
+            if is_due(armed.fault.when, now) && armed.is_asked() && armed.counts_down() {
                 return fail(armed.fault.how);
             }
         }
@@ -53,6 +57,11 @@ fn is_due(planned: When, now: When) -> bool {
 }
 
 impl Armed {
+    /// Whether the fault needs no asking, or was asked for: then it is not any more.
+    fn is_asked(&self) -> bool {
+        self.fault.when != When::Asked || std::fs::remove_file(&self.asked).is_ok()
+    }
+
     /// Whether the fault may happen once more; notes that it does.
     fn counts_down(&self) -> bool {
         let Some(times_max) = self.fault.times_max else {

@@ -45,6 +45,12 @@ impl ModelFolder {
         std::fs::write(file, script.to_json()).expect("the folder can be written");
     }
 
+    /// The worker that has this folder loaded, or the next one, fails as the fault at this place
+    /// of its script says, which must be one that is [asked for](crate::When::Asked).
+    pub fn ask_fault(&self, place: usize) {
+        std::fs::write(asked_file(self.path(), place), "").expect("the folder can be written");
+    }
+
     /// A file of it.
     pub fn file(&self, name: &str) -> PathBuf {
         self.path().join(name)
@@ -53,6 +59,11 @@ impl ModelFolder {
     fn write(&self, name: &str, value: &Value) {
         std::fs::write(self.file(name), value.to_string()).expect("the folder can be written");
     }
+}
+
+/// Asks for the fault at this place of the script, while it is there.
+pub(crate) fn asked_file(folder: &Path, place: usize) -> PathBuf {
+    folder.join(format!("scripted.asked-{place}"))
 }
 
 /// The numbers of a very small Llama, so that a memory plan can be made for it.

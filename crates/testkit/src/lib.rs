@@ -6,11 +6,13 @@
 //! real worker's loop with that engine; a front uses it when its `workers.program` says so.
 
 mod answer;
+pub mod chaos;
 mod fault;
 mod folder;
 mod front_half;
 mod front_process;
 mod http;
+mod hub;
 mod leftovers;
 mod loader;
 mod program;
@@ -24,6 +26,7 @@ pub use folder::ModelFolder;
 pub use front_half::{FrontHalf, Said};
 pub use front_process::{FrontConfig, FrontProcess, Home};
 pub use http::{Body, Client, Connection, Response};
+pub use hub::{FakeHub, HubCall, HubFault, HubRequest};
 pub use leftovers::Leftovers;
 pub use loader::{PROTOCOL_VARIABLE, ScriptedLoader};
 pub use program::program;

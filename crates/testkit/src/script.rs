@@ -76,6 +76,8 @@ pub enum When {
     Tokens(u64),
     /// At the first chunk of a prompt that holds this token.
     PromptToken(TokenId),
+    /// At the next step or chunk after [`ModelFolder::ask_fault`](crate::ModelFolder::ask_fault).
+    Asked,
 }
 
 /// How a process fails.

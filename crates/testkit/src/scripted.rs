@@ -126,6 +126,7 @@ impl Engine for ScriptedEngine {
     fn prefill(&mut self, seq: SeqId, tokens_max: usize) -> Result<usize, EngineFault> {
         let sequence = self.sequences.get_mut(&seq).expect("prefill of an open sequence");
         assert!(tokens_max > 0);
+        self.faults.strike(When::Asked)?;
         self.faults.strike(When::Prefill)?;
         for &token in &sequence.prompt {
             self.faults.strike(When::PromptToken(token))?;
@@ -164,6 +165,7 @@ impl Engine for ScriptedEngine {
     }
 
     fn collect(&mut self, out: &mut Vec<StepToken>) -> Result<(), EngineFault> {
+        self.faults.strike(When::Asked)?;
         self.faults.strike(When::Tokens(self.tokens_given))?;
         let step = self.in_flight.pop_front().expect("collect with a step in flight");
         if self.script.step_us > 0 {
