@@ -6,6 +6,7 @@ use crate::error::ApiError;
 use crate::limits::{HttpLimits, RequestLimits};
 use crate::metrics::{HttpMetrics, InFlight};
 use crate::prepare::Preparer;
+use crate::streams::registry::Streams;
 use actix_web::web::Data;
 use bytes::Bytes;
 use std::sync::Arc;
@@ -21,6 +22,7 @@ pub(crate) struct App<B> {
     pub(crate) limits: HttpLimits,
     pub(crate) metrics: Arc<HttpMetrics>,
     pub(crate) preparer: Preparer,
+    pub(crate) streams: Streams,
     pub(crate) started_at: Instant,
     /// As `http://127.0.0.1:11440/v1`.
     pub(crate) base_url: String,
@@ -38,8 +40,10 @@ impl<B: Backend> App<B> {
         shutdown: CancellationToken,
         front: Arc<dyn FrontAdmin>,
     ) -> Self {
+        let metrics = Arc::new(HttpMetrics::new(limits.streams_max));
         Self {
-            metrics: Arc::new(HttpMetrics::new(limits.streams_max)),
+            streams: Streams::new(limits.streams.clone(), metrics.streams()),
+            metrics,
             preparer: Preparer::new(&limits),
             started_at: Instant::now(),
             backend,

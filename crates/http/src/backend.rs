@@ -20,6 +20,8 @@ pub(crate) trait Backend: Clone + Send + Sync + 'static {
     fn open_model(&self, name: &str) -> impl Future<Output = Result<OpenModel, ModelFault>>;
     /// Starts a sequence, and the model's worker if need be.
     fn generate(&self, job: Job) -> Result<Self::Tokens, Failure>;
+    /// Starts a cancelled sequence again, where its reader is.
+    fn resume(&self, tokens: &Self::Tokens) -> Result<Self::Tokens, Failure>;
     /// Every model that a request may name.
     fn catalog(&self) -> impl Future<Output = Vec<CatalogEntry>>;
     /// The front and its models.
@@ -59,6 +61,8 @@ pub(crate) trait Tokens: Unpin + 'static {
     /// Appends every token since the last call. Ready when there is at least one or the end,
     /// which comes with the last of them.
     fn poll_next(&mut self, cx: &mut Context<'_>, out: &mut Vec<Entry>) -> Poll<Option<End>>;
+    /// Stops generating and keeps what there is, for [`Backend::resume`].
+    fn cancel(&mut self);
     /// Prompt tokens that needed no computing, once that is known.
     fn cached_tokens(&self) -> u32;
 }
@@ -67,6 +71,10 @@ impl Tokens for Generation {
     fn poll_next(&mut self, cx: &mut Context<'_>, out: &mut Vec<Entry>) -> Poll<Option<End>> {
         // `next` keeps nothing between polls: its waker is the journal's, its cursor ours.
         pin!(self.next(out)).poll(cx)
+    }
+
+    fn cancel(&mut self) {
+        Generation::cancel(self);
     }
 
     fn cached_tokens(&self) -> u32 {
@@ -83,6 +91,10 @@ impl Backend for Dispatch {
 
     fn generate(&self, job: Job) -> Result<Generation, Failure> {
         Dispatch::generate(self, job)
+    }
+
+    fn resume(&self, tokens: &Generation) -> Result<Generation, Failure> {
+        Dispatch::resume(self, tokens)
     }
 
     async fn catalog(&self) -> Vec<CatalogEntry> {

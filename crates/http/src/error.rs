@@ -38,6 +38,18 @@ pub(crate) enum ApiError {
     /// The connection broke while the body came.
     #[error("the request's body ended early; send the request again")]
     BodyCut,
+    /// No stream of this id is kept.
+    #[error("{message}")]
+    UnknownStream { message: String },
+    /// A stream, or the part of it that was asked for, is kept no longer.
+    #[error("{message}")]
+    StreamGone { code: &'static str, message: String },
+    /// A stream of this id is kept already.
+    #[error(
+        "a stream with the id {id} is kept already: read it with GET /v1/streams/{id}, end it with \
+         DELETE, or send the request with another x-request-id"
+    )]
+    StreamExists { id: String },
     /// A browser page of another origin sent something that is not JSON.
     #[error("a request that names an Origin must have the content type application/json")]
     NotJson,
@@ -92,7 +104,11 @@ impl ApiError {
             Self::Invalid { .. } | Self::ContextLength { .. } | Self::BodyCut => {
                 StatusCode::BAD_REQUEST
             }
-            Self::UnknownModel { .. } | Self::NoRoute { .. } => StatusCode::NOT_FOUND,
+            Self::UnknownModel { .. } | Self::NoRoute { .. } | Self::UnknownStream { .. } => {
+                StatusCode::NOT_FOUND
+            }
+            Self::StreamGone { .. } => StatusCode::GONE,
+            Self::StreamExists { .. } => StatusCode::CONFLICT,
             Self::Method { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
@@ -123,6 +139,9 @@ impl ApiError {
             Self::BodyTooLarge { .. } => Some("request_too_large"),
             Self::BodyTimeout { .. } => Some("request_timeout"),
             Self::BodyCut => Some("request_incomplete"),
+            Self::UnknownStream { .. } => Some("stream_not_found"),
+            Self::StreamGone { code, .. } => Some(code),
+            Self::StreamExists { .. } => Some("stream_exists"),
             Self::NotJson => Some("unsupported_media_type"),
             Self::NoRoute { .. } => Some("unknown_url"),
             Self::Method { .. } => Some("method_not_allowed"),

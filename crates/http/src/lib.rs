@@ -12,6 +12,7 @@
 //! | jobs to dispatch | `routes` |
 //! | journal entries to text, stop strings, log-probabilities | `respond` |
 //! | chunks and answers | `openai::answer`, `respond::sse` |
+//! | streams that are kept and can be read again | `streams` |
 //!
 //! It never blocks its event loops, starts no process, and ends a stream that broke off with an
 //! error event, never with a clean end.
@@ -29,10 +30,11 @@ mod request_id;
 mod respond;
 mod routes;
 mod server;
+mod streams;
 #[cfg(test)]
 mod tests;
 mod watch;
 
 pub use admin::{AdminAnswer, FrontAdmin};
-pub use limits::{HttpLimits, RequestLimits};
+pub use limits::{HttpLimits, RequestLimits, StreamLimits};
 pub use server::{Running, bind};

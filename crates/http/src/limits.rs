@@ -33,6 +33,32 @@ pub struct HttpLimits {
     pub log_bytes_max: u64,
     /// Limits of one request.
     pub request: RequestLimits,
+    /// How much of resumable streams is kept.
+    pub streams: StreamLimits,
+}
+
+/// How long and how much of the streams that their clients can come back to is kept.
+#[derive(Debug, Clone)]
+pub struct StreamLimits {
+    /// Streams at once, read or waiting for their reader.
+    pub kept_max: usize,
+    /// How long one that nobody reads is kept, from its end or from its reader's leaving.
+    pub retention: Duration,
+    /// Bytes of events of all of them.
+    pub bytes_max: usize,
+    /// Bytes of events of one of them.
+    pub stream_bytes_max: usize,
+}
+
+impl Default for StreamLimits {
+    fn default() -> Self {
+        Self {
+            kept_max: 256,
+            retention: Duration::from_secs(300),
+            bytes_max: 64 << 20,
+            stream_bytes_max: 8 << 20,
+        }
+    }
 }
 
 impl Default for HttpLimits {
@@ -51,6 +77,7 @@ impl Default for HttpLimits {
             retry_after_s: 1,
             log_bytes_max: 16 << 20,
             request: RequestLimits::default(),
+            streams: StreamLimits::default(),
         }
     }
 }

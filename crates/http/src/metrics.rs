@@ -1,5 +1,6 @@
 //! What the HTTP side counts, as Prometheus families.
 
+use crate::streams::log::Gone;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode_registry;
 use prometheus_client::metrics::counter::Counter;
@@ -22,6 +23,47 @@ struct ByRoute {
     route: String,
 }
 
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByWhy {
+    why: &'static str,
+}
+
+/// Those of kept streams. Clones share them.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct StreamMetrics {
+    /// Streams that can be read again.
+    pub(crate) kept: Gauge,
+    /// Bytes of their events.
+    pub(crate) bytes: Gauge,
+    /// Responses that read one.
+    pub(crate) readers: Gauge,
+    /// Times that one was read on.
+    pub(crate) resumed: Counter,
+    dropped: Family<ByWhy, Counter>,
+}
+
+impl StreamMetrics {
+    /// One is kept no longer.
+    pub(crate) fn dropped(&self, why: Gone) {
+        let why = match why {
+            Gone::Expired(_) => "expired",
+            Gone::OverBudget => "over_budget",
+            Gone::Displaced => "displaced",
+            Gone::Deleted => "deleted",
+        };
+        self.dropped.get_or_create(&ByWhy { why }).inc();
+    }
+
+    fn register(&self, registry: &mut Registry) {
+        registry.register("streams_kept", "Streams that can be read again", self.kept.clone());
+        registry.register("streams_readers", "Responses that read one", self.readers.clone());
+        let bytes = self.bytes.clone();
+        registry.register_with_unit("streams_kept", "Of their events", Unit::Bytes, bytes);
+        registry.register("streams_resumed", "Times one was read on", self.resumed.clone());
+        registry.register("streams_dropped", "Those kept no longer, by why", self.dropped.clone());
+    }
+}
+
 /// HTTP's Prometheus families, shared by all threads.
 #[derive(Debug)]
 pub(crate) struct HttpMetrics {
@@ -29,6 +71,7 @@ pub(crate) struct HttpMetrics {
     requests: Family<ByStatus, Counter>,
     seconds: Family<ByRoute, Histogram, fn() -> Histogram>,
     request_bytes: Counter,
+    streams: StreamMetrics,
     in_flight: Gauge,
     places: Arc<Semaphore>,
     places_max: usize,
@@ -59,15 +102,23 @@ impl HttpMetrics {
         );
         registry.register("request_body_bytes", "Bytes of bodies read", request_bytes.clone());
         registry.register("answers_in_flight", "Answers being made", in_flight.clone());
+        let streams = StreamMetrics::default();
+        streams.register(&mut registry);
         Self {
             registry,
             requests,
             seconds,
             request_bytes,
+            streams,
             in_flight,
             places: Arc::new(Semaphore::new(streams_max)),
             places_max: streams_max,
         }
+    }
+
+    /// Those of kept streams.
+    pub(crate) fn streams(&self) -> StreamMetrics {
+        self.streams.clone()
     }
 
     /// A response's head is ready. `route` is a pattern, so that there are few of them.

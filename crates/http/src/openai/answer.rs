@@ -150,8 +150,8 @@ impl Head {
         self.close_chunk(out, Some(finish));
     }
 
-    /// What comes after all choices: usage if it was asked for, and the end mark.
-    pub(crate) fn stream_end(&self, out: &mut BytesMut, usage: Usage) {
+    /// What comes after all choices: usage, if it was asked for.
+    pub(crate) fn usage_chunk(&self, out: &mut BytesMut, usage: Usage) {
         if self.include_usage {
             put(out, "data: ");
             put(out, &self.chunk_start);
@@ -159,6 +159,10 @@ impl Head {
             usage.write(out);
             put(out, "}\n\n");
         }
+    }
+
+    /// The last event of a whole answer.
+    pub(crate) fn end_mark(&self, out: &mut BytesMut) {
         put(out, "data: [DONE]\n\n");
     }
 

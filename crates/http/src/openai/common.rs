@@ -14,6 +14,8 @@ pub(crate) struct Common {
     pub(crate) n: u32,
     /// Whether the answer is streamed.
     pub(crate) stream: bool,
+    /// Whether the stream can be read again, and what becomes of it when nobody reads.
+    pub(crate) keep: Option<Keep>,
     /// Whether a streamed answer ends with its usage.
     pub(crate) include_usage: bool,
     /// Stop strings, none empty.
@@ -30,6 +32,15 @@ pub(crate) struct Common {
     pub(crate) logit_bias: Vec<(u32, f32)>,
     /// How tokens are chosen.
     pub(crate) sampling: SamplingAsked,
+}
+
+/// What becomes of a stream that is kept when nobody reads it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Keep {
+    /// `resumable`: it stands still until somebody reads on.
+    Paused,
+    /// `background`: it goes on.
+    GoingOn,
 }
 
 /// What the request says of sampling.
@@ -74,6 +85,7 @@ impl Common {
             model,
             n: n as u32,
             stream,
+            keep: take_keep(fields, stream)?,
             include_usage: take_stream_options(fields, stream)?,
             stops: take_stops(fields, limits)?,
             max_tokens: take_max_tokens(fields)?,
@@ -149,6 +161,26 @@ fn take_stream_options(fields: &mut Fields, stream: bool) -> Result<bool, ApiErr
         None | Some(Value::Null) => Ok(false),
         Some(Value::Bool(wanted)) => Ok(*wanted),
         Some(other) => Err(wrong("stream_options.include_usage", "true or false", other)),
+    }
+}
+
+/// `resumable` and `background`, which is resumable as well.
+fn take_keep(fields: &mut Fields, stream: bool) -> Result<Option<Keep>, ApiError> {
+    let resumable = fields.flag("resumable")?;
+    let background = fields.flag("background")?;
+    for (name, wanted) in [("resumable", resumable), ("background", background)] {
+        if wanted == Some(true) && !stream {
+            return Err(ApiError::field(name, format!("'{name}' goes with 'stream': true only")));
+        }
+    }
+    match (resumable, background) {
+        (Some(false), Some(true)) => Err(ApiError::field(
+            "resumable",
+            "'background': true makes a stream resumable; leave 'resumable' out or make it true",
+        )),
+        (_, Some(true)) => Ok(Some(Keep::GoingOn)),
+        (Some(true), _) => Ok(Some(Keep::Paused)),
+        _ => Ok(None),
     }
 }
 

@@ -1,6 +1,6 @@
 //! All choices of one request, made side by side.
 
-use crate::backend::Tokens;
+use crate::backend::{Backend, Tokens};
 use crate::error::ApiError;
 use crate::metrics::InFlight;
 use crate::openai::answer::{Head, Usage, Whole};
@@ -22,8 +22,8 @@ pub(crate) struct Answer<T: Tokens> {
     choices_per_prompt: usize,
     scratch: Vec<Entry>,
     started_at: Instant,
-    /// Room among the answers that may be made at once.
-    _place: InFlight,
+    /// Room among the answers that may be made at once; none while it is paused.
+    place: Option<InFlight>,
 }
 
 impl<T: Tokens> Answer<T> {
@@ -42,7 +42,7 @@ impl<T: Tokens> Answer<T> {
             choices_per_prompt,
             scratch: Vec::new(),
             started_at: Instant::now(),
-            _place: place,
+            place: Some(place),
         }
     }
 
@@ -61,6 +61,25 @@ impl<T: Tokens> Answer<T> {
             self.choices.iter_mut().for_each(Choice::cancel);
         }
         if news { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    /// Stops generating for now, and gives up its room.
+    pub(crate) fn pause(&mut self) {
+        self.choices.iter_mut().for_each(Choice::pause);
+        self.place = None;
+    }
+
+    /// Generates on after a pause.
+    pub(crate) fn resume<B>(&mut self, backend: &B, place: InFlight) -> Result<(), ApiError>
+    where
+        B: Backend<Tokens = T>,
+    {
+        self.place = Some(place);
+        let resumed = self.choices.iter_mut().try_for_each(|choice| choice.resume(backend));
+        if resumed.is_err() {
+            self.pause();
+        }
+        resumed
     }
 
     /// Whether every choice has ended.

@@ -1,6 +1,6 @@
 //! One choice of an answer: entries of its journal become text, log-probabilities and an end.
 
-use crate::backend::Tokens;
+use crate::backend::{Backend, Tokens};
 use crate::error::ApiError;
 use crate::respond::logprobs::{LogprobQueue, TokenLogprob};
 use mlxd_dispatch::{End, Entry};
@@ -33,6 +33,8 @@ impl Finish {
 pub(crate) struct Choice<T> {
     /// Dropped at the end, which cancels what a stop string made needless.
     tokens: Option<T>,
+    /// Its sequence is cancelled, and may be started again.
+    paused: bool,
     text: Detokeniser,
     logprobs: Option<LogprobQueue>,
     given_bytes: usize,
@@ -60,6 +62,7 @@ impl<T: Tokens> Choice<T> {
         let decoder = Decoder::new(tokenizer, tail);
         Self {
             tokens: Some(tokens),
+            paused: false,
             text: Detokeniser::new(decoder, StopMatcher::new(stops)),
             logprobs: logprobs.then(|| LogprobQueue::new(tokenizer, tail)),
             given_bytes: 0,
@@ -71,13 +74,14 @@ impl<T: Tokens> Choice<T> {
         }
     }
 
-    /// Takes in what was generated. Ready when there was anything; after the end, pending.
+    /// Takes in what was generated. Ready when there was anything; after the end and while
+    /// paused, pending.
     pub(crate) fn poll(
         &mut self,
         cx: &mut Context<'_>,
         scratch: &mut Vec<Entry>,
     ) -> Poll<Result<(), ApiError>> {
-        let Some(tokens) = self.tokens.as_mut() else {
+        let Some(tokens) = self.tokens.as_mut().filter(|_| !self.paused) else {
             return Poll::Pending;
         };
         scratch.clear();
@@ -132,6 +136,26 @@ impl<T: Tokens> Choice<T> {
     /// Stops generating.
     pub(crate) fn cancel(&mut self) {
         self.tokens = None;
+    }
+
+    /// Stops generating for now.
+    pub(crate) fn pause(&mut self) {
+        if let Some(tokens) = &mut self.tokens {
+            tokens.cancel();
+            self.paused = true;
+        }
+    }
+
+    /// Generates on after a pause.
+    pub(crate) fn resume<B>(&mut self, backend: &B) -> Result<(), ApiError>
+    where
+        B: Backend<Tokens = T>,
+    {
+        if let Some(tokens) = self.tokens.as_mut().filter(|_| self.paused) {
+            *tokens = backend.resume(tokens)?;
+            self.paused = false;
+        }
+        Ok(())
     }
 
     /// Tokens of the answer: a stop token is not counted, those of a stop string are.

@@ -6,17 +6,14 @@
 //! nobody can take it for a whole answer.
 
 use crate::backend::Tokens;
-use crate::openai::answer::error_event;
 use crate::respond::answer::Answer;
+use crate::respond::events::{BUFFER_BYTES, Written, write_news, write_opening};
+use crate::respond::silence::{COMMENT, Silence};
 use actix_web::body::{BodySize, MessageBody};
 use bytes::{Bytes, BytesMut};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
-use tokio::time::{Instant, Sleep};
-
-/// A first size for the buffer that chunks are written into.
-const BUFFER_BYTES: usize = 4096;
 
 /// Why a streamed body ended without its closing chunk.
 #[derive(Debug, thiserror::Error)]
@@ -39,9 +36,7 @@ pub(crate) struct SseBody<T: Tokens> {
     answer: Answer<T>,
     stage: Stage,
     buffer: BytesMut,
-    ping: Duration,
-    last_write: Instant,
-    timer: Pin<Box<Sleep>>,
+    silence: Silence,
 }
 
 impl<T: Tokens> SseBody<T> {
@@ -51,69 +46,16 @@ impl<T: Tokens> SseBody<T> {
             answer,
             stage: Stage::Opening,
             buffer: BytesMut::with_capacity(BUFFER_BYTES),
-            ping,
-            last_write: Instant::now(),
-            timer: Box::pin(tokio::time::sleep(ping)),
-        }
-    }
-
-    fn open(&mut self) {
-        self.stage = Stage::Running;
-        for index in 0..self.answer.choices.len() {
-            self.answer.head.role_chunk(&mut self.buffer, index);
+            silence: Silence::new(ping),
         }
     }
 
     fn write_news(&mut self) {
-        let Self { answer, buffer, .. } = self;
-        for (index, choice) in answer.choices.iter_mut().enumerate() {
-            if !choice.has_news() {
-                continue;
-            }
-            if !choice.delta.is_empty() || !choice.delta_logprobs.is_empty() {
-                let logprobs = choice.has_logprobs().then_some(&choice.delta_logprobs[..]);
-                answer.head.delta_chunk(buffer, index, &choice.delta, logprobs);
-                choice.delta.clear();
-                choice.delta_logprobs.clear();
-            }
-            if let Some(finish) = choice.finish.filter(|_| !choice.finish_told) {
-                answer.head.finish_chunk(buffer, index, finish);
-                choice.finish_told = true;
-            }
-        }
-        if let Some(error) = &answer.error {
-            tracing::warn!(answer = %answer.head.id, %error, "a stream breaks off");
-            error_event(buffer, &error.body());
-            self.stage = Stage::Flushing;
-        } else if answer.is_finished() {
-            answer.head.stream_end(buffer, answer.usage());
-            self.stage = Stage::Done;
-        }
-    }
-
-    /// Fills silence. Pending unless it has lasted long enough.
-    fn poll_ping(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        loop {
-            match self.timer.as_mut().poll(cx) {
-                Poll::Pending => return Poll::Pending,
-                Poll::Ready(()) => {
-                    let due = self.last_write + self.ping;
-                    let now = Instant::now();
-                    if due <= now {
-                        self.timer.as_mut().reset(now + self.ping);
-                        self.buffer.extend_from_slice(b": still at work\n\n");
-                        return Poll::Ready(());
-                    }
-                    // Something was written meanwhile: the silence began then.
-                    self.timer.as_mut().reset(due);
-                }
-            }
-        }
-    }
-
-    fn take_buffer(&mut self) -> Bytes {
-        self.last_write = Instant::now();
-        self.buffer.split().freeze()
+        self.stage = match write_news(&mut self.answer, &mut self.buffer) {
+            Written::GoesOn => Stage::Running,
+            Written::Whole => Stage::Done,
+            Written::BrokenOff => Stage::Flushing,
+        };
     }
 }
 
@@ -139,7 +81,7 @@ impl<T: Tokens> MessageBody for SseBody<T> {
             }
             Stage::Opening => {
                 // What came before the first byte is in the choices already.
-                this.open();
+                write_opening(&this.answer, &mut this.buffer);
                 this.write_news();
             }
             Stage::Running => {}
@@ -148,9 +90,13 @@ impl<T: Tokens> MessageBody for SseBody<T> {
         while this.buffer.is_empty() && this.answer.poll_news(cx).is_ready() {
             this.write_news();
         }
-        if this.buffer.is_empty() && this.poll_ping(cx).is_pending() {
-            return Poll::Pending;
+        if this.buffer.is_empty() {
+            if this.silence.poll_long(cx).is_pending() {
+                return Poll::Pending;
+            }
+            this.buffer.extend_from_slice(COMMENT);
         }
-        Poll::Ready(Some(Ok(this.take_buffer())))
+        this.silence.broken();
+        Poll::Ready(Some(Ok(this.buffer.split().freeze())))
     }
 }

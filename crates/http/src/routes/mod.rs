@@ -4,6 +4,7 @@ mod chat;
 mod completions;
 mod health;
 mod models;
+mod streams;
 mod submit;
 
 use crate::backend::Backend;
@@ -18,6 +19,10 @@ pub(crate) fn api<B: Backend>(config: &mut web::ServiceConfig) {
         .service(resource("/v1/completions", "POST", web::post().to(completions::complete::<B>)))
         .service(resource("/v1/models", GET, get().to(models::list::<B>)))
         .service(resource("/v1/models/{id:.*}", GET, get().to(models::one::<B>)))
+        .service(
+            resource("/v1/streams/{id:.*}", "GET, DELETE", web::get().to(streams::read_on::<B>))
+                .route(web::delete().to(streams::end::<B>)),
+        )
         .service(resource("/health", GET, get().to(health::health::<B>)))
         .service(resource("/ready", GET, get().to(health::ready::<B>)))
         .service(resource("/metrics", GET, get().to(health::metrics::<B>)))

@@ -5,12 +5,15 @@ use crate::backend::Backend;
 use crate::error::ApiError;
 use crate::metrics::InFlight;
 use crate::openai::answer::{Head, Shape};
-use crate::openai::common::Common;
+use crate::openai::common::{Common, Keep};
 use crate::prepare::{self, Prepared};
 use crate::request_id::{TraceId, random_id};
 use crate::respond::answer::Answer;
 use crate::respond::choice::Choice;
 use crate::respond::sse::SseBody;
+use crate::streams::body::KeptBody;
+use crate::streams::drive::drive;
+use actix_web::body::MessageBody;
 use actix_web::http::header;
 use actix_web::web::Data;
 use actix_web::{HttpMessage, HttpRequest, HttpResponse};
@@ -37,6 +40,9 @@ impl Submission {
         request: &HttpRequest,
     ) -> Result<HttpResponse, ApiError> {
         let stream = self.common.stream;
+        if let Some(keep) = self.common.keep.or_else(|| keep_of(request)).filter(|_| stream) {
+            return self.respond_kept(app, request, keep).await;
+        }
         let mut answer = self.start(app, request)?;
         if !stream {
             let body = answer.collect().await?;
@@ -49,12 +55,28 @@ impl Submission {
         if let (Ok(()), Some(error)) = (first, answer.error.take()) {
             return Err(error);
         }
-        Ok(HttpResponse::Ok()
-            .content_type("text/event-stream; charset=utf-8")
-            .insert_header((header::CACHE_CONTROL, "no-cache"))
-            // Asks nginx and its like not to collect a stream before passing it on.
-            .insert_header(("x-accel-buffering", "no"))
-            .body(SseBody::new(answer, ping)))
+        Ok(event_stream(SseBody::new(answer, ping)))
+    }
+
+    /// Generates a stream that is kept, and answers with its events.
+    async fn respond_kept<B: Backend>(
+        self,
+        app: &Data<App<B>>,
+        request: &HttpRequest,
+        keep: Keep,
+    ) -> Result<HttpResponse, ApiError> {
+        let trace = trace_of(request);
+        let (stream, reader) = app.streams.open(&trace.0, keep)?;
+        let answer = self.start(app, request).inspect_err(|_| app.streams.withdraw(&stream))?;
+        app.streams.alias(&stream, &answer.head.id);
+        actix_web::rt::spawn(drive(app.clone(), stream.clone(), answer));
+        let ping = app.limits.stream_ping;
+        let first = tokio::time::timeout(ping, poll_fn(|cx| reader.poll_first(cx))).await;
+        if let Ok(Err(error)) = first {
+            app.streams.withdraw(&stream);
+            return Err(error);
+        }
+        Ok(event_stream(KeptBody::new(trace.0.to_string(), reader, ping)))
     }
 
     fn start<B: Backend>(
@@ -64,8 +86,7 @@ impl Submission {
     ) -> Result<Answer<B::Tokens>, ApiError> {
         let Self { model, common, shape, prompts, place } = self;
         check_logit_bias(&common, &model)?;
-        let trace = request.extensions().get::<TraceId>().cloned();
-        let trace = trace.unwrap_or_else(|| TraceId::of(request.headers()));
+        let trace = trace_of(request);
         let priority = priority_of(request);
         let seed = common.seed.unwrap_or_else(|| fastrand::u64(..));
         let text = &model.text;
@@ -115,6 +136,30 @@ impl Submission {
             text.tokenizer.clone(),
         );
         Ok(Answer::new(head, choices, prompt_tokens, common.n as usize, place))
+    }
+}
+
+/// A response of server-sent events.
+pub(crate) fn event_stream(body: impl MessageBody + 'static) -> HttpResponse {
+    HttpResponse::Ok()
+        .content_type("text/event-stream; charset=utf-8")
+        .insert_header((header::CACHE_CONTROL, "no-cache"))
+        // Asks nginx and its like not to collect a stream before passing it on.
+        .insert_header(("x-accel-buffering", "no"))
+        .body(body)
+}
+
+fn trace_of(request: &HttpRequest) -> TraceId {
+    let trace = request.extensions().get::<TraceId>().cloned();
+    trace.unwrap_or_else(|| TraceId::of(request.headers()))
+}
+
+/// `X-Resumable: true` or `background`, for clients that cannot add to their request's body.
+fn keep_of(request: &HttpRequest) -> Option<Keep> {
+    match request.headers().get("x-resumable")?.to_str().ok()?.trim() {
+        word if word.eq_ignore_ascii_case("true") => Some(Keep::Paused),
+        word if word.eq_ignore_ascii_case("background") => Some(Keep::GoingOn),
+        _ => None,
     }
 }
 

@@ -16,6 +16,7 @@ use mlxd_text::{ChatTemplate, SpecialTokens, TemplateLimits, Tokenizer, Tokenize
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 use tempfile::TempDir;
@@ -34,6 +35,8 @@ pub(super) type Step = (Vec<Entry>, Option<End>);
 /// A sequence as its worker sees it.
 pub(super) struct Sequence {
     pub(super) job: Job,
+    /// Entries that its reader had when it was started again.
+    pub(super) resumed_after: usize,
     steps: UnboundedSender<Step>,
 }
 
@@ -66,18 +69,30 @@ fn entries(text: &str) -> Vec<Entry> {
     text.bytes().map(entry).collect()
 }
 
-pub(super) struct FakeTokens(UnboundedReceiver<Step>);
+pub(super) struct FakeTokens {
+    steps: Option<UnboundedReceiver<Step>>,
+    job: Job,
+    read: usize,
+}
 
 impl Tokens for FakeTokens {
     fn poll_next(&mut self, cx: &mut Context<'_>, out: &mut Vec<Entry>) -> Poll<Option<End>> {
-        match self.0.poll_recv(cx) {
+        let Some(steps) = &mut self.steps else {
+            return Poll::Pending;
+        };
+        match steps.poll_recv(cx) {
             Poll::Pending => Poll::Pending,
             Poll::Ready(None) => Poll::Ready(Some(died())),
             Poll::Ready(Some((entries, end))) => {
+                self.read += entries.len();
                 out.extend(entries);
                 Poll::Ready(end)
             }
         }
+    }
+
+    fn cancel(&mut self) {
+        self.steps = None;
     }
 
     fn cached_tokens(&self) -> u32 {
@@ -100,12 +115,39 @@ pub(super) struct FakeBackend {
     model: OpenModel,
     log_file: PathBuf,
     events: EventLog,
+    /// Whether it takes nothing.
+    full: Arc<AtomicBool>,
 }
 
 impl FakeBackend {
     fn new(log_file: PathBuf) -> (Self, UnboundedReceiver<Sequence>) {
         let (sequences, receiver) = unbounded_channel();
-        (Self { sequences, model: model(), log_file, events: EventLog::new(10) }, receiver)
+        let this = Self {
+            sequences,
+            model: model(),
+            log_file,
+            events: EventLog::new(10),
+            full: Arc::default(),
+        };
+        (this, receiver)
+    }
+
+    fn start_sequence(&self, job: Job, resumed_after: usize) -> Result<FakeTokens, Failure> {
+        if self.full.load(Ordering::Relaxed) {
+            return Err(Failure {
+                code: "overloaded",
+                message: "the fake is full".into(),
+                retry: true,
+            });
+        }
+        let (steps, receiver) = unbounded_channel();
+        let sequence = Sequence { job: job.clone(), resumed_after, steps };
+        self.sequences.send(sequence).map_err(|_| Failure {
+            code: "shutting_down",
+            message: "the test is over".into(),
+            retry: true,
+        })?;
+        Ok(FakeTokens { steps: Some(receiver), job, read: resumed_after })
     }
 
     fn model_status(&self, name: &str, state: WorkerState) -> Result<ModelStatus, AdminErrorBody> {
@@ -146,13 +188,11 @@ impl Backend for FakeBackend {
     }
 
     fn generate(&self, job: Job) -> Result<FakeTokens, Failure> {
-        let (steps, receiver) = unbounded_channel();
-        self.sequences.send(Sequence { job, steps }).map_err(|_| Failure {
-            code: "shutting_down",
-            message: "the test is over".into(),
-            retry: true,
-        })?;
-        Ok(FakeTokens(receiver))
+        self.start_sequence(job, 0)
+    }
+
+    fn resume(&self, tokens: &FakeTokens) -> Result<FakeTokens, Failure> {
+        self.start_sequence(tokens.job.clone(), tokens.read)
     }
 
     async fn catalog(&self) -> Vec<CatalogEntry> {
@@ -310,6 +350,8 @@ pub(super) struct Front {
     pub(super) socket: PathBuf,
     pub(super) log_file: PathBuf,
     pub(super) events: EventLog,
+    /// Makes the backend refuse sequences.
+    pub(super) full: Arc<AtomicBool>,
     pub(super) shutdown: CancellationToken,
     sequences: UnboundedReceiver<Sequence>,
     running: Option<Running>,
@@ -325,7 +367,7 @@ impl Front {
         let unix = std::os::unix::net::UnixListener::bind(&socket).unwrap();
         let log_file = folder.path().join("worker.log");
         let (backend, sequences) = FakeBackend::new(log_file.clone());
-        let events = backend.events.clone();
+        let (events, full) = (backend.events.clone(), backend.full.clone());
         let front = Arc::new(FakeFront(log_file.clone()));
         let shutdown = CancellationToken::new();
         let running = bind_to(limits, backend, tcp, unix, shutdown.clone(), front).unwrap();
@@ -334,6 +376,7 @@ impl Front {
             socket,
             log_file,
             events,
+            full,
             shutdown,
             sequences,
             running: Some(running),

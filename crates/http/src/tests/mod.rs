@@ -5,5 +5,6 @@ mod answers;
 mod client;
 mod errors;
 mod fake;
+mod kept;
 mod streams;
 mod validation;
