@@ -196,7 +196,12 @@ impl Dispatch {
         let _on_runtime = self.0.runtime.enter();
         let (notify, notices) = mpsc::channel(NOTICES_MAX);
         let log_file = found.worker.log_file.clone();
-        let worker = Worker::new(found.worker, notify, self.0.events.clone());
+        let worker = Worker::new(
+            found.worker,
+            notify,
+            self.0.events.clone(),
+            Arc::new(mlxd_supervisor::OpenGate),
+        );
         let (inbox, inputs) = Inbox::new();
         let stats = Arc::new(ModelStats::default());
         let pump = Pump {

@@ -8,12 +8,14 @@
 
 mod crash;
 mod events;
+mod gate;
 pub mod life;
 mod log;
 mod spawn;
 mod task;
 
 pub use events::EventLog;
+pub use gate::{Gate, OpenGate};
 pub use life::LifeLimits;
 pub use log::BoundedFile;
 pub use mlxd_ring::{Reader, SegmentSpec, Writer, leftovers};

@@ -70,6 +70,8 @@ pub enum Event {
     Spawned,
     /// The process could not be made.
     SpawnFailed(String),
+    /// There is no memory for the process now. No death: it is tried again.
+    NoRoom(String),
     /// The worker said hello in our version and was told to load.
     Greeted,
     /// The model is loaded.
@@ -107,6 +109,9 @@ pub enum Action {
     /// Tell whoever waits that the model will not come by itself.
     AnnounceGivenUp,
 }
+
+/// How long a worker waits that found no memory to start in.
+const NO_ROOM_DELAY: Duration = Duration::from_secs(1);
 
 /// Which wait [`Life::deadline`] ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -240,6 +245,11 @@ impl Life {
             (Starting, Event::SpawnFailed(why)) => {
                 self.rest(Fatal, Some(why));
                 vec![Action::AnnounceGivenUp]
+            }
+            (Starting, Event::NoRoom(why)) => {
+                self.rest(Backoff, Some(why));
+                self.arm(Timer::Backoff, now, self.limits.backoff_max.min(NO_ROOM_DELAY));
+                vec![]
             }
             (Starting, Event::Greeted) => {
                 self.arm(Timer::Load, now, self.limits.load_timeout);
@@ -467,6 +477,20 @@ mod tests {
         life.step(exited(false), now);
         assert_eq!(life.state(), WorkerState::Backoff);
         assert!(life.reason().unwrap().starts_with("no hello within"));
+    }
+
+    #[test]
+    fn without_room_it_asks_again_and_that_is_no_death() {
+        let mut now = Instant::now();
+        let mut life = Life::new(LifeLimits::default(), 1);
+        assert_eq!(life.step(Event::Demand, now), [Action::Spawn]);
+        for _ in 0..20 {
+            assert!(life.step(Event::NoRoom("3 of 5 GiB".into()), now).is_empty());
+            assert_eq!((life.state(), life.reason()), (WorkerState::Backoff, Some("3 of 5 GiB")));
+            now = life.deadline().unwrap();
+            assert_eq!(life.step(Event::TimerFired, now), [Action::Spawn]);
+        }
+        assert_eq!(life.deaths(), 0);
     }
 
     proptest::proptest! {

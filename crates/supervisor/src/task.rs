@@ -3,7 +3,7 @@
 use crate::crash::{After, Record};
 use crate::life::{Action, Event, Life};
 use crate::spawn::{self, Control, Spawned};
-use crate::{EventLog, WorkerSpec};
+use crate::{EventLog, Gate, WorkerSpec};
 use ipc_channel::ipc::IpcSender;
 use mlxd_protocol::admin::{CrashReport, DeathCause, Deed, Happening, SignalName, WorkerState};
 
@@ -125,8 +125,13 @@ pub struct Worker {
 }
 
 impl Worker {
-    /// Starts the task; no process yet.
-    pub fn new(spec: WorkerSpec, notices: mpsc::Sender<Notice>, events: EventLog) -> Self {
+    /// Starts the task; no process yet. `gate` is asked before each process.
+    pub fn new(
+        spec: WorkerSpec,
+        notices: mpsc::Sender<Notice>,
+        events: EventLog,
+        gate: std::sync::Arc<dyn Gate>,
+    ) -> Self {
         let (asks, asked) = mpsc::channel(ASKS_MAX);
         let life = Life::new(spec.limits.clone(), fastrand::u64(..));
         let (publish, view) = watch::channel(WorkerView {
@@ -139,7 +144,8 @@ impl Worker {
             deaths: 0,
             progress: None,
         });
-        let task = Task { spec, life, asked, notices, events, publish, alive: None, bench: None };
+        let task =
+            Task { spec, life, asked, notices, events, gate, publish, alive: None, bench: None };
         tokio::spawn(task.run());
         Self { asks, view }
     }
@@ -147,6 +153,11 @@ impl Worker {
     /// What is known now.
     pub fn view(&self) -> WorkerView {
         self.view.borrow().clone()
+    }
+
+    /// What is known, for whoever waits for changes.
+    pub fn watch(&self) -> watch::Receiver<WorkerView> {
+        self.view.clone()
     }
 
     /// A request wants the model. Does not wait.
@@ -257,6 +268,7 @@ struct Task {
     asked: mpsc::Receiver<Ask>,
     notices: mpsc::Sender<Notice>,
     events: EventLog,
+    gate: std::sync::Arc<dyn Gate>,
     publish: watch::Sender<WorkerView>,
     alive: Option<Alive>,
     bench: Option<oneshot::Sender<Result<BenchLeg, String>>>,
@@ -436,10 +448,14 @@ impl Task {
     }
 
     fn spawn(&mut self) -> Event {
+        if let Err(why) = self.gate.may_spawn(&self.spec.model) {
+            return Event::NoRoom(why);
+        }
         let incarnation = Incarnation(NEXT_INCARNATION.fetch_add(1, Ordering::Relaxed));
         match spawn::spawn(&self.spec, incarnation) {
             Ok(Spawned { child, link, control, server_name, tail }) => {
                 let pid = child.id().unwrap_or_default();
+                self.gate.spawned(&self.spec.model, pid);
                 tracing::info!(model = %self.spec.model, %incarnation, pid, "worker spawned");
                 self.happened(Happening::WorkerSpawned { pid });
                 self.publish.send_modify(|view| {
@@ -520,6 +536,7 @@ impl Task {
             return;
         };
         alive.segment_name.unlink();
+        self.gate.gone(&self.spec.model, alive.pid);
         let status = status.ok();
         let (clean, how) = describe_exit(status);
         let incarnation = alive.incarnation;
