@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 /// A longer `config.json` is none.
 const CONFIG_BYTES_MAX: u64 = 8 * 1024 * 1024;
 /// A longer index is none.
-const INDEX_BYTES_MAX: u64 = 64 * 1024 * 1024;
+pub(crate) const INDEX_BYTES_MAX: u64 = 64 * 1024 * 1024;
 const INDEX_FILE: &str = "model.safetensors.index.json";
 
 /// The part of `config.json` that says what kind of model it is.

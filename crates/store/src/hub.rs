@@ -14,7 +14,7 @@ const PREFIX: &str = "models--";
 const REFERENCE_BYTES_MAX: u64 = 128;
 
 /// The cache's folder for a repository that was checked by [`crate::name::parse`].
-fn folder_name(repository: &str) -> String {
+pub(crate) fn folder_name(repository: &str) -> String {
     format!("{PREFIX}{}", repository.replace('/', "--"))
 }
 

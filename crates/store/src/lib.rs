@@ -18,11 +18,16 @@ mod error;
 mod folder;
 mod hub;
 mod name;
+mod pull;
 mod store;
 mod weights;
 
 pub use error::StoreError;
 pub use folder::{ModelConfigHead, read_config_head};
 pub use name::nearest as nearest_name;
+pub use pull::{
+    HubAccess, Pull, PullCancel, PullError, PullFile, PullLimits, PullPhase, PullProgress,
+    PullState, Pulled, STANDARD_ENDPOINT,
+};
 pub use store::{ModelEntry, ModelFolder, NamedFolder, Source, Store, StorePaths};
 pub use weights::{WeightSummary, weight_summary};
