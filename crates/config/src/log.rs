@@ -1,4 +1,4 @@
-//! `[log]`: what the front writes to standard error.
+//! `[log]`: what the front writes to standard error, and how much is kept of logs and events.
 
 use crate::section::section;
 use crate::value::{Allowed, OneOf, words};
@@ -21,6 +21,12 @@ section! {
         level: String = "info".to_owned(), LogFilter;
         /// `text` or `json`.
         format: LogFormat = LogFormat::Text, OneOf;
+        /// All log files together, the front's and the workers': the oldest turned over go first.
+        total_bytes_max: u64 = 64 * 1024 * 1024, 65_536..=1024 * 1024 * 1024 * 1024;
+        /// Bytes of a log file that one call of `mlxctl tail` gets at the most.
+        tail_bytes_max: u64 = 16 * 1024 * 1024, 1024..=1024 * 1024 * 1024;
+        /// Events kept for `mlxctl events`.
+        events_kept_max: usize = 1000, 1..=1_000_000;
     }
 }
 

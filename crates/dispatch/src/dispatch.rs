@@ -19,9 +19,6 @@ use std::time::Instant;
 use sysinfo::{Pid, ProcessRefreshKind, ProcessesToUpdate, System};
 use tokio::sync::mpsc;
 
-/// Events kept for `mlxctl events` and for a listener that lags.
-const EVENTS_KEPT_MAX: usize = 1000;
-
 /// Notices on their way from a worker's task to its pump.
 const NOTICES_MAX: usize = 16;
 
@@ -113,7 +110,7 @@ impl Dispatch {
             slots: Mutex::default(),
             names: Mutex::default(),
             metrics: Arc::new(Metrics::new()),
-            events: EventLog::new(EVENTS_KEPT_MAX),
+            events: EventLog::new(limits.events_kept_max),
             next_request: AtomicU64::new(1),
             shutting_down: AtomicBool::new(false),
             started_at: Instant::now(),
@@ -172,7 +169,7 @@ impl Dispatch {
         let slot = match old {
             Some(slot) if slot.fresh.load(Ordering::Relaxed) => slot,
             Some(old) => {
-                let log_file = found.worker.log_file.clone();
+                let log_file = found.worker.log.path();
                 old.worker.reconfigure(found.worker);
                 Arc::new(Slot {
                     open,
@@ -195,7 +192,7 @@ impl Dispatch {
     fn start_tasks(&self, found: FoundModel, open: OpenModel) -> Arc<Slot> {
         let _on_runtime = self.0.runtime.enter();
         let (notify, notices) = mpsc::channel(NOTICES_MAX);
-        let log_file = found.worker.log_file.clone();
+        let log_file = found.worker.log.path();
         let worker = Worker::new(
             found.worker,
             notify,

@@ -41,6 +41,8 @@ pub struct DispatchLimits {
     pub request_deaths_max: u32,
     /// A worker that takes no request for so long is hung.
     pub idle_hang: Duration,
+    /// Events kept, for whoever asks and for a listener that lags.
+    pub events_kept_max: usize,
 }
 
 impl Default for DispatchLimits {
@@ -52,6 +54,7 @@ impl Default for DispatchLimits {
             recovery_timeout: Duration::from_secs(120),
             request_deaths_max: 2,
             idle_hang: Duration::from_secs(5),
+            events_kept_max: 1000,
         }
     }
 }

@@ -6,6 +6,7 @@ use mlxd_config::{Config, Environment, Folders, LoadedConfig, Override};
 use mlxd_dispatch::Dispatch;
 use mlxd_http::{AdminAnswer, FrontAdmin};
 use mlxd_protocol::admin::{AdminErrorBody, Happening, ModelChangeKind, Reread, Why};
+use mlxd_supervisor::LogFolder;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
@@ -26,6 +27,7 @@ struct Inner {
     environment: Environment,
     given: Given,
     config: Mutex<Config>,
+    logs: LogFolder,
     models: Arc<LiveModels>,
     dispatch: Dispatch,
 }
@@ -40,11 +42,12 @@ impl Administration {
         environment: Environment,
         given: Given,
         config: Config,
+        logs: LogFolder,
         models: Arc<LiveModels>,
         dispatch: Dispatch,
     ) -> Self {
         let config = Mutex::new(config);
-        Self(Arc::new(Inner { folders, environment, given, config, models, dispatch }))
+        Self(Arc::new(Inner { folders, environment, given, config, logs, models, dispatch }))
     }
 
     /// Reads the configuration again and says what differs.
@@ -72,7 +75,7 @@ impl Administration {
         let (loaded, mut reread) = self.read()?;
         let inner = &self.0;
         let home = inner.environment.home.clone();
-        inner.models.replace(Models::new(&loaded.config, &inner.folders, home));
+        inner.models.replace(Models::new(&loaded.config, &inner.folders, inner.logs.clone(), home));
         inner.dispatch.forget_all_files();
         let running = inner.dispatch.running();
         for change in &mut reread.models {
@@ -108,7 +111,7 @@ impl Administration {
 
 impl FrontAdmin for Administration {
     fn main_log(&self) -> Option<PathBuf> {
-        let path = self.0.folders.logs.join(MAIN_LOG);
+        let path = self.0.logs.path(MAIN_LOG);
         path.is_file().then_some(path)
     }
 

@@ -2,9 +2,8 @@
 
 use crate::administration::MAIN_LOG;
 use mlxd_config::{Config, LogFormat};
-use mlxd_supervisor::BoundedFile;
+use mlxd_supervisor::LogFolder;
 use std::io::IsTerminal;
-use std::path::Path;
 use tracing_appender::non_blocking::{NonBlockingBuilder, WorkerGuard};
 use tracing_subscriber::fmt::{self, MakeWriter};
 use tracing_subscriber::layer::SubscriberExt;
@@ -21,14 +20,14 @@ pub struct Logging(#[expect(dead_code, reason = "held for its drop")] Option<Wor
 /// Starts logging. `MLXD_LOG` goes before the configured level. The file is written by a thread of
 /// its own; when it cannot be, standard error has to do. `quietly` leaves standard error alone
 /// while there is a file: launchd would keep it for ever.
-pub fn start(config: &Config, logs: &Path, quietly: bool) -> Logging {
+pub fn start(config: &Config, logs: &LogFolder, quietly: bool) -> Logging {
     let level = std::env::var("MLXD_LOG").unwrap_or_else(|_| config.log.level.clone());
     // actix tells of its own threads at every start; what it has to say beyond that is heard.
     // An answer that breaks off on purpose is told by http, with its reason, and not twice.
     let quiet = "actix_server=warn,actix_http::h1::dispatcher=off";
     let filter = EnvFilter::try_new(format!("{quiet},{level}"));
     let filter = filter.unwrap_or_else(|_| EnvFilter::new("info"));
-    let file = BoundedFile::open(&logs.join(MAIN_LOG), config.workers.log_bytes_max);
+    let file = logs.open(MAIN_LOG, config.workers.log_bytes_max);
     let (file, guard) = match file {
         Ok(file) => {
             let queue = NonBlockingBuilder::default().buffered_lines_limit(LINES_WAITING_MAX);
@@ -36,7 +35,7 @@ pub fn start(config: &Config, logs: &Path, quietly: bool) -> Logging {
             (Some(writer), Some(guard))
         }
         Err(error) => {
-            eprintln!("mlxd: no log file in {}: {error}", logs.display());
+            eprintln!("mlxd: no log file {}: {error}", logs.path(MAIN_LOG).display());
             (None, None)
         }
     };

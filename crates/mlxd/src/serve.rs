@@ -10,8 +10,9 @@ use actix_web::rt::System;
 use anyhow::Context;
 use mlxd_config::{Config, Environment, Folders, LoadedConfig, LogConfig};
 use mlxd_dispatch::{CrashFolder, Dispatch, DispatchLimits, Failure};
-use mlxd_http::{HttpLimits, RequestLimits, Running};
+use mlxd_http::{HttpLimits, RequestLimits, Running, StreamLimits};
 use mlxd_protocol::admin::Happening;
+use mlxd_supervisor::LogFolder;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -58,7 +59,8 @@ pub fn run_with(
     purpose: Purpose,
 ) -> Result<(), Failed> {
     let folders = Folders::new(&loaded.config, environment).map_err(Failed::config)?;
-    let _log = logging::start(&loaded.config, &folders.logs, given.launchd);
+    let logs = LogFolder::new(&folders.logs, loaded.config.log.total_bytes_max);
+    let _log = logging::start(&loaded.config, &logs, given.launchd);
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
@@ -71,7 +73,7 @@ pub fn run_with(
             .build()
             .expect("the system has a thread and descriptors for an event loop")
     });
-    system.block_on(serve(loaded, environment, given, instance, purpose))
+    system.block_on(serve(loaded, environment, given, instance, logs, purpose))
 }
 
 async fn serve(
@@ -79,11 +81,12 @@ async fn serve(
     environment: &Environment,
     given: Given,
     instance: Instance,
+    logs: LogFolder,
     purpose: Purpose,
 ) -> Result<(), Failed> {
     let config = &loaded.config;
     let mut signals = Signals::new().map_err(Failed::run)?;
-    let models = Models::new(config, &instance.folders, environment.home.clone());
+    let models = Models::new(config, &instance.folders, logs.clone(), environment.home.clone());
     let models = Arc::new(LiveModels::new(models));
     let dispatch = Dispatch::new(
         models.clone(),
@@ -99,6 +102,7 @@ async fn serve(
         environment.clone(),
         given,
         config.clone(),
+        logs,
         models,
         dispatch.clone(),
     );
@@ -238,6 +242,7 @@ fn dispatch_limits(config: &Config) -> DispatchLimits {
         recovery_timeout: Duration::from_millis(config.requests.recovery_timeout_ms),
         request_deaths_max: config.requests.deaths_max,
         idle_hang: Duration::from_millis(config.workers.idle_hang_ms),
+        events_kept_max: config.log.events_kept_max,
     }
 }
 
@@ -256,6 +261,7 @@ fn limits(config: &Config) -> HttpLimits {
         stream_ping: ms(http.stream_ping_ms),
         shutdown_grace: ms(http.shutdown_grace_ms),
         retry_after_s: http.retry_after_s,
+        log_bytes_max: config.log.tail_bytes_max,
         request: RequestLimits {
             model_default: config.models.all.default.clone(),
             max_tokens_default: requests.max_tokens_default,
@@ -269,6 +275,12 @@ fn limits(config: &Config) -> HttpLimits {
             prompt_tokens_max: requests.prompt_tokens_max,
             prepare_queued_max: requests.tokenize_queued_max,
             prepare_timeout: ms(requests.tokenize_timeout_ms),
+        },
+        streams: StreamLimits {
+            kept_max: config.streams.kept_max,
+            retention: Duration::from_secs(config.streams.retention_s),
+            bytes_max: config.streams.bytes_max,
+            stream_bytes_max: config.streams.stream_bytes_max,
         },
         ..HttpLimits::default()
     }

@@ -5,7 +5,7 @@ use mlxd_config::{Config, Device, Folders};
 use mlxd_dispatch::{FoundModel, ListedModel, ModelFault, ModelSource};
 use mlxd_protocol::{DeviceChoice, LoadSpec, ModelId};
 use mlxd_store::{ModelEntry, NamedFolder, Store, StoreError, StorePaths};
-use mlxd_supervisor::{LifeLimits, SegmentSpec, WorkerSpec};
+use mlxd_supervisor::{LifeLimits, LogFolder, SegmentSpec, WorkerLog, WorkerSpec};
 use mlxd_text::TemplateLimits;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
@@ -50,12 +50,13 @@ impl ModelSource for LiveModels {
 pub struct Models {
     config: Config,
     folders: Folders,
+    logs: LogFolder,
     store: Store,
     program: PathBuf,
 }
 
 impl Models {
-    pub fn new(config: &Config, folders: &Folders, home: Option<PathBuf>) -> Self {
+    pub fn new(config: &Config, folders: &Folders, logs: LogFolder, home: Option<PathBuf>) -> Self {
         let named = config.models.named_folders();
         let named =
             named.map(|(name, folder)| NamedFolder { name: name.into(), folder: folder.clone() });
@@ -67,7 +68,7 @@ impl Models {
             home,
         });
         let program = config.workers.program.clone().unwrap_or_else(beside_mlxd);
-        Self { config: config.clone(), folders: folders.clone(), store, program }
+        Self { config: config.clone(), folders: folders.clone(), logs, store, program }
     }
 
     /// The built-in model answers to its own name and to nothing else, unless configuration
@@ -124,8 +125,11 @@ impl Models {
                 commands_bytes: workers.commands_ring_bytes,
                 tokens_bytes: workers.tokens_ring_bytes,
             },
-            log_file: self.folders.logs.join(log_name(id.as_str())),
-            log_bytes_max: workers.log_bytes_max,
+            log: WorkerLog {
+                folder: self.logs.clone(),
+                name: log_name(id.as_str()),
+                bytes_max: workers.log_bytes_max,
+            },
             leftovers_folder: segments_folder(&self.folders.state),
         }
     }

@@ -11,13 +11,15 @@ mod events;
 mod gate;
 pub mod life;
 mod log;
+mod logs;
 mod spawn;
 mod task;
 
 pub use events::EventLog;
 pub use gate::{Gate, OpenGate};
 pub use life::LifeLimits;
-pub use log::BoundedFile;
+pub use log::WorkerLog;
+pub use logs::{BoundedFile, LogFolder};
 pub use mlxd_ring::{Reader, SegmentSpec, Writer, leftovers};
 pub use task::{Down, Notice, Worker, WorkerView};
 
@@ -40,9 +42,7 @@ pub struct WorkerSpec {
     /// Sizes of its rings.
     pub segment: SegmentSpec,
     /// Where its standard error goes.
-    pub log_file: PathBuf,
-    /// When that file starts over.
-    pub log_bytes_max: u64,
+    pub log: WorkerLog,
     /// Folder where segments in use are recorded.
     pub leftovers_folder: PathBuf,
 }

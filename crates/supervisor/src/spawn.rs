@@ -88,10 +88,10 @@ pub(crate) fn spawn(spec: &WorkerSpec, incarnation: Incarnation) -> Result<Spawn
     drop(command);
 
     let name = format!("log-{incarnation}");
-    let (path, bytes_max) = (spec.log_file.clone(), spec.log_bytes_max);
+    let worker_log = spec.log.clone();
     let tail = Tail::default();
     let tail_of_log = tail.clone();
-    thread(name, move || log::keep(log_reader, path, bytes_max, &tail_of_log));
+    thread(name, move || log::keep(log_reader, &worker_log, &tail_of_log));
     let (to_task, control) = mpsc::channel(CONTROL_QUEUE);
     thread(format!("control-{incarnation}"), move || listen(server, &to_task));
     Ok(Spawned { child, link: segment.into_front(), control, server_name, tail })
