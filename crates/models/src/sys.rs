@@ -76,6 +76,97 @@ pub fn slice_update(array: &Array, update: &Array, start: &[i32], stop: &[i32]) 
     owned(status, handle, "slice_update")
 }
 
+/// A copy that shares nothing with `array` once evaluated; MLX's own copy and `contiguous` are
+/// views where they can be.
+pub fn copy(array: &Array) -> Result<Array> {
+    array.multiply(Array::from_f32(1.0).as_dtype(array.dtype())?)
+}
+
+/// Waits until the device has done all that was submitted and let go of what it held.
+pub fn synchronize() -> Result<()> {
+    let stream = Stream::thread_local_or_default();
+    // SAFETY: the stream is live.
+    match unsafe { mlx_sys::mlx_synchronize(stream.as_ptr()) } {
+        0 => Ok(()),
+        _ => Err(Exception::custom("waiting for the device was refused")),
+    }
+}
+
+/// The function that [`random_bits`] maps over keys. `payload` is the number of words.
+unsafe extern "C" fn bits_trace(
+    result: *mut mlx_sys::mlx_vector_array,
+    inputs: mlx_sys::mlx_vector_array,
+    payload: *mut std::ffi::c_void,
+) -> i32 {
+    let stream = Stream::thread_local_or_default();
+    // SAFETY: MLX calls this with a live vector of the one input and a valid place for the
+    // result; `payload` points to the caller's i32 for as long as the trace runs. Handles made
+    // here are freed here.
+    unsafe {
+        let shape = [*payload.cast::<i32>()];
+        let mut key = mlx_sys::mlx_array_new();
+        let mut bits = mlx_sys::mlx_array_new();
+        let mut status = mlx_sys::mlx_vector_array_get(&mut key, inputs, 0);
+        if status == 0 {
+            status =
+                mlx_sys::mlx_random_bits(&mut bits, shape.as_ptr(), 1, 4, key, stream.as_ptr());
+        }
+        if status == 0 {
+            status = mlx_sys::mlx_vector_array_set_value(result, bits);
+        }
+        mlx_sys::mlx_array_free(key);
+        mlx_sys::mlx_array_free(bits);
+        status
+    }
+}
+
+/// `[rows, words]` random 32-bit words, each row from its own key of `keys`, `[rows, 2]`, as if
+/// it were alone; one operation for all of them.
+pub fn random_bits(keys: &Array, words: i32) -> Result<Array> {
+    let mut words = words;
+    let axis = [0];
+    // SAFETY: `words` outlives the trace, which is over when `mlx_detail_vmap_trace` returns;
+    // every vector and the closure are freed here; the result goes to a fresh handle.
+    let (status, handle) = unsafe {
+        let payload = (&raw mut words).cast();
+        let closure = mlx_sys::mlx_closure_new_func_payload(Some(bits_trace), payload, None);
+        let inputs = mlx_sys::mlx_vector_array_new_value(keys.as_ptr());
+        let mut traced_in = mlx_sys::mlx_vector_array_new();
+        let mut traced_out = mlx_sys::mlx_vector_array_new();
+        let mut outputs = mlx_sys::mlx_vector_array_new();
+        let mut handle = mlx_sys::mlx_array_new();
+        let mut status = mlx_sys::mlx_detail_vmap_trace(
+            &mut traced_in,
+            &mut traced_out,
+            closure,
+            inputs,
+            axis.as_ptr(),
+            1,
+        );
+        if status == 0 {
+            status = mlx_sys::mlx_detail_vmap_replace(
+                &mut outputs,
+                inputs,
+                traced_in,
+                traced_out,
+                axis.as_ptr(),
+                1,
+                axis.as_ptr(),
+                1,
+            );
+        }
+        if status == 0 {
+            status = mlx_sys::mlx_vector_array_get(&mut handle, outputs, 0);
+        }
+        for vector in [inputs, traced_in, traced_out, outputs] {
+            mlx_sys::mlx_vector_array_free(vector);
+        }
+        mlx_sys::mlx_closure_free(closure);
+        (status, handle)
+    };
+    owned(status, handle, "random bits")
+}
+
 /// Whether MLX was built with a GPU and finds one.
 pub fn gpu_available() -> bool {
     let mut available = false;
@@ -185,26 +276,31 @@ impl std::fmt::Debug for CompiledSwiglu {
     }
 }
 
-/// A kernel in CUDA C++ that MLX compiles when first run, with one output of fixed shape.
+/// A kernel in CUDA C++ that MLX compiles when first run.
 ///
 /// The source is the body of a function; MLX declares a `const` pointer per input, a pointer
-/// `out`, and the type `T`.
+/// `out`, the type `T`, and `NAME_shape` for each input whose shape the source names.
 pub struct CudaKernel {
     kernel: mlx_sys::mlx_fast_cuda_kernel,
-    config: mlx_sys::mlx_fast_cuda_kernel_config,
+    dtype: u32,
+    block: i32,
     // Lazy arrays that it makes belong to the thread that uses it.
     _thread: std::marker::PhantomData<*const ()>,
 }
 
+/// The output's shape and the number of threads of a run of a [`CudaKernel`].
+pub struct CudaLaunch {
+    config: mlx_sys::mlx_fast_cuda_kernel_config,
+    _thread: std::marker::PhantomData<*const ()>,
+}
+
 impl CudaKernel {
-    /// Declares a kernel of `threads` threads in blocks of `block`.
+    /// Declares a kernel with an output of `dtype`, which is `T`, run in blocks of `block` threads.
     pub fn new(
         name: &str,
         inputs: &[&str],
         source: &str,
-        shape: &[i32],
         dtype: Dtype,
-        threads: i32,
         block: i32,
     ) -> Result<Self> {
         let text =
@@ -214,50 +310,62 @@ impl CudaKernel {
         let mut names: Vec<_> = inputs.iter().map(|input| input.as_ptr()).collect();
         let mut output = [c"out".as_ptr()];
         // SAFETY: every text and list outlives the calls, which copy them; the two name vectors
-        // are freed here, kernel and config by the value returned.
-        let (status, this) = unsafe {
+        // are freed here, the kernel by the value returned.
+        let kernel = unsafe {
             let ins = mlx_sys::mlx_vector_string_new_data(names.as_mut_ptr(), names.len());
             let outs = mlx_sys::mlx_vector_string_new_data(output.as_mut_ptr(), output.len());
-            let this = Self {
-                kernel: mlx_sys::mlx_fast_cuda_kernel_new(
-                    name.as_ptr(),
-                    ins,
-                    outs,
-                    source.as_ptr(),
-                    c"".as_ptr(),
-                    true,
-                    0,
-                ),
-                config: mlx_sys::mlx_fast_cuda_kernel_config_new(),
-                _thread: std::marker::PhantomData,
-            };
+            let kernel = mlx_sys::mlx_fast_cuda_kernel_new(
+                name.as_ptr(),
+                ins,
+                outs,
+                source.as_ptr(),
+                c"".as_ptr(),
+                true,
+                0,
+            );
             mlx_sys::mlx_vector_string_free(ins);
             mlx_sys::mlx_vector_string_free(outs);
-            let config = this.config;
+            kernel
+        };
+        let this = Self { kernel, dtype, block, _thread: std::marker::PhantomData };
+        match this.kernel.ctx.is_null() {
+            false => Ok(this),
+            true => Err(Exception::custom("a CUDA kernel was refused")),
+        }
+    }
+
+    /// Describes a run of `threads` threads, whole blocks, with an output of `shape`.
+    pub fn launch(&self, shape: &[i32], threads: i32) -> Result<CudaLaunch> {
+        // SAFETY: the shape outlives the call, which copies it; the config is freed by the value
+        // returned.
+        let (status, launch) = unsafe {
+            let config = mlx_sys::mlx_fast_cuda_kernel_config_new();
+            let launch = CudaLaunch { config, _thread: std::marker::PhantomData };
             let mut status = mlx_sys::mlx_fast_cuda_kernel_config_add_output_arg(
                 config,
                 shape.as_ptr(),
                 shape.len(),
-                dtype,
+                self.dtype,
             );
             status |= mlx_sys::mlx_fast_cuda_kernel_config_set_grid(config, threads, 1, 1);
-            status |= mlx_sys::mlx_fast_cuda_kernel_config_set_thread_group(config, block, 1, 1);
+            status |=
+                mlx_sys::mlx_fast_cuda_kernel_config_set_thread_group(config, self.block, 1, 1);
             status |= mlx_sys::mlx_fast_cuda_kernel_config_add_template_arg_dtype(
                 config,
                 c"T".as_ptr(),
-                dtype,
+                self.dtype,
             );
-            (status, this)
+            (status, launch)
         };
         match status {
-            0 if !this.kernel.ctx.is_null() => Ok(this),
-            _ => Err(Exception::custom("a CUDA kernel was refused")),
+            0 => Ok(launch),
+            _ => Err(Exception::custom("a run of a CUDA kernel was refused")),
         }
     }
 
     /// Runs the kernel over `inputs`, one per name given to `new`. The caller answers for shapes
     /// and types that the source can read: [`crate::arch`] makes both from one description.
-    pub fn apply(&self, inputs: &[&Array]) -> Result<Array> {
+    pub fn apply(&self, launch: &CudaLaunch, inputs: &[&Array]) -> Result<Array> {
         let stream = Stream::thread_local_or_default();
         let handles: Vec<_> = inputs.iter().map(|input| input.as_ptr()).collect();
         // SAFETY: the input vector copies its handles; both vectors are freed here; kernel,
@@ -270,7 +378,7 @@ impl CudaKernel {
                 &mut outputs,
                 self.kernel,
                 inputs,
-                self.config,
+                launch.config,
                 stream.as_ptr(),
             );
             if status == 0 {
@@ -286,11 +394,21 @@ impl CudaKernel {
 
 impl Drop for CudaKernel {
     fn drop(&mut self) {
-        // SAFETY: both are owned by this value and freed once.
-        unsafe {
-            mlx_sys::mlx_fast_cuda_kernel_free(self.kernel);
-            mlx_sys::mlx_fast_cuda_kernel_config_free(self.config);
-        }
+        // SAFETY: owned by this value and freed once.
+        unsafe { mlx_sys::mlx_fast_cuda_kernel_free(self.kernel) };
+    }
+}
+
+impl Drop for CudaLaunch {
+    fn drop(&mut self) {
+        // SAFETY: owned by this value and freed once.
+        unsafe { mlx_sys::mlx_fast_cuda_kernel_config_free(self.config) };
+    }
+}
+
+impl std::fmt::Debug for CudaLaunch {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.write_str("CudaLaunch")
     }
 }
 

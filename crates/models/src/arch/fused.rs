@@ -2,15 +2,16 @@
 //!
 //! A decode step there waits for kernels to be dispatched, and MLX's packed product reaches a
 //! sixth of the memory's speed. One kernel here does what four operations do: norm, product,
-//! bias or residual, and the gate of the feed-forward part. Elsewhere, and for more than one
-//! position, MLX's own operations run.
+//! bias or residual, and the gate of the feed-forward part. Steps of several rows have a kernel
+//! of their own ([`super::fused_rows`]). Elsewhere, and for more rows, MLX's own operations run.
 
 use mlx_rs::error::Result;
 use mlx_rs::{Array, Dtype};
 
+use super::fused_rows::RowsProduct;
 use super::linear::{Linear, Matrix, Projection};
 use crate::config::Packing;
-use crate::sys::CudaKernel;
+use crate::sys::{CudaKernel, CudaLaunch};
 
 /// Threads of a block, and warps; the kernel's source says the same.
 const THREADS: i32 = 256;
@@ -20,17 +21,19 @@ const SHARED_BYTES_MAX: i32 = 40 << 10;
 
 /// What happens to a product before it is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Finish {
+pub(super) enum Finish {
     Plain,
     Bias,
     Residual,
     Swiglu,
 }
 
-/// A packed matrix times one vector, with what comes before and after.
+/// A packed matrix times one vector or a few, with what comes before and after.
 #[derive(Debug)]
 pub struct FusedProduct {
     kernel: CudaKernel,
+    launch: CudaLaunch,
+    rows: RowsProduct,
     /// Inputs that never change, in the kernel's order after `x`.
     fixed: Vec<Array>,
 }
@@ -48,12 +51,12 @@ pub struct Folded<'a> {
 
 /// What a kernel computes; its source follows from this alone.
 #[derive(Debug, Clone, Copy)]
-struct Shape {
-    out: i32,
-    columns: i32,
-    packing: Packing,
-    finish: Finish,
-    norm_eps: Option<f32>,
+pub(super) struct Shape {
+    pub(super) out: i32,
+    pub(super) columns: i32,
+    pub(super) packing: Packing,
+    pub(super) finish: Finish,
+    pub(super) norm_eps: Option<f32>,
 }
 
 impl Shape {
@@ -72,7 +75,7 @@ impl Shape {
         (self.out + rows - 1) / rows
     }
 
-    fn inputs(self) -> Vec<&'static str> {
+    pub(super) fn inputs(self) -> Vec<&'static str> {
         let mut inputs = vec!["x", "w", "scales", "biases"];
         inputs.extend(self.norm_eps.map(|_| "norm"));
         if matches!(self.finish, Finish::Bias | Finish::Residual) {
@@ -109,11 +112,11 @@ impl Shape {
         terse(&format!("{constants}{body}"))
     }
 
-    fn kernel(self, dtype: Dtype) -> Result<CudaKernel> {
+    fn kernel(self, dtype: Dtype) -> Result<(CudaKernel, CudaLaunch)> {
         let name = format!("mlxd_product_{:?}_{}", self.finish, self.norm_eps.is_some());
-        let shape = [1, 1, self.out];
-        let threads = self.blocks() * THREADS;
-        CudaKernel::new(&name, &self.inputs(), &self.source(), &shape, dtype, threads, THREADS)
+        let kernel = CudaKernel::new(&name, &self.inputs(), &self.source(), dtype, THREADS)?;
+        let launch = kernel.launch(&[1, 1, self.out], self.blocks() * THREADS)?;
+        Ok((kernel, launch))
     }
 }
 
@@ -154,15 +157,22 @@ impl FusedProduct {
         let mut fixed = vec![weight.clone(), scales.clone(), biases.clone()];
         fixed.extend(folded.norm.map(|(norm, _)| norm.clone()));
         fixed.extend(linear.bias.clone());
-        Ok(Some(Self { kernel: shape.kernel(dtype)?, fixed }))
+        let (kernel, launch) = shape.kernel(dtype)?;
+        Ok(Some(Self { kernel, launch, rows: RowsProduct::new(shape, dtype), fixed }))
     }
 
-    /// The product of one vector `x`, `[1, 1, columns]`.
+    /// Whether `rows` vectors can be given at once.
+    pub fn takes(&self, rows: i32) -> bool {
+        rows == 1 || self.rows.takes(rows)
+    }
+
+    /// The products of the vectors `x`, `[rows, 1, columns]`, as many as it
+    /// [`takes`](Self::takes).
     pub fn apply(&self, x: &Array) -> Result<Array> {
         self.run(x, None)
     }
 
-    /// The product of `x` added to `residual`.
+    /// The products of `x` added to `residual`, `[rows, 1, outputs]`.
     pub fn apply_residual(&self, x: &Array, residual: &Array) -> Result<Array> {
         self.run(x, Some(residual))
     }
@@ -172,7 +182,10 @@ impl FusedProduct {
         inputs.push(x);
         inputs.extend(&self.fixed);
         inputs.extend(residual);
-        self.kernel.apply(&inputs)
+        match x.dim(0) {
+            1 => self.kernel.apply(&self.launch, &inputs),
+            rows => self.rows.apply(rows, &inputs),
+        }
     }
 }
 
@@ -183,7 +196,7 @@ const SWIGLU: &str = "const float gate = static_cast<float>(static_cast<T>(sums[
     out[o] = static_cast<T>(silu * up);";
 
 /// `source` without comments and indentation: MLX hashes all of it at every call.
-fn terse(source: &str) -> String {
+pub(super) fn terse(source: &str) -> String {
     let lines = source.lines().map(|line| line.split("//").next().unwrap_or("").trim());
     lines.filter(|line| !line.is_empty()).collect::<Vec<_>>().join("\n")
 }
@@ -202,6 +215,11 @@ pub struct FusedBlock {
 }
 
 impl FusedBlock {
+    /// Whether all of them can be given `rows` vectors at once.
+    pub fn takes(&self, rows: i32) -> bool {
+        [&self.qkv, &self.output, &self.gate_up, &self.down].iter().all(|one| one.takes(rows))
+    }
+
     /// Prepares a layer's kernels; `None` where one of them does not fit.
     pub fn new(
         qkv: (&Array, &Projection),

@@ -4,6 +4,7 @@ mod attention;
 mod dense;
 mod feed_forward;
 mod fused;
+mod fused_rows;
 pub mod linear;
 pub mod moe;
 mod rope;
