@@ -41,6 +41,7 @@ mod engine;
 mod fault;
 mod kv;
 mod load;
+mod recurrent;
 mod sample;
 mod sys;
 mod weights;

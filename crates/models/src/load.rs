@@ -7,8 +7,8 @@ use mlx_rs::memory;
 use mlxd_engine::{Engine, SeqId, SeqSpec};
 use mlxd_protocol::{LoadFault, LoadFaultKind, LoadSpec, ModelInfo, Sampling};
 
-use crate::arch::{self, DenseModel, Layout, Model};
-use crate::config::{ModelConfig, Packing};
+use crate::arch::{self, DenseModel, Layout, Model, NemotronModel};
+use crate::config::{Described, Packing};
 use crate::device::{self, Backend};
 use crate::engine::MlxEngine;
 use crate::fault::{Loaded, in_load};
@@ -32,16 +32,20 @@ pub struct Summary {
 }
 
 struct Checked {
-    config: ModelConfig,
+    config: Described,
     checkpoint: Checkpoint,
     plan: Plan,
     quantization: String,
 }
 
 fn checked(folder: &Path) -> Loaded<Checked> {
-    let config = ModelConfig::read(folder)?;
+    let config = Described::read(folder)?;
     let checkpoint = Checkpoint::open(folder)?;
-    let plan = Plan::check(&config.quantization, &arch::inventory(&config), &checkpoint)?;
+    let inventory = match &config {
+        Described::Decoder(config) => arch::inventory(config),
+        Described::Hybrid(config) => arch::hybrid_inventory(config),
+    };
+    let plan = Plan::check(config.quantization(), &inventory, &checkpoint)?;
     let quantization = quantization_name(&config, &checkpoint, &plan);
     Ok(Checked { config, checkpoint, plan, quantization })
 }
@@ -51,9 +55,9 @@ fn checked(folder: &Path) -> Loaded<Checked> {
 pub fn check(folder: &Path) -> Result<Summary, LoadFault> {
     let Checked { config, plan, quantization, .. } = checked(folder)?;
     Ok(Summary {
-        architecture: config.model_type,
-        vocab_size: config.vocab as u32,
-        context_tokens: config.context,
+        architecture: config.model_type().to_owned(),
+        vocab_size: config.vocab() as u32,
+        context_tokens: config.context(),
         parameters: plan.parameters,
         file_bytes: plan.bytes,
         quantization,
@@ -81,13 +85,16 @@ pub fn load_with_layout(
         memory::set_cache_limit(bytes).map_err(in_load("limiting MLX's cache"))?;
     }
     let layout = layout.unwrap_or(default_layout(backend));
-    let context = spec
-        .context_tokens_max
-        .map_or(checked.config.context, |max| max.clamp(1, checked.config.context));
+    let most = checked.config.context();
+    let context = spec.context_tokens_max.map_or(most, |max| max.clamp(1, most));
     let parameters = checked.plan.parameters;
     let mut reader = Reader::new(checked.checkpoint, checked.plan, !backend.is_gpu(), progress)?;
-    let (architecture, vocab) = (checked.config.model_type.clone(), checked.config.vocab);
-    let model = DenseModel::load(checked.config, &mut reader, layout)?;
+    let architecture = checked.config.model_type().to_owned();
+    let vocab = checked.config.vocab();
+    let model: Box<dyn Model> = match checked.config {
+        Described::Decoder(config) => Box::new(DenseModel::load(config, &mut reader, layout)?),
+        Described::Hybrid(config) => Box::new(NemotronModel::load(config, &mut reader, layout)?),
+    };
     let info = ModelInfo {
         architecture,
         vocab_size: vocab as u32,
@@ -101,7 +108,7 @@ pub fn load_with_layout(
     };
     // On the CPU evaluation blocks, and a step built on an unread one would copy the KV.
     let depth = if backend.is_gpu() { 2 } else { 1 };
-    let mut engine = MlxEngine::new(Box::new(model), info, depth, spec.deterministic);
+    let mut engine = MlxEngine::new(model, info, depth, spec.deterministic);
     warm_up(&mut engine).map_err(|reason| LoadFault {
         kind: LoadFaultKind::Engine,
         message: format!("the model is loaded but does not run: {reason}"),
@@ -164,15 +171,15 @@ fn drive(
 }
 
 /// The packing that most parameters have, or the type of the embedding.
-fn quantization_name(config: &ModelConfig, checkpoint: &Checkpoint, plan: &Plan) -> String {
+fn quantization_name(config: &Described, checkpoint: &Checkpoint, plan: &Plan) -> String {
     let packed = plan.packings.values().flatten().next().is_some();
     let name = |packing: Packing| format!("{}-bit g{}", packing.bits, packing.group);
-    if let Some(default) = config.quantization.default.filter(|_| packed) {
+    if let Some(default) = config.quantization().default.filter(|_| packed) {
         let mixed = plan.packings.values().any(|packing| *packing != Some(default));
         let suffix = if mixed { " mixed" } else { "" };
         return format!("{}{suffix}", name(default));
     }
-    let embedding = checkpoint.tensors.get("model.embed_tokens.weight");
+    let embedding = checkpoint.tensors.get(config.embedding());
     match embedding.map(|placed| placed.entry.dtype) {
         Some(mlx_rs::Dtype::Float16) => "f16".to_owned(),
         Some(mlx_rs::Dtype::Bfloat16) => "bf16".to_owned(),

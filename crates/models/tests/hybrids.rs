@@ -8,3 +8,8 @@ use common::compare::compare_all;
 fn experts_equal_mlx_lm() {
     compare_all("hybrids.py", "moe", 8);
 }
+
+#[test]
+fn hybrids_equal_mlx_lm() {
+    compare_all("hybrids.py", "hybrid", 14);
+}

@@ -275,7 +275,7 @@ impl Model for DenseModel {
         let mut pass = Pass::new(&self.rope, state.position, length, state.capacity);
         let mut x = self.embedding.rows(ids)?;
         for (block, layer) in self.blocks.iter().zip(&mut state.layers) {
-            let LayerState::Kv(kv) = layer;
+            let kv = layer.kv().ok_or_else(LayerState::mismatch)?;
             let eps = self.config.norm_eps;
             x = block.forward(&x, kv, &mut pass, eps, self.swiglu.as_ref())?;
         }

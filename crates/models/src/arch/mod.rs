@@ -6,15 +6,19 @@ mod feed_forward;
 mod fused;
 mod fused_rows;
 pub mod linear;
+mod mamba;
 pub mod moe;
+mod nemotron;
 mod rope;
+mod state;
 
 use mlx_rs::Array;
 use mlx_rs::error::Result;
 
 pub use dense::{DenseModel, inventory};
+pub use nemotron::{NemotronModel, inventory as hybrid_inventory};
+pub use state::{LayerState, State};
 
-use crate::kv::KvLayer;
 
 /// How a model is laid out for computing. The defaults are what was measured faster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,33 +31,6 @@ pub struct Layout {
     pub compile: bool,
     /// Decode steps through kernels of our own where they fit. CUDA only.
     pub fuse_decode: bool,
-}
-
-/// What a layer remembers of a sequence. Other architectures add their own kinds.
-#[derive(Debug)]
-pub enum LayerState {
-    /// Keys and values of attention.
-    Kv(KvLayer),
-}
-
-/// What a model remembers of a sequence.
-#[derive(Debug)]
-pub struct State {
-    /// One per layer.
-    pub layers: Vec<LayerState>,
-    /// Positions computed.
-    pub position: i32,
-    /// Where the sequence ends at the latest.
-    pub capacity: i32,
-}
-
-impl State {
-    /// The arrays to evaluate after a prefill chunk.
-    pub fn arrays(&self) -> impl Iterator<Item = &Array> {
-        self.layers.iter().flat_map(|layer| match layer {
-            LayerState::Kv(kv) => kv.arrays(),
-        })
-    }
 }
 
 /// A model that computes one sequence at a time.

@@ -53,7 +53,7 @@ impl Pool {
     }
 
     /// `x`, `[…, 1, columns]`, times the matrix that `experts`, `[…]`, names for each.
-    fn product(&self, x: &Array, experts: &Array, sorted: bool) -> Result<Array> {
+    pub fn product(&self, x: &Array, experts: &Array, sorted: bool) -> Result<Array> {
         match self {
             Self::Dense { transposed, .. } => gather_mm(x, transposed, None, experts, sorted),
             Self::Packed { weight, scales, biases, packing } => {
@@ -105,7 +105,6 @@ pub enum Rule {
         /// Scale the chosen shares to sum to 1.
         renormalise: bool,
     },
-    #[allow(dead_code)] // For the next architecture.
     /// Sigmoid scores; `correction` is added for the choice alone.
     Sigmoid {
         /// `[experts]`.

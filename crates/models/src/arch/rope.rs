@@ -24,6 +24,18 @@ pub struct Rope {
 }
 
 impl Rope {
+    /// Leaves heads as they are, for attention without positions.
+    pub fn none() -> Self {
+        Self {
+            width: 0,
+            traditional: false,
+            base: None,
+            scale: 1.0,
+            freqs: None,
+            magnitude: None,
+        }
+    }
+
     /// For heads of `width` elements of type `dtype`.
     pub fn new(config: &RopeConfig, width: i32, dtype: Dtype) -> Result<Self> {
         let mut rope = Self {
@@ -66,6 +78,9 @@ impl Rope {
     /// Turns `heads`, `[1, heads, positions, width]`, the first position being `offset`, an
     /// int32 scalar.
     pub fn apply(&self, heads: &Array, offset: &Array) -> Result<Array> {
+        if self.width == 0 {
+            return Ok(heads.clone());
+        }
         let scaled = match &self.magnitude {
             Some(magnitude) => Some(heads.multiply(magnitude)?),
             None => None,

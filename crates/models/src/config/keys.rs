@@ -37,6 +37,11 @@ impl<'a> Keys<'a> {
         self.map.get(key).filter(|value| !value.is_null())
     }
 
+    /// The value of `key` as it is.
+    pub fn value(&self, key: &str) -> Option<&'a Value> {
+        self.get(key)
+    }
+
     /// Every key and value.
     pub fn entries(&self) -> impl Iterator<Item = (&'a String, &'a Value)> {
         self.map.iter()
@@ -47,7 +52,8 @@ impl<'a> Keys<'a> {
         self.get(key).is_some()
     }
 
-    fn wrong<T>(&self, key: &str, value: &Value, wanted: &str) -> Loaded<T> {
+    /// Refuses the value of `key`.
+    pub fn wrong<T>(&self, key: &str, value: &Value, wanted: &str) -> Loaded<T> {
         Err(corrupt(format!("{}: {key} is {}; expected {wanted}", self.place, shown(value))))
     }
 

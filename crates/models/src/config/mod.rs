@@ -3,13 +3,16 @@
 //! Later code computes shapes and sizes from [`ModelConfig`] without checking again. Every
 //! refusal names the key and what it held.
 
+mod hybrid;
 mod keys;
 mod mixture;
 mod quantization;
 mod rope;
 
+use std::borrow::Cow;
 use std::path::Path;
 
+pub use hybrid::{HybridConfig, HybridLayer, MambaConfig, SigmoidMixtureConfig};
 pub use mixture::MixtureConfig;
 pub use quantization::{Packing, Quantization};
 pub use rope::{RopeConfig, RopeKind, Yarn};
@@ -88,7 +91,16 @@ pub struct ModelConfig {
     pub quantization: Quantization,
 }
 
-impl ModelConfig {
+/// Any model that this build loads.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Described {
+    /// Attention and feed-forward layers.
+    Decoder(ModelConfig),
+    /// Layers of several kinds.
+    Hybrid(HybridConfig),
+}
+
+impl Described {
     /// Reads and checks `folder/config.json`.
     pub fn read(folder: &Path) -> Loaded<Self> {
         let path = folder.join("config.json");
@@ -111,10 +123,91 @@ impl ModelConfig {
 
     /// Checks the text of a `config.json`.
     pub fn parse(text: &[u8]) -> Loaded<Self> {
-        let value: serde_json::Value = serde_json::from_slice(text)
+        let value: serde_json::Value = serde_json::from_slice(&without_infinities(text))
             .map_err(|error| corrupt(format!("config.json is not JSON: {error}")))?;
         let keys = Keys::new(&value)?;
         let model_type = keys.text("model_type")?;
+        match model_type.as_str() {
+            "nemotron_h" => Ok(Self::Hybrid(HybridConfig::read(&keys, model_type)?)),
+            _ => Ok(Self::Decoder(ModelConfig::from_keys(&keys, model_type)?)),
+        }
+    }
+
+    /// `model_type` as written.
+    pub fn model_type(&self) -> &str {
+        match self {
+            Self::Decoder(config) => &config.model_type,
+            Self::Hybrid(config) => &config.model_type,
+        }
+    }
+
+    /// Rows of the embedding.
+    pub fn vocab(&self) -> i32 {
+        match self {
+            Self::Decoder(config) => config.vocab,
+            Self::Hybrid(config) => config.vocab,
+        }
+    }
+
+    /// Tokens a sequence may have.
+    pub fn context(&self) -> u32 {
+        match self {
+            Self::Decoder(config) => config.context,
+            Self::Hybrid(config) => config.context,
+        }
+    }
+
+    /// The tensor of the embedding.
+    pub fn embedding(&self) -> &'static str {
+        match self {
+            Self::Decoder(_) => "model.embed_tokens.weight",
+            Self::Hybrid(_) => "backbone.embeddings.weight",
+        }
+    }
+
+    /// How weights are packed.
+    pub fn quantization(&self) -> &Quantization {
+        match self {
+            Self::Decoder(config) => &config.quantization,
+            Self::Hybrid(config) => &config.quantization,
+        }
+    }
+}
+
+/// What [`without_infinities`] writes.
+const INFINITY: &str = "Infinity";
+
+/// `text` with `Infinity` outside of strings turned into a string. Python's `json` writes the
+/// bare word, as in the `time_step_limit` of published hybrids, and JSON has no such number.
+fn without_infinities(text: &[u8]) -> Cow<'_, [u8]> {
+    let word = INFINITY.as_bytes();
+    if !text.windows(word.len()).any(|window| window == word) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = Vec::with_capacity(text.len() + 8);
+    let (mut quoted, mut escaped) = (false, false);
+    let mut rest = text;
+    while let Some(&byte) = rest.first() {
+        if !quoted && rest.starts_with(word) {
+            out.push(b'"');
+            out.extend_from_slice(word);
+            out.push(b'"');
+            rest = &rest[word.len()..];
+            continue;
+        }
+        match byte {
+            b'"' if !escaped => quoted = !quoted,
+            _ => {}
+        }
+        escaped = quoted && byte == b'\\' && !escaped;
+        out.push(byte);
+        rest = &rest[1..];
+    }
+    Cow::Owned(out)
+}
+
+impl ModelConfig {
+    fn from_keys(keys: &Keys, model_type: String) -> Loaded<Self> {
         let family = family(&model_type)?;
         let hidden = keys.size("hidden_size", WIDTH_MAX)?;
         let layers = keys.size("num_hidden_layers", LAYERS_MAX)? as usize;
@@ -125,7 +218,7 @@ impl ModelConfig {
                 "config.json: num_attention_heads is {heads}, which num_key_value_heads ({kv_heads}) does not divide"
             )));
         }
-        let head_dim = head_dim(&keys, family, hidden, heads)?;
+        let head_dim = head_dim(keys, family, hidden, heads)?;
         let attention_bias = keys.flag("attention_bias", false)?;
         let (qkv_bias, output_bias) = match family {
             Family::Llama | Family::Mistral => (attention_bias, attention_bias),
@@ -133,7 +226,7 @@ impl ModelConfig {
             Family::Qwen3 | Family::Qwen3Moe => (false, false),
         };
         let mixture = match family {
-            Family::Qwen3Moe => Some(MixtureConfig::read(&keys, layers)?),
+            Family::Qwen3Moe => Some(MixtureConfig::read(keys, layers)?),
             _ => None,
         };
         let llama = matches!(family, Family::Llama | Family::Mistral);
@@ -146,16 +239,16 @@ impl ModelConfig {
             head_dim,
             vocab: keys.size("vocab_size", VOCAB_MAX)?,
             norm_eps: keys.positive("rms_norm_eps", 1.0)?,
-            context: context(&keys, family)?,
-            rope: RopeConfig::read(&keys, family, head_dim)?,
+            context: context(keys, family)?,
+            rope: RopeConfig::read(keys, family, head_dim)?,
             qkv_bias,
             output_bias,
             mlp_bias: llama && keys.flag("mlp_bias", false)?,
             head_norms: matches!(family, Family::Qwen3 | Family::Qwen3Moe),
             tied: keys.flag("tie_word_embeddings", family != Family::Qwen3Moe)?,
-            windows: windows(&keys, family, layers)?,
+            windows: windows(keys, family, layers)?,
             mixture,
-            quantization: Quantization::read(&keys)?,
+            quantization: Quantization::read(keys)?,
             model_type,
         })
     }
@@ -187,7 +280,7 @@ fn family(model_type: &str) -> Loaded<Family> {
         "qwen3" => Ok(Family::Qwen3),
         "qwen3_moe" => Ok(Family::Qwen3Moe),
         other => Err(unsupported(format!(
-            "config.json: model_type {other:?} is not known; this build loads llama, mistral, qwen2, qwen3 and qwen3_moe"
+            "config.json: model_type {other:?} is not known; this build loads llama, mistral, qwen2, qwen3, qwen3_moe and nemotron_h"
         ))),
     }
 }
@@ -276,7 +369,10 @@ mod tests {
     fn with(key: &str, value: Value) -> Loaded<ModelConfig> {
         let mut config = base();
         config[key] = value;
-        ModelConfig::parse(config.to_string().as_bytes())
+        match Described::parse(config.to_string().as_bytes())? {
+            Described::Decoder(config) => Ok(config),
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]
@@ -323,7 +419,10 @@ mod tests {
     fn windows_follow_layer_types() {
         let mut config = base();
         config["sliding_window"] = json!(8);
-        let parse = |config: &Value| ModelConfig::parse(config.to_string().as_bytes()).unwrap();
+        let parse = |config: &Value| match Described::parse(config.to_string().as_bytes()) {
+            Ok(Described::Decoder(config)) => config,
+            other => panic!("{other:?}"),
+        };
         assert_eq!(parse(&config).windows, [None, None]);
         config["model_type"] = json!("mistral");
         assert_eq!(parse(&config).windows, [Some(8), Some(8)]);

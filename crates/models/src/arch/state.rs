@@ -1,0 +1,67 @@
+//! What a model remembers of a sequence: one state per layer that keeps one.
+
+use mlx_rs::Array;
+use mlx_rs::error::Exception;
+
+use crate::kv::KvLayer;
+use crate::recurrent::Recurrent;
+
+/// What a layer remembers of a sequence.
+#[derive(Debug)]
+pub enum LayerState {
+    /// Keys and values of attention. Grows with the sequence; can be cut back.
+    Kv(KvLayer),
+    /// A scan's state. Of one size; cannot be cut back, but copied at no cost.
+    Recurrent(Recurrent),
+}
+
+impl LayerState {
+    /// Keys and values, if it is those.
+    pub fn kv(&mut self) -> Option<&mut KvLayer> {
+        match self {
+            Self::Kv(kv) => Some(kv),
+            Self::Recurrent(_) => None,
+        }
+    }
+
+    /// A scan's state, if it is one.
+    pub fn recurrent(&mut self) -> Option<&mut Recurrent> {
+        match self {
+            Self::Kv(_) => None,
+            Self::Recurrent(recurrent) => Some(recurrent),
+        }
+    }
+
+    /// The error of a state that another model made.
+    pub fn mismatch() -> Exception {
+        Exception::custom("a layer met the state of another kind of layer")
+    }
+
+    /// The arrays that hold it.
+    pub fn arrays(&self) -> impl Iterator<Item = &Array> {
+        let (kv, recurrent) = match self {
+            Self::Kv(kv) => (Some(kv), None),
+            Self::Recurrent(recurrent) => (None, Some(recurrent)),
+        };
+        let kv = kv.into_iter().flat_map(KvLayer::arrays);
+        kv.chain(recurrent.into_iter().flat_map(Recurrent::arrays))
+    }
+}
+
+/// What a model remembers of a sequence.
+#[derive(Debug)]
+pub struct State {
+    /// One per layer that remembers anything.
+    pub layers: Vec<LayerState>,
+    /// Positions computed.
+    pub position: i32,
+    /// Where the sequence ends at the latest.
+    pub capacity: i32,
+}
+
+impl State {
+    /// The arrays to evaluate after a prefill chunk.
+    pub fn arrays(&self) -> impl Iterator<Item = &Array> {
+        self.layers.iter().flat_map(LayerState::arrays)
+    }
+}
