@@ -1,5 +1,6 @@
 //! The whole program from outside.
 
+mod chaos;
 mod curl;
 mod demo_answers;
 mod deterministic;
@@ -13,6 +14,7 @@ mod openai_client;
 mod processes;
 mod replay;
 mod replay_bounds;
+mod resume;
 #[cfg(target_os = "linux")]
 mod systemd;
 mod two_instances;
