@@ -8,8 +8,8 @@ use crate::problem::{Fault, Origin, Problem, Problems, nearest};
 use crate::section::{Section, SetError};
 use crate::value::{Given, expand_home};
 use crate::{
-    HttpConfig, LogConfig, ModelTable, ModelsConfig, PathsConfig, RequestsConfig, StreamsConfig,
-    WorkersConfig,
+    HttpConfig, HubConfig, LogConfig, ModelTable, ModelsConfig, PathsConfig, RequestsConfig,
+    StreamsConfig, WorkersConfig,
 };
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -27,6 +27,8 @@ pub struct Config {
     pub requests: RequestsConfig,
     /// `[streams]`
     pub streams: StreamsConfig,
+    /// `[hub]`
+    pub hub: HubConfig,
     /// `[log]`
     pub log: LogConfig,
     /// `[paths]`
@@ -98,7 +100,7 @@ impl Config {
 
     /// Section names, in the order of the file.
     pub fn section_names() -> &'static [&'static str] {
-        &["http", "models", "workers", "requests", "streams", "log", "paths"]
+        &["http", "models", "workers", "requests", "streams", "hub", "log", "paths"]
     }
 
     /// The keys of a section; none for an unknown one.
@@ -109,6 +111,7 @@ impl Config {
             "workers" => WorkersConfig::KEYS,
             "requests" => RequestsConfig::KEYS,
             "streams" => StreamsConfig::KEYS,
+            "hub" => HubConfig::KEYS,
             "log" => LogConfig::KEYS,
             "paths" => PathsConfig::KEYS,
             _ => &[],
@@ -128,6 +131,7 @@ impl Config {
             "workers" => self.workers.set(key, given),
             "requests" => self.requests.set(key, given),
             "streams" => self.streams.set(key, given),
+            "hub" => self.hub.set(key, given),
             "log" => self.log.set(key, given),
             "paths" => self.paths.set(key, given),
             _ => {
@@ -148,6 +152,7 @@ impl Config {
             (WorkersConfig::NAME, self.workers.show()),
             (RequestsConfig::NAME, self.requests.show()),
             (StreamsConfig::NAME, self.streams.show()),
+            (HubConfig::NAME, self.hub.show()),
             (LogConfig::NAME, self.log.show()),
             (PathsConfig::NAME, self.paths.show()),
         ]

@@ -5,6 +5,7 @@
 //! side.
 
 use crate::platform;
+use crate::secret::Secret;
 use crate::section::section;
 use crate::value::{FullPath, Optional};
 use nix::unistd::Uid;
@@ -44,6 +45,14 @@ pub struct Environment {
     pub hf_hub_cache: Option<PathBuf>,
     /// `HF_HOME`
     pub hf_home: Option<PathBuf>,
+    /// `HF_ENDPOINT`
+    pub hf_endpoint: Option<String>,
+    /// `HF_TOKEN`, or its older name.
+    pub hf_token: Option<Secret>,
+    /// `HF_TOKEN_PATH`
+    pub hf_token_path: Option<PathBuf>,
+    /// Whether `HF_HUB_OFFLINE` forbids the network.
+    pub hf_offline: bool,
     /// Where temporary files go.
     pub temporary: PathBuf,
     /// The user's number.
@@ -66,6 +75,7 @@ impl Environment {
     ) -> Self {
         // The XDG specification: a path that is not absolute is to be ignored.
         let absolute = |name| get(name).map(PathBuf::from).filter(|path| path.is_absolute());
+        let text = |name| get(name)?.into_string().ok().filter(|value| !value.trim().is_empty());
         Self {
             home: absolute("HOME"),
             xdg_config: absolute("XDG_CONFIG_HOME"),
@@ -74,6 +84,15 @@ impl Environment {
             xdg_runtime: absolute("XDG_RUNTIME_DIR"),
             hf_hub_cache: get("HF_HUB_CACHE").filter(|value| !value.is_empty()).map(PathBuf::from),
             hf_home: get("HF_HOME").filter(|value| !value.is_empty()).map(PathBuf::from),
+            hf_endpoint: text("HF_ENDPOINT"),
+            hf_token: text("HF_TOKEN")
+                .or_else(|| text("HUGGING_FACE_HUB_TOKEN"))
+                .map(|token| Secret::new(token.trim().to_owned())),
+            hf_token_path: text("HF_TOKEN_PATH").map(PathBuf::from),
+            // What huggingface_hub takes for true.
+            hf_offline: text("HF_HUB_OFFLINE").is_some_and(|value| {
+                ["1", "ON", "YES", "TRUE"].contains(&value.to_uppercase().as_str())
+            }),
             temporary: std::env::temp_dir(),
             uid: Uid::effective().as_raw(),
             mlxd_config: get("MLXD_CONFIG").filter(|value| !value.is_empty()).map(PathBuf::from),
@@ -84,6 +103,13 @@ impl Environment {
                 .filter(|(name, _)| name.starts_with("MLXD_"))
                 .collect(),
         }
+    }
+}
+
+impl Environment {
+    /// The file that `hf auth login` writes its token into.
+    pub fn hf_token_file(&self) -> Option<PathBuf> {
+        self.hf_token_path.clone().or_else(|| Some(hf_home(self)?.join("token")))
     }
 }
 
@@ -213,12 +239,16 @@ fn hf_cache(environment: &Environment) -> Result<PathBuf, PathsError> {
     if let Some(cache) = &environment.hf_hub_cache {
         return Ok(cache.clone());
     }
+    Ok(hf_home(environment).ok_or(PathsError::NoHome)?.join("hub"))
+}
+
+fn hf_home(environment: &Environment) -> Option<PathBuf> {
     if let Some(home) = &environment.hf_home {
-        return Ok(home.join("hub"));
+        return Some(home.clone());
     }
     let cache = environment.xdg_cache.clone();
     let cache = cache.or_else(|| environment.home.as_ref().map(|home| home.join(".cache")));
-    Ok(cache.ok_or(PathsError::NoHome)?.join("huggingface/hub"))
+    Some(cache?.join("huggingface"))
 }
 
 /// Creates `folder` with mode 0700, or makes sure that it is a real folder of this user which
