@@ -98,11 +98,8 @@ fn a_broken_connection_and_a_killed_worker_lose_nothing() {
         let expected = undisturbed(&body);
         // Once by the worker's own doing at a certain token, once from outside while nobody reads.
         for own in [true, false] {
-            let plan = if own {
-                script().with_fault_once(When::Tokens(60), How::Kill)
-            } else {
-                script()
-            };
+            let plan =
+                if own { script().with_fault_once(When::Tokens(60), How::Kill) } else { script() };
             let scripted = Scripted::start(&plan);
             let seen = read_some(post(&scripted.front, "mine", &body), 12);
             if !own {
