@@ -8,6 +8,7 @@ mod admission;
 mod check;
 mod direct;
 mod engine;
+pub mod prefix;
 mod row;
 mod scheduler;
 mod shares;

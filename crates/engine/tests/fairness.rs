@@ -299,7 +299,7 @@ fn flood() -> impl Strategy<Value = Vec<(Priority, u32, usize, u32)>> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 200, failure_persistence: None, ..ProptestConfig::default() })]
 
     /// Whatever keeps coming, a request of any kind gets its first token within a bound that
     /// has nothing to do with how long the others go on coming.

@@ -321,7 +321,7 @@ fn assert_waste(engine: &Watched, model: &Model, depth: usize) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn every_request_gets_exactly_its_tokens(

@@ -1,0 +1,334 @@
+//! The index: a tree of blocks, found by hash, counted, bounded.
+
+use super::hash::BlockHash;
+use crate::engine::CacheFigures;
+use mlxd_protocol::TokenId;
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, HashMap};
+
+/// A block's number. Never used twice.
+type BlockId = u64;
+
+/// A tree of blocks with payloads of type `P`.
+#[derive(Debug)]
+pub struct PrefixIndex<P> {
+    root: BlockHash,
+    block_tokens: usize,
+    bytes_max: u64,
+    blocks: HashMap<BlockId, Block<P>>,
+    by_hash: HashMap<BlockHash, BlockId>,
+    /// The root's children.
+    firsts: Vec<BlockId>,
+    /// Blocks that nobody uses and nothing builds on, by when they were last used.
+    idle: BTreeSet<(u64, BlockId)>,
+    next_block: BlockId,
+    clock: u64,
+    figures: CacheFigures,
+}
+
+#[derive(Debug)]
+struct Block<P> {
+    hash: BlockHash,
+    parent: Option<BlockId>,
+    tokens: Vec<TokenId>,
+    payload: P,
+    bytes: u64,
+    users: u32,
+    children: Vec<BlockId>,
+    used_at: u64,
+}
+
+/// A sequence's hold on the blocks that are its beginning. To be given back with
+/// [`PrefixIndex::release`]: until then they stay.
+#[derive(Debug, Default, PartialEq, Eq)]
+#[must_use = "its blocks stay until it is released"]
+pub struct Lease {
+    /// Whole blocks from the root on.
+    path: Vec<BlockId>,
+    /// One more, of which only the first tokens are the sequence's.
+    partial: Option<(BlockId, usize)>,
+}
+
+/// A block that a lease found, and how many of its tokens agree.
+#[derive(Debug)]
+pub struct Hit<'a, P> {
+    /// What the engine put there.
+    pub payload: &'a P,
+    /// Leading tokens of the block that are the sequence's too; all of them but for the last hit.
+    pub tokens: usize,
+}
+
+impl<P> PrefixIndex<P> {
+    /// An empty index of blocks of `block_tokens` tokens, which holds at most `bytes_max` bytes.
+    ///
+    /// # Panics
+    /// If `block_tokens` is 0.
+    pub fn new(root: BlockHash, block_tokens: usize, bytes_max: u64) -> Self {
+        assert!(block_tokens > 0, "a block has tokens");
+        Self {
+            root,
+            block_tokens,
+            bytes_max,
+            blocks: HashMap::new(),
+            by_hash: HashMap::new(),
+            firsts: Vec::new(),
+            idle: BTreeSet::new(),
+            next_block: 0,
+            clock: 0,
+            figures: CacheFigures { bytes_max, ..CacheFigures::default() },
+        }
+    }
+
+    /// Tokens of a whole block.
+    pub fn block_tokens(&self) -> usize {
+        self.block_tokens
+    }
+
+    /// What is held and was done.
+    pub fn figures(&self) -> CacheFigures {
+        self.figures
+    }
+
+    /// Finds the longest beginning of `tokens` that is there and holds it.
+    pub fn open(&mut self, tokens: &[TokenId]) -> Lease {
+        let mut lease = Lease::default();
+        let mut rest = tokens;
+        while rest.len() >= self.block_tokens {
+            let (block, after) = rest.split_at(self.block_tokens);
+            let Some(id) = self.find(lease.path.last().copied(), block) else { break };
+            self.hold(id);
+            lease.path.push(id);
+            rest = after;
+        }
+        let children = self.children(lease.path.last().copied());
+        let agreeing = children.iter().map(|id| (*id, common(&self.blocks[id].tokens, rest)));
+        if let Some((id, agree)) =
+            agreeing.max_by_key(|(id, agree)| (*agree, Reverse(*id))).filter(|hit| hit.1 > 0)
+        {
+            self.hold(id);
+            lease.partial = Some((id, agree));
+        }
+        self.figures.lookups += 1;
+        let found = self.tokens(&lease);
+        self.figures.hits += u64::from(found > 0);
+        self.figures.cached_tokens += found as u64;
+        lease
+    }
+
+    /// How many tokens of its sequence a lease holds, those in part included.
+    pub fn tokens(&self, lease: &Lease) -> usize {
+        self.whole_tokens(lease) + lease.partial.map_or(0, |(_, agree)| agree)
+    }
+
+    /// How many tokens of its sequence are in whole blocks.
+    pub fn whole_tokens(&self, lease: &Lease) -> usize {
+        lease.path.len() * self.block_tokens
+    }
+
+    /// What a lease holds, from the sequence's beginning on.
+    pub fn hits(&self, lease: &Lease) -> impl Iterator<Item = Hit<'_, P>> {
+        let whole = lease.path.iter().map(|id| (*id, self.block_tokens));
+        let all: Vec<_> = whole.chain(lease.partial).collect();
+        all.into_iter().map(|(id, tokens)| Hit { payload: &self.blocks[&id].payload, tokens })
+    }
+
+    /// Lets go of a block that agrees only in part, once its payload has been copied.
+    pub fn drop_partial(&mut self, lease: &mut Lease) {
+        if let Some((id, _)) = lease.partial.take() {
+            self.let_go(id);
+            self.touch(id);
+        }
+    }
+
+    /// Adds the block after the whole blocks of `lease`: `tokens` are those of the sequence that
+    /// follow, a block's or fewer at its end. The payload is only made if the block is not there
+    /// and there is room for `bytes`. True: it is there now.
+    ///
+    /// A block with fewer tokens than the others is a sequence's tail: nothing builds on it, the
+    /// lease does not hold it, and it gives way to a longer one that begins alike.
+    ///
+    /// # Errors
+    /// What `make` says; nothing was added then.
+    pub fn extend<E>(
+        &mut self,
+        lease: &mut Lease,
+        tokens: &[TokenId],
+        bytes: u64,
+        make: impl FnOnce() -> Result<P, E>,
+    ) -> Result<bool, E> {
+        debug_assert!((1..=self.block_tokens).contains(&tokens.len()));
+        let whole = tokens.len() == self.block_tokens;
+        let parent = lease.path.last().copied();
+        let siblings = self.children(parent);
+        let covering = siblings.iter().copied().find(|id| {
+            let block = &self.blocks[id];
+            block.tokens.len() >= tokens.len() && block.tokens.starts_with(tokens)
+        });
+        let id = match covering {
+            Some(id) => {
+                self.touch(id);
+                id
+            }
+            None => {
+                if !self.make_room(bytes) {
+                    return Ok(false);
+                }
+                let payload = make()?;
+                let id = self.insert(parent, tokens, payload, bytes);
+                self.supersede(parent, id);
+                id
+            }
+        };
+        if whole {
+            self.hold(id);
+            lease.path.push(id);
+        }
+        Ok(true)
+    }
+
+    /// Gives a lease back.
+    pub fn release(&mut self, lease: Lease) {
+        let Lease { path, partial } = lease;
+        // From the end, so that what is nearer to the root counts as used later.
+        for id in partial.map(|(id, _)| id).into_iter().chain(path.into_iter().rev()) {
+            self.let_go(id);
+            self.touch(id);
+        }
+    }
+
+    /// Drops every block that nobody uses. Returns their bytes.
+    pub fn clear(&mut self) -> u64 {
+        let before = self.figures.bytes;
+        while let Some((_, id)) = self.idle.first().copied() {
+            self.remove(id);
+        }
+        before - self.figures.bytes
+    }
+
+    fn find(&self, parent: Option<BlockId>, tokens: &[TokenId]) -> Option<BlockId> {
+        let before = parent.map_or(self.root, |id| self.blocks[&id].hash);
+        let id = *self.by_hash.get(&before.then(tokens))?;
+        let block = &self.blocks[&id];
+        (block.parent == parent && block.tokens == tokens).then_some(id)
+    }
+
+    fn children(&self, parent: Option<BlockId>) -> &[BlockId] {
+        parent.map_or(&self.firsts, |id| &self.blocks[&id].children)
+    }
+
+    fn children_mut(&mut self, parent: Option<BlockId>) -> &mut Vec<BlockId> {
+        match parent {
+            None => &mut self.firsts,
+            Some(id) => &mut self.block(id).children,
+        }
+    }
+
+    fn block(&mut self, id: BlockId) -> &mut Block<P> {
+        self.blocks.get_mut(&id).expect("a block that is linked to is there")
+    }
+
+    fn insert(
+        &mut self,
+        parent: Option<BlockId>,
+        tokens: &[TokenId],
+        payload: P,
+        bytes: u64,
+    ) -> BlockId {
+        let id = self.next_block;
+        self.next_block += 1;
+        if let Some(parent) = parent {
+            let block = &self.blocks[&parent];
+            self.idle.remove(&(block.used_at, parent));
+        }
+        let hash = parent.map_or(self.root, |id| self.blocks[&id].hash).then(tokens);
+        self.clock += 1;
+        let used_at = self.clock;
+        let tokens = tokens.to_vec();
+        let users = 0;
+        let children = Vec::new();
+        let block = Block { hash, parent, tokens, payload, bytes, users, children, used_at };
+        self.blocks.insert(id, block);
+        self.by_hash.insert(hash, id);
+        self.children_mut(parent).push(id);
+        self.idle.insert((used_at, id));
+        self.figures.bytes += bytes;
+        self.figures.blocks += 1;
+        id
+    }
+
+    /// Drops tails that `longer` begins with.
+    fn supersede(&mut self, parent: Option<BlockId>, longer: BlockId) {
+        let tokens = &self.blocks[&longer].tokens;
+        let covered = |id: &BlockId| {
+            let block = &self.blocks[id];
+            *id != longer && block.users == 0 && tokens.starts_with(&block.tokens)
+        };
+        let tails: Vec<_> = self.children(parent).iter().copied().filter(covered).collect();
+        for tail in tails {
+            self.remove(tail);
+        }
+    }
+
+    fn make_room(&mut self, bytes: u64) -> bool {
+        if bytes > self.bytes_max {
+            return false;
+        }
+        while self.figures.bytes + bytes > self.bytes_max {
+            let Some((_, id)) = self.idle.first().copied() else {
+                return false;
+            };
+            self.remove(id);
+            self.figures.evictions += 1;
+        }
+        true
+    }
+
+    /// Takes out a block that is idle.
+    fn remove(&mut self, id: BlockId) {
+        let block = self.blocks.remove(&id).expect("a block to remove is there");
+        debug_assert!(block.users == 0 && block.children.is_empty());
+        self.idle.remove(&(block.used_at, id));
+        self.by_hash.remove(&block.hash);
+        self.figures.bytes -= block.bytes;
+        self.figures.blocks -= 1;
+        self.children_mut(block.parent).retain(|child| *child != id);
+        if let Some(parent) = block.parent {
+            self.rest(parent);
+        }
+    }
+
+    fn hold(&mut self, id: BlockId) {
+        let block = self.block(id);
+        block.users += 1;
+        let entry = (block.used_at, id);
+        self.idle.remove(&entry);
+    }
+
+    fn let_go(&mut self, id: BlockId) {
+        self.block(id).users -= 1;
+        self.rest(id);
+    }
+
+    /// Notes a use.
+    fn touch(&mut self, id: BlockId) {
+        self.clock += 1;
+        let now = self.clock;
+        let block = self.block(id);
+        let before = (std::mem::replace(&mut block.used_at, now), id);
+        self.idle.remove(&before);
+        self.rest(id);
+    }
+
+    /// Notes that a block may go, if that is so.
+    fn rest(&mut self, id: BlockId) {
+        let block = &self.blocks[&id];
+        if block.users == 0 && block.children.is_empty() {
+            self.idle.insert((block.used_at, id));
+        }
+    }
+}
+
+/// How many leading tokens two sequences share.
+fn common(one: &[TokenId], other: &[TokenId]) -> usize {
+    one.iter().zip(other).take_while(|(one, other)| one == other).count()
+}
