@@ -46,7 +46,7 @@ pub fn repository() -> PathBuf {
 
 /// The Python that `scripts/setup` made, with what the tests need installed.
 pub fn python() -> PathBuf {
-    match std::env::var_os("MLXD_TEST_PYTHON") {
+    match std::env::var_os("MLXD_PYTHON") {
         Some(python) => python.into(),
         None => repository().join(".venv/bin/python"),
     }
