@@ -1,11 +1,14 @@
-//! Nothing is left of an instance that was killed: no process, no segment, no socket.
+//! Nothing lives on of an instance that was killed: no process, no segment. What nobody is left to
+//! remove, the name of its socket among it, does no harm and goes at the next start.
 
 use crate::fixture::{MODEL, Scripted, chat, config, delta, said, status_of};
 use mlxd_testkit::{FrontProcess, Leftovers, ModelFolder, Script, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 const CHAT: &str = "/v1/chat/completions";
@@ -29,7 +32,7 @@ fn kill_process(id: u32) {
 }
 
 /// Processes and segments have to be gone by themselves; sockets at the next start.
-fn until_nothing_lives(home: &std::path::Path) {
+fn until_nothing_lives(home: &Path) {
     until("every process and segment to be gone", || {
         let left = Leftovers::of(home);
         (left.processes.is_empty() && left.segments.is_empty()).then_some(())
@@ -56,6 +59,47 @@ fn a_killed_front_takes_its_worker_along() {
     assert_eq!(front.wait_exit().code(), Some(0));
     let left = Leftovers::of(front.home().path());
     assert!(left.is_empty(), "{left:?}");
+}
+
+/// What is in the folder of sockets and locks.
+fn runtime_files(home: &Path) -> Vec<String> {
+    fn walk(folder: &Path, top: &Path, into: &mut Vec<String>) {
+        for entry in std::fs::read_dir(folder).expect("a folder").flatten() {
+            let path = entry.path();
+            match path.is_dir() {
+                true => walk(&path, top, into),
+                false => into.push(path.strip_prefix(top).expect("below").display().to_string()),
+            }
+        }
+    }
+    let (top, mut files) = (home.join("run/mlxd"), Vec::new());
+    walk(&top, &top, &mut files);
+    files.sort();
+    files
+}
+
+#[test]
+fn names_that_a_killed_front_leaves_lead_nowhere_and_go_at_the_next_start() {
+    let (scripted, _events) = busy();
+    let home = scripted.front.kill();
+    until_nothing_lives(home.path());
+    // The kernel unlocks and closes for the dead; names stay.
+    assert_eq!(runtime_files(home.path()), ["lock", "mlxd.json", "mlxd.sock"]);
+    let socket = home.path().join("run/mlxd/mlxd.sock");
+    let refused = UnixStream::connect(&socket).expect_err("nobody listens");
+    assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+    let status = home.command("mlxctl").arg("status").output().expect("mlxctl starts");
+    let told = String::from_utf8_lossy(&status.stderr).into_owned();
+    assert!(!status.status.success() && told.contains("not running"), "{told}");
+
+    let mut front = FrontProcess::start_in(home, &config());
+    assert_eq!(front.admin().get("/admin/v1/status").status, 200, "the name is the new one's");
+    front.signal(Signal::SIGTERM);
+    assert_eq!(front.wait_exit().code(), Some(0));
+    let home = front.kill();
+    assert_eq!(runtime_files(home.path()), ["lock"], "held by nobody, taken by the next");
+    let segments = std::fs::read_dir(home.path().join("state/mlxd/segments")).expect("a folder");
+    assert_eq!(segments.count(), 0, "records of segments");
 }
 
 #[test]
