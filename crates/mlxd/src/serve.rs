@@ -282,7 +282,6 @@ fn limits(config: &Config) -> HttpLimits {
             bytes_max: config.streams.bytes_max,
             stream_bytes_max: config.streams.stream_bytes_max,
         },
-        ..HttpLimits::default()
     }
 }
 
