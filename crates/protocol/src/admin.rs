@@ -12,6 +12,11 @@
 //! | `POST /admin/v1/reread` | | [`Reread`]: what the configuration would change |
 //! | `POST /admin/v1/update` | | [`Reread`]: what it changed |
 //! | `POST /admin/v1/bench` | [`BenchCall`] | [`BenchAnswer`]: the engine alone, inside its worker |
+//! | `POST /admin/v1/pull` | [`PullCall`] | one [`PullStatus`] a line until its end |
+//! | `POST /admin/v1/pull/cancel` | [`PullCancelCall`] | [`PullStatus`] |
+//! | `GET /admin/v1/models` | | [`Shelf`]: the models on disk |
+//! | `GET /admin/v1/show?model=M` | | [`ModelShow`] |
+//! | `POST /admin/v1/remove` | [`RemoveCall`] | [`Removed`] once it is so |
 //! | `POST /admin/v1/shutdown` | | [`Version`], then the front drains and exits |
 //!
 //! Errors have an HTTP status of 400 and above and an [`AdminError`] as body. The OpenAI routes
@@ -20,6 +25,7 @@
 mod crash;
 mod event;
 mod reload;
+mod shelf;
 mod signal;
 
 pub use crash::{
@@ -28,6 +34,10 @@ pub use crash::{
 };
 pub use event::{Event, Happening};
 pub use reload::{ModelChange, ModelChangeKind, Reread, SettingChange};
+pub use shelf::{
+    ModelOnDisk, ModelShow, PullCall, PullCancelCall, PullFileStatus, PullStage, PullStatus,
+    RemoveCall, Removed, Shelf,
+};
 pub use signal::{SignalCall, SignalName, SignalNameError};
 
 use serde::{Deserialize, Serialize};
@@ -162,7 +172,8 @@ pub struct AdminError {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AdminErrorBody {
     /// Stable: `unknown_model`, `already_started`, `not_running`, `load_failed`, `spawn_failed`,
-    /// `bad_request`, `bad_config`, `no_log`, `shutting_down`, `internal`.
+    /// `bad_request`, `bad_config`, `no_log`, `in_use`, `not_pulling`, `pull_failed`, `cancelled`,
+    /// `shutting_down`, `internal`.
     pub code: String,
     /// For people.
     pub message: String,

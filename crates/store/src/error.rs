@@ -52,6 +52,14 @@ pub enum StoreError {
         /// What is wrong.
         fault: String,
     },
+    /// The operating system does not let it go.
+    #[error("cannot remove {path}: {error}", path = path.display())]
+    Unremovable {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        error: String,
+    },
     /// The operating system refuses a file.
     #[error("cannot read {path}: {error}", path = path.display())]
     Unreadable {
@@ -83,7 +91,7 @@ fn listed(names: &[String]) -> String {
 fn cure(name: &str, from_hub: bool) -> String {
     if from_hub {
         let repository = name.split('@').next().unwrap_or(name);
-        format!("finish its download, for instance with `hf download {repository}`")
+        format!("finish its download with `mlxctl pull {repository}`")
     } else {
         "put them there".to_owned()
     }

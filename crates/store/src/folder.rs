@@ -7,7 +7,7 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// A longer `config.json` is none.
-const CONFIG_BYTES_MAX: u64 = 8 * 1024 * 1024;
+pub(crate) const CONFIG_BYTES_MAX: u64 = 8 * 1024 * 1024;
 /// A longer index is none.
 pub(crate) const INDEX_BYTES_MAX: u64 = 64 * 1024 * 1024;
 const INDEX_FILE: &str = "model.safetensors.index.json";

@@ -14,14 +14,17 @@
 //! This crate knows nothing of `mlxd.toml`; it takes plain values. It blocks on the file system:
 //! call it off the event loop.
 
+mod describe;
 mod error;
 mod folder;
 mod hub;
 mod name;
 mod pull;
+mod remove;
 mod store;
 mod weights;
 
+pub use describe::{Description, describe};
 pub use error::StoreError;
 pub use folder::{ModelConfigHead, read_config_head};
 pub use name::nearest as nearest_name;
@@ -29,5 +32,6 @@ pub use pull::{
     HubAccess, Pull, PullCancel, PullError, PullFile, PullLimits, PullPhase, PullProgress,
     PullState, Pulled, STANDARD_ENDPOINT,
 };
+pub use remove::{Removal, cached_folder, remove};
 pub use store::{ModelEntry, ModelFolder, NamedFolder, Source, Store, StorePaths};
 pub use weights::{WeightSummary, weight_summary};

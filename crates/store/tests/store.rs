@@ -134,7 +134,7 @@ fn an_incomplete_download_is_told_with_its_cure() {
         error.to_string(),
         format!(
             "the model \"o/n\" is incomplete: model-00002-of-00002.safetensors missing from {}; \
-             finish its download, for instance with `hf download o/n`",
+             finish its download with `mlxctl pull o/n`",
             snapshot.display()
         )
     );
