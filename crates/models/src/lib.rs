@@ -12,6 +12,7 @@
 //! | `sample` | the choice of a token, on the device |
 //! | `engine` | sequences and the pipeline of steps |
 //! | `load` | from a folder to a warm engine |
+//! | `measure` | the device and a model outside of serving |
 //!
 //! On the CPU every weight becomes dense float32 at load: MLX's CPU backend is many times slower
 //! on packed or half-precision weights, and less exact. On a GPU weights stay as stored.
@@ -41,6 +42,7 @@ mod engine;
 mod fault;
 mod kv;
 mod load;
+mod measure;
 mod recurrent;
 mod sample;
 mod sys;
@@ -49,4 +51,5 @@ mod weights;
 pub use arch::Layout;
 pub use engine::MlxEngine;
 pub use load::{Summary, check, load, load_with_layout};
+pub use measure::{MeasureError, Steps, measure};
 pub use sample::probe;

@@ -17,6 +17,7 @@ mod bootstrap;
 pub mod command;
 pub mod control;
 mod ids;
+pub mod measure;
 mod phase;
 pub mod report;
 mod wire;

@@ -1,5 +1,7 @@
 //! `mlxd-worker`: one model on MLX. Started by `mlxd`, never by hand.
 
+mod measure;
+
 use mlxd_models::MlxEngine;
 use mlxd_protocol::{LoadFault, LoadSpec, PROTOCOL_VERSION};
 use mlxd_worker::{Loader, Program, run};
@@ -20,6 +22,10 @@ impl Loader for Mlx {
 }
 
 fn main() {
+    let mut arguments = std::env::args().skip(1);
+    if arguments.next().is_some_and(|first| first == mlxd_protocol::measure::MEASURE) {
+        std::process::exit(measure::run(arguments.next().as_deref()));
+    }
     let program = Program {
         name: env!("CARGO_BIN_NAME"),
         version: env!("CARGO_PKG_VERSION"),

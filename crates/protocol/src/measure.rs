@@ -1,0 +1,196 @@
+//! What `mlxd bench` has measured by a worker program that serves nobody: `mlxd-worker measure`
+//! with a [`Measurement`] as JSON, answered by one [`Said`] a line on standard output.
+//!
+//! The program that runs benchmarks links no MLX; a process of its own for each measurement also
+//! starts with nothing in memory.
+
+use crate::{DeviceChoice, LoadSpec};
+use serde::{Deserialize, Serialize};
+
+/// The first argument of a worker program that is to measure.
+pub const MEASURE: &str = "measure";
+
+/// What is to be measured.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "measure", rename_all = "snake_case")]
+pub enum Measurement {
+    /// Nothing but what MLX is and runs on.
+    Device {
+        /// Where.
+        device: DeviceChoice,
+    },
+    /// Bytes a second through the device's memory.
+    Bandwidth {
+        /// Where.
+        device: DeviceChoice,
+        /// Bytes of the arrays.
+        sizes_bytes: Vec<u64>,
+        /// Timed runs per size.
+        runs: u32,
+    },
+    /// Causal self-attention, written out against MLX's fused operation.
+    Attention {
+        /// Where.
+        device: DeviceChoice,
+        /// Tokens.
+        lengths: Vec<u32>,
+        /// Heads, of queries as of keys.
+        heads: u32,
+        /// Numbers per head.
+        head_dim: u32,
+        /// Timed runs per length.
+        runs: u32,
+    },
+    /// Whole forward passes, logits of the last token included.
+    Forward {
+        /// The model.
+        load: LoadSpec,
+        /// Tokens of a pass.
+        lengths: Vec<u32>,
+        /// Timed passes per length.
+        runs: u32,
+    },
+    /// What sequences take in memory.
+    Memory {
+        /// The model.
+        load: LoadSpec,
+        /// Tokens.
+        lengths: Vec<u32>,
+    },
+}
+
+/// What the worker says about it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "said", rename_all = "snake_case")]
+pub enum Said {
+    /// So far it is.
+    Progress {
+        /// Steps done.
+        done: u64,
+        /// Steps in all.
+        of: u64,
+    },
+    /// The end.
+    Done(Measured),
+    /// The other end.
+    Failed {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// What was measured.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Measured {
+    /// What MLX is and runs on.
+    pub device: MeasuredDevice,
+    /// What was loaded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub model: Option<MeasuredModel>,
+    /// The figures, in the order asked for.
+    pub figures: Vec<Figure>,
+    /// What was left out, and why.
+    pub left_out: Vec<String>,
+}
+
+/// What MLX runs on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MeasuredDevice {
+    /// `metal`, `cuda` or `cpu`.
+    pub backend: String,
+    /// MLX's version, where it tells.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mlx: Option<String>,
+    /// The device's name, where it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+}
+
+/// A model that was measured.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MeasuredModel {
+    /// `qwen3`, ….
+    pub architecture: String,
+    /// `4-bit g64`, ….
+    pub quantization: String,
+    /// Bytes of the weights as loaded.
+    pub weight_bytes: u64,
+    /// KV bytes one token takes over all layers, by the architecture.
+    pub kv_bytes_per_token: u64,
+    /// Bytes in live arrays with no sequence open.
+    pub active_bytes: u64,
+}
+
+/// One row of figures.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "figure", rename_all = "snake_case")]
+pub enum Figure {
+    /// Of [`Measurement::Bandwidth`].
+    Bandwidth {
+        /// Of the array.
+        size_bytes: u64,
+        /// Seconds of each run that reads it and writes as much.
+        copy_s: Vec<f64>,
+        /// Seconds of each run that reads it.
+        read_s: Vec<f64>,
+    },
+    /// Of [`Measurement::Attention`].
+    Attention {
+        /// Tokens.
+        length: u32,
+        /// As `float32`.
+        dtype: String,
+        /// Seconds of each run written out.
+        naive_s: Vec<f64>,
+        /// Seconds of each fused run.
+        fused_s: Vec<f64>,
+        /// Highest bytes in live arrays beyond the inputs, written out.
+        naive_peak_bytes: u64,
+        /// The same, fused.
+        fused_peak_bytes: u64,
+        /// The largest difference between the two results.
+        difference: f64,
+    },
+    /// Of [`Measurement::Forward`].
+    Forward {
+        /// Tokens of a pass.
+        length: u32,
+        /// Seconds of each.
+        seconds: Vec<f64>,
+    },
+    /// Of [`Measurement::Memory`].
+    Memory {
+        /// Tokens.
+        length: u32,
+        /// Bytes in live arrays with the sequence, beyond those without.
+        state_bytes: u64,
+        /// The highest of those while its prompt ran.
+        peak_bytes: u64,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_directions_are_one_line_of_json() {
+        let asked = Measurement::Bandwidth {
+            device: DeviceChoice::Auto,
+            sizes_bytes: vec![1 << 20],
+            runs: 3,
+        };
+        let text = serde_json::to_string(&asked).expect("JSON");
+        assert!(!text.contains('\n') && text.contains(r#""measure":"bandwidth""#), "{text}");
+        assert_eq!(serde_json::from_str::<Measurement>(&text).expect("read"), asked);
+        let said = Said::Done(Measured {
+            device: MeasuredDevice { backend: "cpu".into(), mlx: None, name: None },
+            model: None,
+            figures: vec![Figure::Forward { length: 8, seconds: vec![0.5] }],
+            left_out: vec![],
+        });
+        let text = serde_json::to_string(&said).expect("JSON");
+        assert!(!text.contains('\n'), "{text}");
+        assert_eq!(serde_json::from_str::<Said>(&text).expect("read"), said);
+    }
+}
