@@ -1,6 +1,6 @@
 //! What a model can do, as the scheduler sees it.
 
-use mlxd_protocol::{ModelInfo, Refusal, Sampling, TokenId};
+use mlxd_protocol::{ModelInfo, Refusal, RefusalCode, Sampling, TokenId};
 
 /// A sequence inside one engine. Chosen by the scheduler, never reused within a worker's life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -32,6 +32,15 @@ pub struct StepToken {
     pub logprob: f32,
     /// The likeliest alternatives, as many as the sequence asked for.
     pub top: Vec<(TokenId, f32)>,
+}
+
+/// A text to turn into a vector.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EmbedText {
+    /// Its tokens.
+    pub tokens: Vec<TokenId>,
+    /// Leading numbers of the vector that are wanted; `None` is all.
+    pub dimensions: Option<u32>,
 }
 
 /// What opening a sequence found.
@@ -126,6 +135,16 @@ pub trait Engine {
 
     /// A parked sequence goes on where it was.
     fn unpark(&mut self, _seq: SeqId) {}
+
+    /// Turns texts into vectors, all in one pass. Checks each text first; one that cannot be
+    /// used does not keep the others from theirs. Sequences here are not touched.
+    fn embed(&mut self, texts: &[EmbedText]) -> Result<Vec<Result<Vec<f32>, Refusal>>, EngineFault> {
+        let refusal = || Refusal {
+            code: RefusalCode::Invalid,
+            message: "this model makes no embeddings; choose an embedding model".to_owned(),
+        };
+        Ok(texts.iter().map(|_| Err(refusal())).collect())
+    }
 
     /// What is kept for later sequences.
     fn cache_figures(&self) -> CacheFigures {

@@ -7,6 +7,7 @@
 mod admission;
 mod check;
 mod direct;
+mod embedding;
 mod engine;
 pub mod prefix;
 mod row;
@@ -15,7 +16,8 @@ mod shares;
 mod waiting;
 
 pub use direct::{BenchError, bench_direct};
+pub use embedding::EmbedQueue;
 pub use engine::{
-    CacheFigures, Engine, EngineFault, MemoryFigures, Opened, SeqId, SeqSpec, StepToken,
+    CacheFigures, EmbedText, Engine, EngineFault, MemoryFigures, Opened, SeqId, SeqSpec, StepToken,
 };
 pub use scheduler::{Counts, Limits, Scheduler, Sink};

@@ -139,9 +139,25 @@ impl<E: Engine> Scheduler<E> {
         &self.engine
     }
 
+    /// The engine, for what leaves its sequences alone.
+    pub fn engine_mut(&mut self) -> &mut E {
+        &mut self.engine
+    }
+
+    /// From now on new sequences are refused.
+    pub fn is_draining(&self) -> bool {
+        self.draining
+    }
+
     /// The engine, while nothing runs on it; `None` while something does.
     pub fn idle_engine(&mut self) -> Option<&mut E> {
         self.is_idle().then_some(&mut self.engine)
+    }
+
+    /// Gives back what is only kept for reuse, prefixes included.
+    pub fn trim(&mut self) {
+        self.engine.clear_cache();
+        self.engine.trim();
     }
 
     /// What the engine serves.
@@ -202,6 +218,12 @@ impl<E: Engine> Scheduler<E> {
         match command {
             Command::Submit(submit) => self.submit(submit, now, sink),
             Command::Cancel(request) => self.cancel(request),
+            // Texts never come here: they wait in an `EmbedQueue`.
+            Command::Embed(embed) => {
+                let message = "texts are not generated from".to_owned();
+                let refusal = Refusal { code: RefusalCode::Invalid, message };
+                refuse(&embed.trace, embed.request, refusal, sink);
+            }
         }
     }
 

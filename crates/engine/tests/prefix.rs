@@ -1,6 +1,6 @@
 //! The prefix index against a naive model that keeps every block as a list of tokens.
 
-use mlxd_engine::prefix::{BlockHash, CacheKey, Lease, PrefixIndex};
+use mlxd_engine::prefix::{BlockHash, CacheKey, Lease, PrefixIndex, Tails};
 use proptest::prelude::*;
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
@@ -15,7 +15,7 @@ type Index = PrefixIndex<Vec<u32>>;
 
 fn index(bytes_max: u64) -> Index {
     let key = CacheKey { model: "m", tokenizer: "t", quantization: "q", build: "b" };
-    PrefixIndex::new(BlockHash::root(&key), BLOCK, bytes_max)
+    PrefixIndex::new(BlockHash::root(&key), BLOCK, Tails::GiveWay, bytes_max)
 }
 
 /// What an engine does at a sequence's end: puts in what is not there yet.
@@ -28,11 +28,16 @@ fn keep(index: &mut Index, lease: &mut Lease, tokens: &[u32]) -> usize {
             return from;
         }
         let make = || Ok::<_, Infallible>(tokens[..to].to_vec());
-        let there = index.extend(lease, &tokens[from..to], (to - from) as u64 * WEIGHT, make);
+        let bytes = (to - from) as u64 * WEIGHT;
+        let new = &tokens[from..to];
+        let Ok(there) = match to - from {
+            BLOCK => index.extend(lease, new, bytes, make),
+            _ => index.add_tail(lease, from, new, bytes, make),
+        };
         match there {
-            Ok(true) if to - from == BLOCK => {}
-            Ok(true) => return to,
-            Ok(false) => return from,
+            true if to - from == BLOCK => {}
+            true => return to,
+            false => return from,
         }
     }
 }
@@ -136,6 +141,46 @@ fn a_payload_that_cannot_be_made_leaves_nothing() {
     let failed = index.extend(&mut lease, &[1, 2, 3, 4], WEIGHT, || Err("out of memory"));
     assert_eq!(failed, Err("out of memory"));
     assert_eq!((index.tokens(&lease), index.figures().blocks, index.figures().bytes), (0, 0, 0));
+    index.release(lease);
+}
+
+#[test]
+fn state_that_cannot_be_cut_is_found_where_it_ends() {
+    let key = CacheKey { model: "m", tokenizer: "t", quantization: "q", build: "b" };
+    // Payload: whether one can go on from the block's end.
+    let mut index = PrefixIndex::new(BlockHash::root(&key), BLOCK, Tails::Stay, 1 << 20);
+    let tokens: Vec<u32> = (0..14).collect();
+    let ends = |payload: &bool| *payload;
+    let mut lease = index.open_at_ends(&tokens, ends);
+    let put = |lease: &mut Lease, index: &mut PrefixIndex<bool>, from: usize, payload: bool| {
+        let block = &tokens[from..from + BLOCK];
+        assert_eq!(index.extend(lease, block, WEIGHT, || Ok::<_, Infallible>(payload)), Ok(true));
+    };
+    let tail = |lease: &Lease, index: &mut PrefixIndex<bool>, from: usize, to: usize| {
+        let make = || Ok::<_, Infallible>(true);
+        assert_eq!(index.add_tail(lease, from, &tokens[from..to], WEIGHT, make), Ok(true));
+    };
+    put(&mut lease, &mut index, 0, true);
+    tail(&lease, &mut index, 4, 6);
+    put(&mut lease, &mut index, 4, false);
+    put(&mut lease, &mut index, 8, false);
+    tail(&lease, &mut index, 12, 14);
+    index.release(lease);
+    assert_eq!(index.figures().blocks, 5, "tails stay beside what goes on from them");
+    for (length, found) in [(14, 14), (13, 6), (12, 6), (7, 6), (6, 6), (5, 4), (4, 4), (3, 0)] {
+        let lease = index.open_at_ends(&tokens[..length], ends);
+        assert_eq!(index.tokens(&lease), found, "of {length}");
+        assert_eq!(index.hits(&lease).map(|hit| hit.tokens).sum::<usize>(), found);
+        index.release(lease);
+    }
+    // A tail can be put where the path goes on already.
+    let mut lease = index.open_at_ends(&tokens[..12], ends);
+    index.drop_partial(&mut lease);
+    assert_eq!(index.whole_tokens(&lease), 12);
+    tail(&lease, &mut index, 8, 11);
+    index.release(lease);
+    let lease = index.open_at_ends(&tokens[..12], ends);
+    assert_eq!(index.tokens(&lease), 11);
     index.release(lease);
 }
 

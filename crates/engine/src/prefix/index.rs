@@ -9,12 +9,22 @@ use std::collections::{BTreeSet, HashMap};
 /// A block's number. Never used twice.
 type BlockId = u64;
 
+/// What becomes of a sequence's tail when a longer block begins with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tails {
+    /// It goes: state that can be cut anywhere is in the longer one too.
+    GiveWay,
+    /// It stays: only there can a sequence go on from where it ends.
+    Stay,
+}
+
 /// A tree of blocks with payloads of type `P`.
 #[derive(Debug)]
 pub struct PrefixIndex<P> {
     root: BlockHash,
     block_tokens: usize,
     bytes_max: u64,
+    tails: Tails,
     blocks: HashMap<BlockId, Block<P>>,
     by_hash: HashMap<BlockHash, BlockId>,
     /// The root's children.
@@ -45,7 +55,9 @@ struct Block<P> {
 pub struct Lease {
     /// Whole blocks from the root on.
     path: Vec<BlockId>,
-    /// One more, of which only the first tokens are the sequence's.
+    /// How many of them were found fit for use.
+    used: usize,
+    /// After those, one of which only the first tokens are the sequence's.
     partial: Option<(BlockId, usize)>,
 }
 
@@ -63,12 +75,13 @@ impl<P> PrefixIndex<P> {
     ///
     /// # Panics
     /// If `block_tokens` is 0.
-    pub fn new(root: BlockHash, block_tokens: usize, bytes_max: u64) -> Self {
+    pub fn new(root: BlockHash, block_tokens: usize, tails: Tails, bytes_max: u64) -> Self {
         assert!(block_tokens > 0, "a block has tokens");
         Self {
             root,
             block_tokens,
             bytes_max,
+            tails,
             blocks: HashMap::new(),
             by_hash: HashMap::new(),
             firsts: Vec::new(),
@@ -89,8 +102,43 @@ impl<P> PrefixIndex<P> {
         self.figures
     }
 
-    /// Finds the longest beginning of `tokens` that is there and holds it.
+    /// Finds the longest beginning of `tokens` that is there and holds it. For state that can be
+    /// cut anywhere.
     pub fn open(&mut self, tokens: &[TokenId]) -> Lease {
+        let (mut lease, rest) = self.walk(tokens);
+        lease.used = lease.path.len();
+        let children = self.children(lease.path.last().copied());
+        let agreeing = children.iter().map(|id| (*id, common(&self.blocks[id].tokens, rest)));
+        let best = agreeing.max_by_key(|(id, agree)| (*agree, Reverse(*id)));
+        lease.partial = best.filter(|(_, agree)| *agree > 0);
+        self.opened(lease)
+    }
+
+    /// As [`open`](Self::open), for state that cannot be cut: what is found ends where a block
+    /// ends whose payload has what it takes to go on from there.
+    pub fn open_at_ends(&mut self, tokens: &[TokenId], ends: impl Fn(&P) -> bool) -> Lease {
+        let (mut lease, _) = self.walk(tokens);
+        let found = (0..=lease.path.len()).rev().find_map(|used| {
+            let rest = &tokens[used * self.block_tokens..];
+            let children = self.children(used.checked_sub(1).map(|last| lease.path[last]));
+            let tails = children.iter().filter(|id| {
+                let block = &self.blocks[id];
+                let tail = block.tokens.len() < self.block_tokens;
+                tail && rest.starts_with(&block.tokens) && ends(&block.payload)
+            });
+            let tail = tails.map(|id| (self.blocks[id].tokens.len(), *id)).max();
+            let whole = used > 0 && ends(&self.blocks[&lease.path[used - 1]].payload);
+            (whole || tail.is_some()).then_some((used, tail))
+        });
+        if let Some((used, tail)) = found {
+            lease.used = used;
+            lease.partial = tail.map(|(length, id)| (id, length));
+        }
+        self.opened(lease)
+    }
+
+    /// The whole blocks that `tokens` begin with, and the tokens after them.
+    fn walk<'a>(&mut self, tokens: &'a [TokenId]) -> (Lease, &'a [TokenId]) {
         let mut lease = Lease::default();
         let mut rest = tokens;
         while rest.len() >= self.block_tokens {
@@ -100,13 +148,12 @@ impl<P> PrefixIndex<P> {
             lease.path.push(id);
             rest = after;
         }
-        let children = self.children(lease.path.last().copied());
-        let agreeing = children.iter().map(|id| (*id, common(&self.blocks[id].tokens, rest)));
-        if let Some((id, agree)) =
-            agreeing.max_by_key(|(id, agree)| (*agree, Reverse(*id))).filter(|hit| hit.1 > 0)
-        {
+        (lease, rest)
+    }
+
+    fn opened(&mut self, lease: Lease) -> Lease {
+        if let Some((id, _)) = lease.partial {
             self.hold(id);
-            lease.partial = Some((id, agree));
         }
         self.figures.lookups += 1;
         let found = self.tokens(&lease);
@@ -115,19 +162,19 @@ impl<P> PrefixIndex<P> {
         lease
     }
 
-    /// How many tokens of its sequence a lease holds, those in part included.
+    /// How many tokens of its sequence were found, those of a block in part included.
     pub fn tokens(&self, lease: &Lease) -> usize {
-        self.whole_tokens(lease) + lease.partial.map_or(0, |(_, agree)| agree)
+        lease.used * self.block_tokens + lease.partial.map_or(0, |(_, agree)| agree)
     }
 
-    /// How many tokens of its sequence are in whole blocks.
+    /// How many tokens of its sequence are in whole blocks, found or added since.
     pub fn whole_tokens(&self, lease: &Lease) -> usize {
         lease.path.len() * self.block_tokens
     }
 
-    /// What a lease holds, from the sequence's beginning on.
+    /// What was found, from the sequence's beginning on.
     pub fn hits(&self, lease: &Lease) -> impl Iterator<Item = Hit<'_, P>> {
-        let whole = lease.path.iter().map(|id| (*id, self.block_tokens));
+        let whole = lease.path[..lease.used].iter().map(|id| (*id, self.block_tokens));
         let all: Vec<_> = whole.chain(lease.partial).collect();
         all.into_iter().map(|(id, tokens)| Hit { payload: &self.blocks[&id].payload, tokens })
     }
@@ -140,12 +187,9 @@ impl<P> PrefixIndex<P> {
         }
     }
 
-    /// Adds the block after the whole blocks of `lease`: `tokens` are those of the sequence that
-    /// follow, a block's or fewer at its end. The payload is only made if the block is not there
-    /// and there is room for `bytes`. True: it is there now.
-    ///
-    /// A block with fewer tokens than the others is a sequence's tail: nothing builds on it, the
-    /// lease does not hold it, and it gives way to a longer one that begins alike.
+    /// Adds the block after the whole blocks of `lease`: `tokens` are a block's worth of those of
+    /// the sequence that follow. The payload is only made if the block is not there and there is
+    /// room for `bytes`. True: it is there now, and held.
     ///
     /// # Errors
     /// What `make` says; nothing was added then.
@@ -156,39 +200,52 @@ impl<P> PrefixIndex<P> {
         bytes: u64,
         make: impl FnOnce() -> Result<P, E>,
     ) -> Result<bool, E> {
-        debug_assert!((1..=self.block_tokens).contains(&tokens.len()));
-        let whole = tokens.len() == self.block_tokens;
+        debug_assert_eq!(tokens.len(), self.block_tokens);
         let parent = lease.path.last().copied();
-        let siblings = self.children(parent);
-        let covering = siblings.iter().copied().find(|id| {
-            let block = &self.blocks[id];
-            block.tokens.len() >= tokens.len() && block.tokens.starts_with(tokens)
-        });
-        let id = match covering {
-            Some(id) => {
-                self.touch(id);
-                id
-            }
-            None => {
-                if !self.make_room(bytes) {
-                    return Ok(false);
-                }
-                let payload = make()?;
-                let id = self.insert(parent, tokens, payload, bytes);
-                self.supersede(parent, id);
-                id
-            }
+        let id = match self.find(parent, tokens) {
+            Some(id) => id,
+            None if !self.make_room(bytes) => return Ok(false),
+            None => self.insert(parent, tokens, make()?, bytes),
         };
-        if whole {
-            self.hold(id);
-            lease.path.push(id);
+        self.touch(id);
+        self.hold(id);
+        lease.path.push(id);
+        Ok(true)
+    }
+
+    /// Adds a sequence's tail, `tokens`, fewer than a block's, after its first `before` tokens,
+    /// all of them in whole blocks of `lease`. Nothing builds on a tail, and the lease does not
+    /// hold it. With [`Tails::GiveWay`] it is not added where a block begins with it.
+    ///
+    /// # Errors
+    /// What `make` says; nothing was added then.
+    pub fn add_tail<E>(
+        &mut self,
+        lease: &Lease,
+        before: usize,
+        tokens: &[TokenId],
+        bytes: u64,
+        make: impl FnOnce() -> Result<P, E>,
+    ) -> Result<bool, E> {
+        debug_assert!((1..self.block_tokens).contains(&tokens.len()));
+        debug_assert!(before.is_multiple_of(self.block_tokens));
+        let parent = (before / self.block_tokens).checked_sub(1).map(|last| lease.path[last]);
+        let serves = |block: &Block<P>| match self.tails {
+            Tails::GiveWay => block.tokens.starts_with(tokens),
+            Tails::Stay => block.tokens == tokens,
+        };
+        let there = self.children(parent).iter().copied().find(|id| serves(&self.blocks[id]));
+        match there {
+            Some(id) => self.touch(id),
+            None if !self.make_room(bytes) => return Ok(false),
+            None => drop(self.insert(parent, tokens, make()?, bytes)),
         }
         Ok(true)
     }
 
     /// Gives a lease back.
     pub fn release(&mut self, lease: Lease) {
-        let Lease { path, partial } = lease;
+        let Lease { path, partial, .. } = lease;
         // From the end, so that what is nearer to the root counts as used later.
         for id in partial.map(|(id, _)| id).into_iter().chain(path.into_iter().rev()) {
             self.let_go(id);
@@ -253,6 +310,9 @@ impl<P> PrefixIndex<P> {
         self.idle.insert((used_at, id));
         self.figures.bytes += bytes;
         self.figures.blocks += 1;
+        if self.tails == Tails::GiveWay {
+            self.supersede(parent, id);
+        }
         id
     }
 

@@ -14,4 +14,4 @@ mod hash;
 mod index;
 
 pub use hash::{BlockHash, CacheKey};
-pub use index::{Hit, Lease, PrefixIndex};
+pub use index::{Hit, Lease, PrefixIndex, Tails};
