@@ -23,8 +23,17 @@ pub struct Job {
     pub stop_tokens: Arc<[TokenId]>,
     /// Whether log-probabilities are wanted, and of how many alternatives.
     pub logprobs: Option<u8>,
+    /// Wanted is the prompt's vector, and no tokens.
+    pub embed: Option<EmbedJob>,
     /// Which queue it waits in.
     pub priority: Priority,
+}
+
+/// How a vector is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EmbedJob {
+    /// So many of its leading numbers; `None` is all.
+    pub dimensions: Option<u32>,
 }
 
 /// A sequence being generated. Dropping it before its end cancels it within one step.

@@ -29,6 +29,8 @@ pub enum End {
     Stop,
     /// It has all the tokens it may have.
     Length,
+    /// It was a text, and this is its vector.
+    Embedded(Arc<[f32]>),
     /// The worker refused it, for a reason in the request.
     Refused(Refusal),
     /// Nothing can finish it: the text says what happened and what to do.
@@ -269,6 +271,7 @@ mod tests {
             max_new: 9,
             stop_tokens: [2].into(),
             logprobs: None,
+            embed: None,
             priority: Priority::Normal,
         }
     }

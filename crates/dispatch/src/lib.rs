@@ -14,7 +14,7 @@ mod models;
 
 pub use crash::CrashFolder;
 pub use dispatch::{CatalogEntry, Dispatch, Readiness};
-pub use job::{Generation, Job};
+pub use job::{EmbedJob, Generation, Job};
 pub use journal::{End, Entry, Failure};
 pub use metrics::Metrics;
 pub use mlxd_supervisor::EventLog;

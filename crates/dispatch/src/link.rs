@@ -10,7 +10,7 @@ use crate::metrics::{Metrics, ModelStats};
 use crate::models::DispatchLimits;
 use mlxd_protocol::admin::{CrashReport, DeathCause, Deed, Happening};
 use mlxd_protocol::{
-    Command, Incarnation, ModelId, Phase, RefusalCode, Report, RequestId, Submit, TokenFlags,
+    Command, Embed, Embedded, Incarnation, ModelId, Phase, RefusalCode, Report, RequestId, Submit, TokenFlags,
     TokenRecord, kind,
 };
 use mlxd_ring::{PendingSend, Reader, RingError, SendError, Writer};
@@ -293,6 +293,16 @@ impl State {
                 continue;
             };
             let job = &journal.job;
+            if let Some(embed) = job.embed {
+                link.queue(&Command::Embed(Embed {
+                    request,
+                    trace: job.trace.to_string(),
+                    tokens: job.prompt.to_vec(),
+                    dimensions: embed.dimensions,
+                    priority: job.priority,
+                }));
+                continue;
+            }
             link.queue(&Command::Submit(Submit {
                 request,
                 trace: job.trace.to_string(),
@@ -578,6 +588,10 @@ impl State {
                     }
                     None => Ok(()),
                 },
+                Report::Embedded(Embedded { request, values }) => {
+                    self.end(request.0, End::Embedded(values.into()));
+                    Ok(())
+                }
                 Report::Admitted(request) => {
                     if let Some(journal) = self.open.get(&request.0) {
                         journal.note_admitted();

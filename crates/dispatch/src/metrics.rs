@@ -204,6 +204,7 @@ impl Metrics {
         let reason = match end {
             End::Stop => "stop",
             End::Length => "length",
+            End::Embedded(_) => "embedded",
             End::Refused(_) => "refused",
             End::Failed(_) => "failed",
         };

@@ -92,7 +92,7 @@ impl ApiError {
     /// How a sequence ended, if that is no answer.
     pub(crate) fn from_end(end: &End) -> Option<Self> {
         match end {
-            End::Stop | End::Length => None,
+            End::Stop | End::Length | End::Embedded(_) => None,
             End::Refused(refusal) => Some(refusal.clone().into()),
             End::Failed(failure) => Some(Self::Failed(failure.clone())),
         }

@@ -1,6 +1,6 @@
 //! Front → worker, over the commands ring.
 
-use crate::{RequestId, TokenId};
+use crate::{Embed, RequestId, TokenId};
 use bincode::{Decode, Encode};
 
 /// One record of the commands ring.
@@ -12,6 +12,8 @@ pub enum Command {
     /// since the sequence may have ended while the command was on its way. Nothing is
     /// published for the sequence after the worker has read this.
     Cancel(RequestId),
+    /// Turn a text into a vector.
+    Embed(Embed),
 }
 
 /// A sequence to generate.

@@ -16,6 +16,7 @@ pub mod admin;
 mod bootstrap;
 pub mod command;
 pub mod control;
+pub mod embed;
 mod ids;
 pub mod measure;
 mod phase;
@@ -28,6 +29,7 @@ pub use control::{
     BenchLeg, BenchSpec, DeviceChoice, FromWorker, Hello, LoadFault, LoadFaultKind, LoadSpec,
     ModelInfo, ToWorker,
 };
+pub use embed::{Embed, Embedded};
 pub use ids::{Incarnation, ModelId, ModelIdError, RequestId, TokenId};
 pub use phase::Phase;
 pub use report::{

@@ -4,7 +4,7 @@
 //! [`TokenRecord`]s, packed. Everything rarer is a [`Report`] in a frame of kind
 //! [`kind::REPORT`](crate::kind::REPORT).
 
-use crate::{RequestId, TokenId};
+use crate::{Embedded, RequestId, TokenId};
 use bincode::{Decode, Encode};
 use bytemuck::{Pod, Zeroable};
 
@@ -49,6 +49,8 @@ pub enum Report {
     TopLogprobs(TopLogprobs),
     /// The sequence ended without a last token.
     Ended(Ended),
+    /// A text's vector.
+    Embedded(Embedded),
 }
 
 /// How a sequence's prompt went.

@@ -134,6 +134,24 @@ mod tests {
     }
 
     #[test]
+    fn texts_and_vectors_come_back_as_they_went() {
+        let embed = Command::Embed(Embed {
+            request: RequestId(9),
+            trace: "req-2".into(),
+            tokens: vec![5, 6],
+            dimensions: Some(2),
+            priority: Priority::Low,
+        });
+        let mut bytes = Vec::new();
+        embed.encode_into(&mut bytes);
+        assert_eq!(Command::decode(&bytes).unwrap(), embed);
+        let embedded =
+            Report::Embedded(Embedded { request: RequestId(9), values: vec![0.6, -0.8] });
+        embedded.encode_into(&mut bytes);
+        assert_eq!(Report::decode(&bytes).unwrap(), embedded);
+    }
+
+    #[test]
     fn a_lying_length_does_not_allocate() {
         // A report whose vector claims 2^60 entries.
         let mut bytes = vec![1, 5, 0];

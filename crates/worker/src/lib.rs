@@ -17,6 +17,7 @@
 mod arguments;
 mod connection;
 mod control;
+mod embed;
 mod inbox;
 mod loader;
 mod log;

@@ -11,7 +11,7 @@ use crate::signals::Noted;
 use crate::sink::RingSink;
 use crate::{log, os, signals};
 use ipc_channel::ipc::IpcSender;
-use mlxd_engine::{Engine, Limits, Scheduler};
+use mlxd_engine::{EmbedQueue, Engine, Limits, Scheduler};
 use mlxd_protocol::{FromWorker, LoadFault, LoadSpec, Phase, ToWorker, exit_code};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -101,6 +101,7 @@ fn live(program: &Program, arguments: &Arguments, signals: Noted, mut loader: im
     serving.store(true, Ordering::Release);
     let mut server = Server {
         scheduler,
+        texts: EmbedQueue::from(&spec),
         commands: link.commands,
         sink: RingSink::new(link.tokens),
         page,

@@ -6,7 +6,7 @@ use crate::page::Page;
 use crate::run::tell;
 use crate::sink::RingSink;
 use ipc_channel::ipc::IpcSender;
-use mlxd_engine::{BenchError, Engine, EngineFault, Scheduler, bench_direct};
+use mlxd_engine::{BenchError, EmbedQueue, Engine, EngineFault, Scheduler, bench_direct};
 use mlxd_protocol::{BenchSpec, Command, FromWorker, Phase, ToWorker, kind};
 use mlxd_ring::{Reader, RingError, SendError};
 use nix::errno::Errno;
@@ -57,6 +57,8 @@ impl From<SendError> for End {
 /// A loaded worker.
 pub(crate) struct Server<E> {
     pub(crate) scheduler: Scheduler<E>,
+    /// Texts that wait for their vectors.
+    pub(crate) texts: EmbedQueue,
     pub(crate) commands: Reader,
     pub(crate) sink: RingSink,
     pub(crate) page: Page,
@@ -91,7 +93,11 @@ impl<E: Engine> Server<E> {
                 self.event(event, &mut drain)?;
             }
             self.read_commands(&mut record)?;
+            if self.embed()? {
+                idle_since = None;
+            }
             match self.scheduler.next_phase(Instant::now()) {
+                Phase::Idle if !self.texts.is_empty() => {}
                 Phase::Idle if matches!(drain, Drain::ThenWait | Drain::ThenEnd) => {
                     self.rest();
                     self.finished.store(true, Ordering::Release);
@@ -147,7 +153,10 @@ impl<E: Engine> Server<E> {
             }
             let command =
                 Command::decode(record).map_err(|error| End::Corrupt(error.to_string()))?;
-            self.scheduler.command(command, Instant::now(), &mut self.sink);
+            let draining = self.scheduler.is_draining();
+            if let Some(command) = self.texts.take(command, draining, &mut self.sink) {
+                self.scheduler.command(command, Instant::now(), &mut self.sink);
+            }
         }
         Ok(self.sink.check()?)
     }

@@ -111,6 +111,7 @@ impl Submission {
                     max_new: wanted.min(room),
                     stop_tokens: stop_tokens.clone(),
                     logprobs: common.logprobs,
+                    embed: None,
                     priority,
                 })?;
                 choices.push(Choice::new(
