@@ -138,16 +138,6 @@ pub trait Engine {
 
     /// Turns texts into vectors, all in one pass. Checks each text first; one that cannot be
     /// used does not keep the others from theirs. Sequences here are not touched.
-    fn embed(&mut self, texts: &[EmbedText]) -> Result<Vec<Result<Vec<f32>, Refusal>>, EngineFault> {
-        let refusal = || Refusal {
-            code: RefusalCode::Invalid,
-            message: "this model makes no embeddings; choose an embedding model".to_owned(),
-        };
-        Ok(texts.iter().map(|_| Err(refusal())).collect())
-    }
-
-    /// Turns texts into vectors, all in one pass. Checks each text first; one that cannot be
-    /// used does not keep the others from theirs. Sequences here are not touched.
     fn embed(
         &mut self,
         texts: &[EmbedText],
