@@ -167,6 +167,7 @@ impl Model {
                     }
                     request.ended = true;
                 }
+                Said::Report(Report::Embedded(embedded)) => panic!("{embedded:?}"),
                 Said::Report(Report::Admitted(request)) => {
                     let request = self.live(request.0);
                     assert!(!std::mem::replace(&mut request.admitted, true), "admitted twice");
