@@ -17,7 +17,7 @@ pub enum BenchError {
 }
 
 /// The sequence number of the next direct run, far from those a scheduler gives.
-static NEXT_SEQ: AtomicU64 = AtomicU64::new(1 << 63);
+static NEXT_SEQ: AtomicU64 = AtomicU64::new(SeqId::MEASURED.0);
 
 /// Greedy runs of one sequence on an idle engine, straight through the [`Engine`] trait with its
 /// pipeline full. The prompt runs in pieces of `prefill_chunk_tokens`; `alive` is called after

@@ -6,6 +6,17 @@ use mlxd_protocol::{ModelInfo, Refusal, RefusalCode, Sampling, TokenId};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SeqId(pub u64);
 
+impl SeqId {
+    /// The first number of sequences that measure the engine: they neither use nor leave anything
+    /// in what it keeps for later ones. No scheduler comes so far.
+    pub const MEASURED: Self = Self(1 << 63);
+
+    /// Whether it is one of those.
+    pub fn is_measured(self) -> bool {
+        self >= Self::MEASURED
+    }
+}
+
 /// What the engine must know of a sequence.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SeqSpec {
@@ -125,8 +136,9 @@ pub trait Engine {
 
     /// A sequence came to its proper end: as [`close`](Engine::close), but what is worth keeping
     /// for later ones is kept first.
-    fn finish(&mut self, seq: SeqId) {
+    fn finish(&mut self, seq: SeqId) -> Result<(), EngineFault> {
         self.close(seq);
+        Ok(())
     }
 
     /// A sequence gives up its place for a while and keeps its state: it is in no step in flight,

@@ -354,16 +354,16 @@ impl<E: Engine> Scheduler<E> {
             sink.tokens(&self.records);
             self.records.clear();
         }
-        self.close_finished(now);
+        self.close_finished(now)?;
         if self.in_flight == 0 && self.rows.iter().any(Row::in_flight) {
             return Err(engine_confused("left a sequence out of a step"));
         }
         Ok(())
     }
 
-    fn close_finished(&mut self, now: Instant) {
+    fn close_finished(&mut self, now: Instant) -> Result<(), EngineFault> {
         for seq in self.finished.drain(..) {
-            self.engine.finish(seq);
+            self.engine.finish(seq)?;
             let Ok(position) = self.rows.binary_search_by_key(&seq, |row| row.seq) else {
                 continue;
             };
@@ -378,6 +378,7 @@ impl<E: Engine> Scheduler<E> {
                 "finished"
             );
         }
+        Ok(())
     }
 }
 

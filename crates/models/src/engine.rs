@@ -8,15 +8,19 @@ use std::collections::{HashMap, VecDeque};
 use mlx_rs::error::Exception;
 use mlx_rs::transforms::{async_eval, eval};
 use mlx_rs::{Array, Dtype, memory};
-use mlxd_engine::{Engine, EngineFault, MemoryFigures, Opened, SeqId, SeqSpec, StepToken};
-use mlxd_protocol::{ModelInfo, Refusal, RefusalCode, Sampling, TokenId};
+use mlxd_engine::{
+    CacheFigures, Engine, EngineFault, MemoryFigures, Opened, SeqId, SeqSpec, StepToken,
+};
+use mlxd_protocol::{ModelInfo, Refusal, TokenId};
 
 use crate::arch::{Model, State};
+use crate::batch::{Batch, Evaluation};
+use crate::check::check;
 use crate::fault::in_engine;
-use crate::sample::{Drawn, Sampler, Token};
-
-/// Alternatives a sequence may ask for.
-const TOP_LOGPROBS_MAX: u8 = 20;
+use crate::keep::Kept;
+use crate::prefix::PrefixCache;
+use crate::sample::{Sampler, Token};
+use crate::steps::{Flight, LastToken};
 
 /// Tokens of an earlier worker's answer decoded again in one call of
 /// [`prefill`](Engine::prefill), so that the other rows' steps do not wait for all of them.
@@ -24,44 +28,68 @@ const DECODED_AGAIN_MAX: usize = 4;
 
 /// A loaded model and its sequences. Bound to the thread that loaded it: MLX's lazy arrays are.
 pub struct MlxEngine {
-    model: Box<dyn Model>,
+    pub(crate) model: Box<dyn Model>,
     info: ModelInfo,
     depth: usize,
     /// See [`LoadSpec::deterministic`](mlxd_protocol::LoadSpec::deterministic).
-    deterministic: bool,
-    sequences: HashMap<SeqId, Sequence>,
-    flights: VecDeque<Vec<(SeqId, Drawn)>>,
+    pub(crate) deterministic: bool,
+    pub(crate) sequences: HashMap<SeqId, Sequence>,
+    /// Sequences that decode together; their state is here and not with them.
+    pub(crate) batch: Batch,
+    /// State kept for prompts that begin alike.
+    pub(crate) prefixes: Option<PrefixCache>,
+    flights: VecDeque<Flight>,
+    /// How many steps were submitted since the start.
+    pub(crate) steps: u64,
     /// mlx-rs calls arrays `Send`; they are not, and this says so.
     _thread: std::marker::PhantomData<*const ()>,
 }
 
-struct Sequence {
-    tokens: Vec<TokenId>,
+pub(crate) struct Sequence {
+    pub(crate) tokens: Vec<TokenId>,
     prompt_len: usize,
-    state: State,
-    sampler: Sampler,
-    /// The next step's input once it comes from a draw.
-    drawn: Option<Array>,
+    /// `None` while it decodes in the batch.
+    pub(crate) state: Option<State>,
+    pub(crate) sampler: Sampler,
+    /// Its part in the kept prefixes.
+    pub(crate) kept: Option<Kept>,
+    /// Where the next step's input is, once it comes from a draw.
+    pub(crate) last: Option<LastToken>,
 }
 
 impl Sequence {
     /// Known tokens that prefill has yet to run: all but the last.
-    fn unfilled(&self) -> usize {
-        (self.tokens.len() - 1).saturating_sub(self.state.position as usize)
+    pub(crate) fn unfilled(&self) -> usize {
+        self.left_of(self.tokens.len())
     }
 
     /// The part of those that belongs to the prompt, less its last token: that one is decoded.
     fn unfilled_prompt(&self) -> usize {
-        (self.prompt_len - 1).saturating_sub(self.state.position as usize)
+        self.left_of(self.prompt_len)
+    }
+
+    fn left_of(&self, tokens: usize) -> usize {
+        let Some(state) = &self.state else {
+            return 0; // it decodes
+        };
+        (tokens - 1).saturating_sub(state.position as usize)
+    }
+
+    /// The last of the known tokens.
+    pub(crate) fn known_last(&self) -> TokenId {
+        self.tokens[self.tokens.len() - 1]
     }
 
     /// Runs the next `count` known tokens in one piece.
     fn fill(&mut self, model: &dyn Model, count: usize) -> mlx_rs::error::Result<()> {
-        let from = self.state.position as usize;
+        let Some(state) = &mut self.state else {
+            return Ok(());
+        };
+        let from = state.position as usize;
         let ids = Array::from_slice(&self.tokens[from..from + count], &[1, count as i32]);
         // Only the KV arrays are evaluated, so the last layer's output is never computed.
-        model.forward(&ids, &mut self.state)?;
-        eval(self.state.arrays())
+        model.forward(&ids, state)?;
+        eval(state.arrays())
     }
 }
 
@@ -73,19 +101,33 @@ impl MlxEngine {
         depth: usize,
         deterministic: bool,
     ) -> Self {
+        let evaluation = match depth {
+            1 => Evaluation::Waiting,
+            _ => Evaluation::Submitted,
+        };
         Self {
+            batch: Batch::new(&model.state(1), evaluation),
             model,
             info,
             depth,
             deterministic,
             sequences: HashMap::new(),
+            prefixes: None,
             flights: VecDeque::new(),
+            steps: 0,
             _thread: std::marker::PhantomData,
         }
     }
 
     pub(crate) fn set_load_ms(&mut self, load_ms: u64) {
         self.info.load_ms = load_ms;
+    }
+
+    /// Another pipeline than the device's own, for measuring and testing.
+    pub fn with_depth(self, depth: usize) -> Self {
+        let (model, info, deterministic) = (self.model, self.info, self.deterministic);
+        let prefixes = self.prefixes;
+        Self { prefixes, ..Self::new(model, info, depth, deterministic) }
     }
 
     /// Logits of the last token of `prompt`, then of each of `forced`, as a decode would
@@ -95,50 +137,88 @@ impl MlxEngine {
         prompt: &[TokenId],
         forced: &[TokenId],
     ) -> Result<Vec<Vec<f32>>, EngineFault> {
-        let ids: Vec<TokenId> = prompt.iter().chain(forced).copied().collect();
-        let known = ids.iter().all(|id| *id < self.info.vocab_size);
-        if prompt.is_empty() || !known || ids.len() > self.info.context_tokens as usize {
-            return Err(EngineFault {
-                doing: "computing logits",
-                reason: "an empty prompt, an unknown id, or too many of them".to_owned(),
-            });
-        }
-        let first = prompt.len() - 1;
+        self.check_given(prompt, forced)?;
         let rows = || -> mlx_rs::error::Result<Vec<Vec<f32>>> {
-            let mut state = self.model.state(ids.len() as i32);
-            if first > 0 {
-                let ids = Array::from_slice(&ids[..first], &[1, first as i32]);
-                self.model.forward(&ids, &mut state)?;
-                eval(state.arrays())?;
-            }
+            let mut state = self.prefilled(prompt, forced.len())?;
             let row = |id: &TokenId| {
                 let hidden = self.model.forward(&Array::from_slice(&[*id], &[1, 1]), &mut state)?;
-                let logits = self.model.logits(&hidden)?.as_dtype(Dtype::Float32)?;
-                let row = logits.to_vec_exact::<f32>();
-                row.map_err(|error| Exception::custom(error.to_string()))
+                Ok(read_rows(&self.model.logits(&hidden)?)?.remove(0))
             };
-            ids[first..].iter().map(row).collect()
+            prompt[prompt.len() - 1..].iter().chain(forced).map(row).collect()
         };
         rows().map_err(in_engine("computing logits"))
     }
 
-    fn step(model: &dyn Model, sequence: &mut Sequence) -> mlx_rs::error::Result<Drawn> {
-        let ids = match &sequence.drawn {
-            Some(drawn) => drawn.clone(),
-            None => {
-                let last = sequence.tokens[sequence.tokens.len() - 1];
-                Array::from_slice(&[last], &[1, 1])
+    /// [`logits_along`](Self::logits_along) for several prompts whose tokens, the same number
+    /// each, are decoded together: by prompt, then by token.
+    pub fn logits_together(
+        &self,
+        given: &[(Vec<TokenId>, Vec<TokenId>)],
+    ) -> Result<Vec<Vec<Vec<f32>>>, EngineFault> {
+        for (prompt, forced) in given {
+            self.check_given(prompt, forced)?;
+        }
+        let steps = given.iter().map(|(_, forced)| forced.len() + 1).min().unwrap_or(0);
+        let rows = || -> mlx_rs::error::Result<Vec<Vec<Vec<f32>>>> {
+            let mut batch = Batch::new(&self.model.state(1), self.batch.evaluation());
+            for (index, (prompt, forced)) in given.iter().enumerate() {
+                batch.join(SeqId(index as u64), self.prefilled(prompt, forced.len())?)?;
             }
+            let mut all = vec![Vec::new(); given.len()];
+            for step in 0..steps {
+                batch.prepare()?;
+                let order: Vec<usize> = batch.rows().iter().map(|row| row.seq.0 as usize).collect();
+                let input = |index: &usize| match (&given[*index], step) {
+                    ((prompt, _), 0) => prompt[prompt.len() - 1],
+                    ((_, forced), step) => forced[step - 1],
+                };
+                let ids: Vec<TokenId> = order.iter().map(input).collect();
+                let ids = Array::from_slice(&ids, &[ids.len() as i32, 1]);
+                let hidden = self.model.forward_rows(&ids, &mut batch)?;
+                let logits = read_rows(&self.model.logits(&hidden)?)?;
+                for (index, row) in order.into_iter().zip(logits) {
+                    all[index].push(row);
+                }
+            }
+            Ok(all)
         };
-        let hidden = model.forward(&ids, &mut sequence.state)?;
-        let logits = model.logits(&hidden)?;
-        let drawn = sequence.sampler.draw(&logits)?;
-        sequence.drawn = Some(drawn.token.clone());
-        Ok(drawn)
+        rows().map_err(in_engine("computing logits"))
+    }
+
+    fn check_given(&self, prompt: &[TokenId], forced: &[TokenId]) -> Result<(), EngineFault> {
+        let known = prompt.iter().chain(forced).all(|id| *id < self.info.vocab_size);
+        let fits = prompt.len() + forced.len() <= self.info.context_tokens as usize;
+        match !prompt.is_empty() && known && fits {
+            true => Ok(()),
+            false => Err(EngineFault {
+                doing: "computing logits",
+                reason: "an empty prompt, an unknown id, or too many of them".to_owned(),
+            }),
+        }
+    }
+
+    /// The state after all but the last of `prompt`, with room for `more`.
+    fn prefilled(&self, prompt: &[TokenId], more: usize) -> mlx_rs::error::Result<State> {
+        let mut state = self.model.state((prompt.len() + more) as i32);
+        let first = prompt.len() - 1;
+        if first > 0 {
+            let ids = Array::from_slice(&prompt[..first], &[1, first as i32]);
+            self.model.forward(&ids, &mut state)?;
+            eval(state.arrays())?;
+        }
+        Ok(state)
     }
 }
 
-fn unknown(doing: &'static str, seq: SeqId) -> EngineFault {
+/// `logits`, `[rows, vocabulary]`, row by row.
+fn read_rows(logits: &Array) -> mlx_rs::error::Result<Vec<Vec<f32>>> {
+    let width = logits.dim(1) as usize;
+    let all = logits.as_dtype(Dtype::Float32)?.to_vec_exact::<f32>();
+    let all = all.map_err(|error| Exception::custom(error.to_string()))?;
+    Ok(all.chunks(width).map(<[f32]>::to_vec).collect())
+}
+
+pub(crate) fn unknown(doing: &'static str, seq: SeqId) -> EngineFault {
     EngineFault { doing, reason: format!("sequence {} is not open", seq.0) }
 }
 
@@ -156,19 +236,22 @@ impl Engine for MlxEngine {
         let vocab = self.info.vocab_size as i32;
         let sampler =
             Sampler::new(spec.sampling, spec.logprobs, vocab, &spec.tokens, spec.prompt_len);
+        let (kept, cached_tokens) = self.begin(seq, &spec.tokens);
         let sequence = Sequence {
-            state: self.model.state(spec.capacity as i32),
+            state: Some(self.model.state(spec.capacity as i32)),
             tokens: spec.tokens,
             prompt_len: spec.prompt_len,
             sampler,
-            drawn: None,
+            kept,
+            last: None,
         };
         self.sequences.insert(seq, sequence);
-        Ok(Opened::default())
+        Ok(Opened { cached_tokens })
     }
 
     fn prefill(&mut self, seq: SeqId, tokens_max: usize) -> Result<usize, EngineFault> {
         let fault = in_engine("prefill");
+        self.restore(seq).map_err(&fault)?;
         let sequence = self.sequences.get_mut(&seq).ok_or_else(|| unknown("prefill", seq))?;
         let model = self.model.as_ref();
         let prompt = sequence.unfilled_prompt();
@@ -184,28 +267,17 @@ impl Engine for MlxEngine {
         if count > 0 {
             sequence.fill(model, count).map_err(&fault)?;
         }
-        Ok(sequence.unfilled())
+        let left = sequence.unfilled();
+        self.keep_chunk(seq).map_err(&fault)?;
+        Ok(left)
     }
 
     fn submit(&mut self, rows: &[SeqId]) -> Result<(), EngineFault> {
-        let fault = in_engine("decode");
-        let mut flight = Vec::with_capacity(rows.len());
-        for &seq in rows {
-            let sequence = self.sequences.get_mut(&seq).ok_or_else(|| unknown("decode", seq))?;
-            if sequence.unfilled() > 0 || sequence.state.position >= sequence.state.capacity {
-                return Err(EngineFault {
-                    doing: "decode",
-                    reason: format!(
-                        "sequence {} is not prefilled, or at its capacity of {} tokens",
-                        seq.0, sequence.state.capacity
-                    ),
-                });
-            }
-            let drawn = Self::step(self.model.as_ref(), sequence).map_err(&fault)?;
-            flight.push((seq, drawn));
-        }
+        self.check_ready(rows)?;
+        let flight = self.step(rows).map_err(in_engine("decode"))?;
+        self.steps += 1;
         if self.depth > 1 {
-            async_eval(flight.iter().flat_map(|(_, drawn)| drawn.arrays())).map_err(&fault)?;
+            async_eval(flight.arrays()).map_err(in_engine("decode"))?;
         }
         self.flights.push_back(flight);
         Ok(())
@@ -217,13 +289,13 @@ impl Engine for MlxEngine {
             return Ok(());
         };
         if self.depth == 1 {
-            eval(flight.iter().flat_map(|(_, drawn)| drawn.arrays())).map_err(&fault)?;
+            eval(flight.arrays()).map_err(&fault)?;
         }
-        for (seq, drawn) in flight {
+        for (seq, token) in flight.read().map_err(&fault)? {
+            let Token { id: token, logprob, top } = token;
             if !self.sequences.contains_key(&seq) {
                 continue;
             }
-            let Token { id: token, logprob, top } = drawn.read().map_err(&fault)?;
             if token >= self.info.vocab_size {
                 return Err(EngineFault {
                     doing: "decode",
@@ -233,13 +305,35 @@ impl Engine for MlxEngine {
                     ),
                 });
             }
+            self.note_generated(seq, token);
             out.push(StepToken { seq, token, logprob, top });
         }
         Ok(())
     }
 
+    fn finish(&mut self, seq: SeqId) -> Result<(), EngineFault> {
+        self.keep_end(seq).map_err(in_engine("keeping a sequence's state"))?;
+        self.close(seq);
+        Ok(())
+    }
+
+    fn cache_figures(&self) -> CacheFigures {
+        self.prefixes.as_ref().map(PrefixCache::figures).unwrap_or_default()
+    }
+
+    fn clear_cache(&mut self) {
+        if let Some(prefixes) = &mut self.prefixes {
+            prefixes.clear();
+        }
+    }
+
     fn close(&mut self, seq: SeqId) {
-        self.sequences.remove(&seq);
+        let sequence = self.sequences.remove(&seq);
+        self.let_go(sequence.and_then(|sequence| sequence.kept));
+        // Its slot is taken away when the next step is built, once for all that end together.
+        if !self.batch.rows().iter().any(|row| self.sequences.contains_key(&row.seq)) {
+            self.batch.clear();
+        }
     }
 
     fn memory(&self) -> MemoryFigures {
@@ -256,65 +350,4 @@ impl Engine for MlxEngine {
             tracing::warn!(reason = error.what(), "MLX's cache could not be cleared");
         }
     }
-}
-
-fn check(info: &ModelInfo, spec: &SeqSpec) -> Result<(), Refusal> {
-    let refuse = |code, message: String| Err(Refusal { code, message });
-    let invalid = |message: String| refuse(RefusalCode::Invalid, message);
-    let SeqSpec { tokens, prompt_len, capacity, .. } = spec;
-    if tokens.is_empty() || !(1..=tokens.len()).contains(prompt_len) {
-        return invalid(format!(
-            "a prompt of {prompt_len} tokens out of {} cannot be continued; send at least one token",
-            tokens.len()
-        ));
-    }
-    if let Some(id) = tokens.iter().find(|id| **id >= info.vocab_size) {
-        return invalid(format!(
-            "token id {id} is outside the model's vocabulary of {}",
-            info.vocab_size
-        ));
-    }
-    let wanted = tokens.len().max(*capacity);
-    if wanted > info.context_tokens as usize {
-        return refuse(
-            RefusalCode::ContextOverflow,
-            format!(
-                "{wanted} tokens do not fit the context of {}; shorten the prompt or ask for fewer new tokens",
-                info.context_tokens
-            ),
-        );
-    }
-    if *capacity < tokens.len() {
-        return invalid(format!("{} tokens do not fit a capacity of {capacity}", tokens.len()));
-    }
-    if let Some(top) = spec.logprobs.filter(|top| *top > TOP_LOGPROBS_MAX) {
-        return invalid(format!("{top} log-probabilities; at most {TOP_LOGPROBS_MAX}"));
-    }
-    check_sampling(&spec.sampling, info.vocab_size).or_else(invalid)
-}
-
-fn check_sampling(sampling: &Sampling, vocab: u32) -> Result<(), String> {
-    let within = |name: &str, value: f32, low: f32, high: f32| {
-        // Written so that NaN fails.
-        match value >= low && value <= high {
-            true => Ok(()),
-            false => Err(format!("{name} is {value}; it must be from {low} to {high}")),
-        }
-    };
-    const LARGE: f32 = 1e6;
-    within("temperature", sampling.temperature, 0.0, LARGE)?;
-    within("top_p", sampling.top_p, 0.0, 1.0)?;
-    within("min_p", sampling.min_p, 0.0, 1.0)?;
-    within("repetition_penalty", sampling.repetition_penalty, 1e-6, LARGE)?;
-    within("presence_penalty", sampling.presence_penalty, -LARGE, LARGE)?;
-    within("frequency_penalty", sampling.frequency_penalty, -LARGE, LARGE)?;
-    for (token, bias) in &sampling.logit_bias {
-        if *token >= vocab {
-            return Err(format!(
-                "logit_bias names token {token}, outside the model's vocabulary of {vocab}"
-            ));
-        }
-        within("logit_bias", *bias, -LARGE, LARGE)?;
-    }
-    Ok(())
 }

@@ -80,6 +80,51 @@ impl KvLayer {
         Ok((sys::slice(&buffers.keys, &start, &stop)?, sys::slice(&buffers.values, &start, &stop)?))
     }
 
+    /// Heads, width and type of what it holds.
+    pub fn shape(&self) -> (i32, i32, Dtype) {
+        (self.heads, self.width, self.dtype)
+    }
+
+    /// How many of `position` positions it goes back.
+    pub fn held(&self, position: i32) -> i32 {
+        self.buffers.as_ref().map_or(0, |_| position - self.base)
+    }
+
+    /// Views of the last `count` of `position` positions; `None` for none.
+    pub fn last(&self, count: i32, position: i32) -> Result<Option<(Array, Array)>> {
+        let Some(buffers) = self.buffers.as_ref().filter(|_| count > 0) else {
+            return Ok(None);
+        };
+        let end = position - self.base;
+        let start = [0, 0, end - count, 0];
+        let stop = [1, self.heads, end, self.width];
+        let view = |array| sys::slice(array, &start, &stop);
+        Ok(Some((view(&buffers.keys)?, view(&buffers.values)?)))
+    }
+
+    /// Takes `pieces`, one after the other the last positions before `position`, instead of
+    /// what it holds. They are copied, with room for what is to come.
+    pub fn adopt(&mut self, pieces: &[(Array, Array)], position: i32, capacity: i32) -> Result<()> {
+        let count: i32 = pieces.iter().map(|(keys, _)| keys.dim(2)).sum();
+        let first = position - count;
+        let rows = self.rows_for(first, position + 1, capacity);
+        let spare = zeros_dtype(&[1, self.heads, rows - count, self.width], self.dtype)?;
+        let joined = |of: fn(&(Array, Array)) -> &Array| {
+            let parts: Vec<&Array> = pieces.iter().map(of).chain([&spare]).collect();
+            concatenate(&parts, 2)
+        };
+        let (keys, values) = (joined(|piece| &piece.0)?, joined(|piece| &piece.1)?);
+        self.buffers = Some(Buffers { keys, values, rows });
+        self.base = first;
+        Ok(())
+    }
+
+    /// Forgets everything.
+    pub fn clear(&mut self) {
+        self.buffers = None;
+        self.base = 0;
+    }
+
     fn reserve(&mut self, position: i32, end: i32, capacity: i32) -> Result<()> {
         let rows = self.buffers.as_ref().map_or(0, |buffers| buffers.rows);
         if end - self.base <= rows {

@@ -9,15 +9,16 @@
 //! | `weights` | headers and the plan checked before MLX sees a file, then the reading |
 //! | `arch` | the dense decoder of Llama, Mistral, Qwen2 and Qwen3 |
 //! | `kv` | keys and values of one layer and one sequence |
+//! | `batch` | sequences that decode together, and their shared keys and values |
 //! | `sample` | the choice of a token, on the device |
-//! | `engine` | sequences and the pipeline of steps |
+//! | `engine`, `check`, `steps` | sequences, what they must be, the pipeline of steps |
 //! | `load` | from a folder to a warm engine |
 //! | `measure` | the device and a model outside of serving |
 //!
 //! On the CPU every weight becomes dense float32 at load: MLX's CPU backend is many times slower
 //! on packed or half-precision weights, and less exact. On a GPU weights stay as stored.
 //!
-//! `Engine::submit` issues one graph per row, all of them evaluated together.
+//! One row decodes alone; two or more are one graph: see `batch`.
 //!
 //! # Speed
 //!
@@ -36,15 +37,20 @@
 //! - Metal follows CUDA's joined layout, with MLX's own operations; it was not measured.
 
 mod arch;
+mod batch;
+mod check;
 mod config;
 mod device;
 mod engine;
 mod fault;
+mod keep;
 mod kv;
 mod load;
 mod measure;
+mod prefix;
 mod recurrent;
 mod sample;
+mod steps;
 mod sys;
 mod weights;
 

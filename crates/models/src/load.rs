@@ -4,6 +4,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use mlx_rs::memory;
+use mlxd_engine::prefix::{BlockHash, CacheKey};
 use mlxd_engine::{Engine, SeqId, SeqSpec};
 use mlxd_protocol::{LoadFault, LoadFaultKind, LoadSpec, ModelInfo, Sampling};
 
@@ -114,8 +115,20 @@ pub fn load_with_layout(
         message: format!("the model is loaded but does not run: {reason}"),
     })?;
     engine.trim();
+    engine.keep_prefixes(prefix_root(spec, engine.info()), spec.prefix_cache_bytes_max);
     engine.set_load_ms(begin.elapsed().as_millis() as u64);
     Ok(engine)
+}
+
+/// What kept state depends on besides the tokens.
+fn prefix_root(spec: &LoadSpec, info: &ModelInfo) -> BlockHash {
+    BlockHash::root(&CacheKey {
+        model: &spec.folder.to_string_lossy(),
+        // One process has one tokenizer.
+        tokenizer: "",
+        quantization: &format!("{} {}", info.quantization, info.backend),
+        build: env!("CARGO_PKG_VERSION"),
+    })
 }
 
 /// What was measured faster; the crate's page has the figures.

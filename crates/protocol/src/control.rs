@@ -47,6 +47,8 @@ pub enum ToWorker {
     Drain,
     /// Exit now, code 0.
     Shutdown,
+    /// Give back what is only kept for reuse: memory is short.
+    Trim,
     /// Run the engine directly, with no ring, text or HTTP, and time it.
     Bench(BenchSpec),
 }

@@ -25,6 +25,9 @@ fn main() {
             sampling: Sampling::default(),
             logprobs: None,
             priority: Priority::Normal,
+            tenant: 0,
+            weight: 1,
+            deadline_ms: None,
         });
     }
     let begun = Instant::now();

@@ -134,6 +134,7 @@ impl<E: Engine> Server<E> {
             Event::Control(ToWorker::Load(_)) => {
                 tracing::error!("told to load a second model, ignored");
             }
+            Event::Control(ToWorker::Trim) => self.scheduler.trim(),
             // The `control` thread's business; it never comes here.
             Event::Control(ToWorker::Shutdown) => {}
         }

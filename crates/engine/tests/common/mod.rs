@@ -96,9 +96,9 @@ impl Engine for Watched {
         self.calls.push(Call::Close(seq));
         self.inner.close(seq);
     }
-    fn finish(&mut self, seq: SeqId) {
+    fn finish(&mut self, seq: SeqId) -> Result<(), EngineFault> {
         self.calls.push(Call::Finish(seq));
-        self.inner.finish(seq);
+        self.inner.finish(seq)
     }
     fn park(&mut self, seq: SeqId) {
         self.calls.push(Call::Park(seq));

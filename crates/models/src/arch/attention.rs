@@ -7,6 +7,7 @@ use mlx_rs::ops::concatenate;
 
 use super::linear::{Linear, Projection};
 use super::rope::Rope;
+use crate::batch::{LayerRows, Part, Step};
 use crate::config::ModelConfig;
 use crate::kv::KvLayer;
 use crate::sys;
@@ -100,34 +101,18 @@ impl<'a> Pass<'a> {
 }
 
 impl Attention {
-    /// `x`, `[1, n, hidden]`, attended to.
-    pub fn forward(&self, x: &Array, kv: &mut KvLayer, pass: &mut Pass) -> Result<Array> {
-        let qkv = self.qkv.apply(x)?;
-        self.output.apply(&self.core(&qkv, kv, pass)?)
-    }
-
     /// What lies between the projections: `qkv`, `[1, n, (heads + 2 kv_heads) width]`, to
     /// `[1, n, heads width]`.
     pub fn core(&self, qkv: &Array, kv: &mut KvLayer, pass: &mut Pass) -> Result<Array> {
-        let Self { heads, kv_heads, width, .. } = *self;
+        let Self { heads, width, .. } = *self;
         let length = pass.length;
-        let all = heads + 2 * kv_heads;
+        let all = heads + 2 * self.kv_heads;
         // One position needs no transposition: its heads lie in order either way.
         let qkv = match length {
             1 => qkv.reshape(&[1, all, 1, width])?,
             _ => qkv.reshape(&[1, length, all, width])?.transpose_axes(&[0, 2, 1, 3])?,
         };
-        let part = |array: &Array, from: i32, to: i32| {
-            sys::slice(array, &[0, from, 0, 0], &[1, to, length, width])
-        };
-        let mut turning = part(&qkv, 0, heads + kv_heads)?;
-        let values = part(&qkv, heads + kv_heads, all)?;
-        if let Some(norms) = &self.head_norms {
-            turning = fast::rms_norm(&turning, None, self.norm_eps)?.multiply(&norms.weights)?;
-        }
-        let turned = pass.rope.apply(&turning, &pass.offset)?;
-        let queries = part(&turned, 0, heads)?;
-        let keys = part(&turned, heads, heads + kv_heads)?;
+        let [queries, keys, values] = self.turned(&qkv, pass.rope, &pass.offset)?;
         let (keys, values) = kv.append(&keys, &values, pass.position, pass.capacity)?;
         let attended = self.attend(&queries, &keys, &values, kv, pass)?;
         let attended = match length {
@@ -135,6 +120,70 @@ impl Attention {
             _ => attended.transpose_axes(&[0, 2, 1, 3])?,
         };
         attended.reshape(&[1, length, heads * width])
+    }
+
+    /// The same for one position of each row of a batch: `qkv`, `[rows, 1, …]`, to
+    /// `[rows, 1, heads width]`.
+    pub fn core_of_rows(
+        &self,
+        qkv: &Array,
+        layer: LayerRows,
+        rope: &Rope,
+        step: &Step,
+    ) -> Result<Array> {
+        let Self { heads, kv_heads, width, .. } = *self;
+        let Step { rows, shared, .. } = *step;
+        let qkv = qkv.reshape(&[rows, heads + 2 * kv_heads, 1, width])?;
+        let [queries, keys, values] = self.turned(&qkv, rope, &step.offsets)?;
+        let mut attended = Vec::with_capacity(1 + layer.own.len());
+        if let Some((kv, part)) = layer.shared {
+            let of = |all: &Array| rows_of(all, 0, shared);
+            let (all_keys, all_values) = kv.write(part.column, &of(&keys)?, &of(&values)?)?;
+            let queries = of(&queries)?;
+            attended.push(decode_attention(&queries, all_keys, all_values, part, self.scale())?);
+        }
+        for (row, (kv, position, capacity)) in (shared..).zip(layer.own) {
+            let of = |all: &Array| rows_of(all, row, row + 1);
+            let (keys, values) = kv.append(&of(&keys)?, &of(&values)?, position, capacity)?;
+            let queries = of(&queries)?;
+            // The view holds exactly what this query sees.
+            attended.push(fast::scaled_dot_product_attention(
+                &queries,
+                &keys,
+                &values,
+                self.scale(),
+                None,
+                None,
+            )?);
+        }
+        let attended = match attended.as_slice() {
+            [all] => all.clone(),
+            parts => concatenate(parts, 0)?,
+        };
+        attended.reshape(&[rows, 1, heads * width])
+    }
+
+    /// Queries, keys and values of `qkv`, `[rows, heads + 2 kv_heads, n, width]`; the first two
+    /// normed where the model does that, and turned.
+    fn turned(&self, qkv: &Array, rope: &Rope, offsets: &Array) -> Result<[Array; 3]> {
+        let Self { heads, kv_heads, width, .. } = *self;
+        let (rows, length) = (qkv.dim(0), qkv.dim(2));
+        let part = |array: &Array, from: i32, to: i32| {
+            sys::slice(array, &[0, from, 0, 0], &[rows, to, length, width])
+        };
+        let mut turning = part(qkv, 0, heads + kv_heads)?;
+        let values = part(qkv, heads + kv_heads, heads + 2 * kv_heads)?;
+        if let Some(norms) = &self.head_norms {
+            turning = fast::rms_norm(&turning, None, self.norm_eps)?.multiply(&norms.weights)?;
+        }
+        let turned = rope.apply(&turning, offsets)?;
+        let queries = part(&turned, 0, heads)?;
+        let keys = part(&turned, heads, heads + kv_heads)?;
+        Ok([queries, keys, values])
+    }
+
+    fn scale(&self) -> f32 {
+        f64::from(self.width).powf(-0.5) as f32
     }
 
     fn attend(
@@ -145,7 +194,7 @@ impl Attention {
         kv: &KvLayer,
         pass: &mut Pass,
     ) -> Result<Array> {
-        let scale = f64::from(self.width).powf(-0.5) as f32;
+        let scale = self.scale();
         let sdpa = |mask: Option<Mask>| match mask {
             Some(mask) => {
                 fast::scaled_dot_product_attention(queries, keys, values, scale, mask, None)
@@ -168,5 +217,36 @@ impl Attention {
     pub fn arrays(&self) -> impl Iterator<Item = &Array> {
         let norms = self.head_norms.iter().map(|norms| &norms.weights);
         self.qkv.arrays().chain(self.output.arrays()).chain(norms)
+    }
+}
+
+/// Rows `from..to` of `array`, `[rows, heads, 1, width]`.
+fn rows_of(array: &Array, from: i32, to: i32) -> Result<Array> {
+    if (from, to) == (0, array.dim(0)) {
+        return Ok(array.clone());
+    }
+    let stop = [to, array.dim(1), array.dim(2), array.dim(3)];
+    sys::slice(array, &[from, 0, 0, 0], &stop)
+}
+
+/// Attention of one query per row to shared buffers: `queries`, `[rows, heads, 1, width]`, over
+/// the first `rows` slots of `keys` and `values`, `[slots, kv_heads, columns, width]`, of which
+/// each row sees what `part` says. Gives `[rows, heads, 1, width]`.
+fn decode_attention(
+    queries: &Array,
+    keys: &Array,
+    values: &Array,
+    part: &Part,
+    scale: f32,
+) -> Result<Array> {
+    let (from, to) = part.span;
+    let start = [0, 0, from, 0];
+    let stop = [queries.dim(0), keys.dim(1), to, keys.dim(3)];
+    let (keys, values) = (sys::slice(keys, &start, &stop)?, sys::slice(values, &start, &stop)?);
+    let attend =
+        |mask| fast::scaled_dot_product_attention(queries, &keys, &values, scale, mask, None);
+    match &part.mask {
+        Some(mask) => attend(Some(Mask::Array(mask))),
+        None => attend(None),
     }
 }

@@ -13,6 +13,7 @@ use super::linear::{Linear, Matrix, Projection};
 use super::moe::{Mixture, Mlp};
 use super::rope::Rope;
 use super::{LayerState, Layout, Model, State};
+use crate::batch::Batch;
 use crate::config::ModelConfig;
 use crate::fault::{Loaded, in_load};
 use crate::kv::KvLayer;
@@ -162,22 +163,25 @@ impl Block {
         Ok(Self { fused, before_attention, attention, before_feed_forward, feed_forward })
     }
 
+    /// `x`, `[rows, n, hidden]`, through the layer. `attend` does what lies between attention's
+    /// projections.
     fn forward(
         &self,
         x: &Array,
-        kv: &mut KvLayer,
-        pass: &mut Pass,
         eps: f32,
         swiglu: Option<&CompiledSwiglu>,
+        attend: impl FnOnce(&Attention, &Array) -> Result<Array>,
     ) -> Result<Array> {
-        if let Some(fused) = self.fused.as_ref().filter(|_| pass.length == 1) {
+        let single = x.dim(0) == 1 && x.dim(1) == 1;
+        if let Some(fused) = self.fused.as_ref().filter(|_| single) {
             let qkv = fused.qkv.apply(x)?;
-            let attended = self.attention.core(&qkv, kv, pass)?;
+            let attended = attend(&self.attention, &qkv)?;
             let x = fused.output.apply_residual(&attended, x)?;
             return fused.down.apply_residual(&fused.gate_up.apply(&x)?, &x);
         }
         let normed = fast::rms_norm(x, Some(&self.before_attention), eps)?;
-        let x = x.add(self.attention.forward(&normed, kv, pass)?)?;
+        let attended = attend(&self.attention, &self.attention.qkv.apply(&normed)?)?;
+        let x = x.add(self.attention.output.apply(&attended)?)?;
         let normed = fast::rms_norm(&x, Some(&self.before_feed_forward), eps)?;
         x.add(self.feed_forward.forward(&normed, swiglu)?)
     }
@@ -276,29 +280,47 @@ impl Model for DenseModel {
         let mut x = self.embedding.rows(ids)?;
         for (block, layer) in self.blocks.iter().zip(&mut state.layers) {
             let kv = layer.kv().ok_or_else(LayerState::mismatch)?;
-            let eps = self.config.norm_eps;
-            x = block.forward(&x, kv, &mut pass, eps, self.swiglu.as_ref())?;
+            let attend = |attention: &Attention, qkv: &Array| attention.core(qkv, kv, &mut pass);
+            x = block.forward(&x, self.config.norm_eps, self.swiglu.as_ref(), attend)?;
         }
         state.position += length;
         Ok(x)
     }
 
+    fn decodes_together(&self) -> bool {
+        true
+    }
+
+    fn forward_rows(&self, ids: &Array, batch: &mut Batch) -> Result<Array> {
+        let step = batch.begin();
+        let mut x = self.embedding.rows(ids)?;
+        for (index, block) in self.blocks.iter().enumerate() {
+            let layer = batch.layer(index, &step)?;
+            let attend = |attention: &Attention, qkv: &Array| {
+                attention.core_of_rows(qkv, layer, &self.rope, &step)
+            };
+            x = block.forward(&x, self.config.norm_eps, self.swiglu.as_ref(), attend)?;
+        }
+        batch.end();
+        Ok(x)
+    }
+
     fn logits(&self, hidden: &Array) -> Result<Array> {
-        let length = hidden.dim(1);
-        let width = self.config.hidden;
+        let (rows, length) = (hidden.dim(0), hidden.dim(1));
+        let ModelConfig { hidden: width, vocab, norm_eps, .. } = self.config;
         let last = match length {
             1 => hidden.clone(),
-            _ => sys::slice(hidden, &[0, length - 1, 0], &[1, length, width])?,
+            _ => sys::slice(hidden, &[0, length - 1, 0], &[rows, length, width])?,
         };
-        if let Some(fused) = &self.fused_head {
-            return fused.apply(&last)?.reshape(&[1, self.config.vocab]);
+        if let Some(fused) = self.fused_head.as_ref().filter(|_| rows == 1) {
+            return fused.apply(&last)?.reshape(&[1, vocab]);
         }
-        let normed = fast::rms_norm(&last, Some(&self.norm), self.config.norm_eps)?;
+        let normed = fast::rms_norm(&last, Some(&self.norm), norm_eps)?;
         let logits = match &self.head {
             Some(head) => head.apply(&normed)?,
             None => self.embedding.product(&normed)?,
         };
-        logits.reshape(&[1, self.config.vocab])
+        logits.reshape(&[rows, vocab])
     }
 
     fn weight_bytes(&self) -> u64 {

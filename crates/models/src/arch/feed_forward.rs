@@ -19,16 +19,16 @@ pub struct FeedForward {
 }
 
 impl FeedForward {
-    /// `x`, `[1, n, hidden]`, transformed.
+    /// `x`, `[rows, n, hidden]`, transformed.
     pub fn forward(&self, x: &Array, swiglu: Option<&CompiledSwiglu>) -> Result<Array> {
         let (gate, up) = match &self.gate_up {
             Projection::Joined(joined) => {
                 let both = joined.apply(x)?;
-                let length = both.dim(1);
+                let (rows, length) = (both.dim(0), both.dim(1));
                 let width = self.width;
                 (
-                    sys::slice(&both, &[0, 0, 0], &[1, length, width])?,
-                    sys::slice(&both, &[0, 0, width], &[1, length, 2 * width])?,
+                    sys::slice(&both, &[0, 0, 0], &[rows, length, width])?,
+                    sys::slice(&both, &[0, 0, width], &[rows, length, 2 * width])?,
                 )
             }
             Projection::Apart(parts) => (parts[0].apply(x)?, parts[1].apply(x)?),

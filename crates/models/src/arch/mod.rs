@@ -13,12 +13,13 @@ mod rope;
 mod state;
 
 use mlx_rs::Array;
-use mlx_rs::error::Result;
+use mlx_rs::error::{Exception, Result};
 
 pub use dense::{DenseModel, inventory};
 pub use nemotron::{NemotronModel, inventory as hybrid_inventory};
 pub use state::{LayerState, State};
 
+use crate::batch::Batch;
 
 /// How a model is laid out for computing. The defaults are what was measured faster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,7 +34,7 @@ pub struct Layout {
     pub fuse_decode: bool,
 }
 
-/// A model that computes one sequence at a time.
+/// A loaded model: prefill one sequence at a time, decode one or, where it can, many.
 pub trait Model {
     /// An empty state for a sequence of at most `capacity` positions.
     fn state(&self, capacity: i32) -> State;
@@ -41,7 +42,19 @@ pub trait Model {
     /// Runs `ids`, `[1, n]`, and returns the last layer's output, `[1, n, hidden]`.
     fn forward(&self, ids: &Array, state: &mut State) -> Result<Array>;
 
-    /// Logits `[1, vocabulary]` of the last position of `hidden`.
+    /// Whether [`forward_rows`](Self::forward_rows) serves all rows of a batch at once. Rows of
+    /// models that say no are computed one by one.
+    fn decodes_together(&self) -> bool {
+        false
+    }
+
+    /// Runs one token of each row of `batch`, which was [prepared](Batch::prepare), `ids` being
+    /// `[rows, 1]` in its order, and returns `[rows, 1, hidden]`.
+    fn forward_rows(&self, _ids: &Array, _batch: &mut Batch) -> Result<Array> {
+        Err(Exception::custom("this model computes one sequence at a time"))
+    }
+
+    /// Logits `[rows, vocabulary]` of the last position of `hidden`, `[rows, n, hidden]`.
     fn logits(&self, hidden: &Array) -> Result<Array>;
 
     /// Bytes of the weights as held.

@@ -26,14 +26,7 @@ pub struct Rope {
 impl Rope {
     /// Leaves heads as they are, for attention without positions.
     pub fn none() -> Self {
-        Self {
-            width: 0,
-            traditional: false,
-            base: None,
-            scale: 1.0,
-            freqs: None,
-            magnitude: None,
-        }
+        Self { width: 0, traditional: false, base: None, scale: 1.0, freqs: None, magnitude: None }
     }
 
     /// For heads of `width` elements of type `dtype`.

@@ -5,23 +5,25 @@
 //! built before this one's token is known to anybody.
 
 use mlx_rs::error::{Exception, Result};
-use mlx_rs::ops::indexing::{argmax_axis, put_along_axis, take_along_axis};
-use mlx_rs::ops::{
-    argpartition_axis, argsort_axis, concatenate, logsumexp_axis, select, softmax_axis,
-};
-use mlx_rs::random::categorical;
+use mlx_rs::ops::indexing::{put_along_axis, take_along_axis};
+use mlx_rs::ops::{argpartition_axis, argsort_axis, concatenate, logsumexp_axis, select};
 use mlx_rs::{Array, Dtype};
 use mlxd_protocol::{Sampling, TokenId};
 
 use crate::sys;
 
-/// What one draw produced, not evaluated.
+mod choice;
+
+pub use choice::draw_rows;
+use choice::{Choice, Manner, choose};
+
+/// What one step of one or more rows produced, not evaluated.
 #[derive(Debug)]
 pub struct Drawn {
-    /// `[1, 1]`, u32: the next step's input as it is.
-    pub token: Array,
-    /// Present if log-probabilities were asked for.
-    pub logprobs: Option<Logprobs>,
+    /// `[rows, 1]`, u32: the next step's input as it is.
+    pub tokens: Array,
+    /// By row; present if log-probabilities were asked for.
+    pub logprobs: Vec<Option<Logprobs>>,
 }
 
 /// Log-probabilities of one position, of the logits as the model gave them.
@@ -101,24 +103,29 @@ impl Sampler {
     /// Draws from `logits`, `[1, vocab]`.
     pub fn draw(&mut self, logits: &Array) -> Result<Drawn> {
         let adjusted = self.adjust(logits)?;
-        let token = if self.sampling.temperature == 0.0 {
-            argmax_axis(&adjusted, -1, true)?
-        } else {
-            self.pick(&adjusted)?
-        };
+        let token = choose(&adjusted, Manner::of(&self.sampling, self.vocab), &[self.choice()])?;
         let logprobs = match self.logprobs {
             Some(top) => Some(logprobs(logits, &token, i32::from(top).min(self.vocab))?),
             None => None,
         };
         self.index += 1;
         self.remember(&token)?;
-        Ok(Drawn { token, logprobs })
+        Ok(Drawn { tokens: token, logprobs: vec![logprobs] })
+    }
+
+    fn choice(&self) -> Choice<'_> {
+        Choice { sampling: &self.sampling, index: self.index }
+    }
+
+    /// Whether its logits change, or are asked for, beyond what [`choose`] does for many.
+    fn alone(&self) -> bool {
+        let adjusts = self.window.is_some() || self.counts.is_some() || self.bias.is_some();
+        adjusts || self.logprobs.is_some()
     }
 
     /// Penalties, then bias. Without either the logits pass as they are.
     fn adjust(&self, logits: &Array) -> Result<Array> {
-        let plain = self.window.is_none() && self.counts.is_none() && self.bias.is_none();
-        if plain && self.sampling.temperature == 0.0 {
+        if self.window.is_none() && self.counts.is_none() && self.bias.is_none() {
             return Ok(logits.clone());
         }
         let mut logits = logits.as_dtype(Dtype::Float32)?;
@@ -141,49 +148,6 @@ impl Sampler {
         }
     }
 
-    /// Temperature, top-k, top-p, min-p, draw. `logits` are float32.
-    fn pick(&self, logits: &Array) -> Result<Array> {
-        let Sampling { temperature, top_p, top_k, min_p, .. } = self.sampling;
-        let scaled = logits.divide(Array::from_f32(temperature))?;
-        let top_k = i32::try_from(top_k).unwrap_or(i32::MAX);
-        let few = top_k > 0 && top_k < self.vocab;
-        // Candidates: all in place, or some of them sorted, likeliest first.
-        let (ids, mut scores) = if few || top_p < 1.0 {
-            let ids = self.sorted(&scaled, few.then_some(top_k))?;
-            let scores = take_along_axis(&scaled, &ids, -1)?;
-            (Some(ids), scores)
-        } else {
-            (None, scaled)
-        };
-        let never = Array::from_f32(f32::NEG_INFINITY);
-        if top_p < 1.0 {
-            let shares = softmax_axis(&scores, -1, true)?;
-            let before = shares.cumsum(-1, None, None)?.subtract(&shares)?;
-            let kept = before.lt(Array::from_f32(top_p))?;
-            scores = select(&kept, &scores, &never)?;
-        }
-        if min_p > 0.0 {
-            let likeliest = scores.max_axis(-1, true)?;
-            let floor = likeliest.add(Array::from_f32(min_p.ln()))?;
-            scores = select(scores.lt(&floor)?, &never, &scores)?;
-        }
-        let key = Array::from_slice(&draw_key(self.sampling.seed, self.index), &[2]);
-        let drawn = categorical(&scores, -1, None, &key)?.reshape(&[1, 1])?;
-        match ids {
-            Some(ids) => take_along_axis(&ids, &drawn, -1)?.as_dtype(Dtype::Uint32),
-            None => drawn.as_dtype(Dtype::Uint32),
-        }
-    }
-
-    /// Ids by falling score; only the `few` first if given.
-    fn sorted(&self, scores: &Array, few: Option<i32>) -> Result<Array> {
-        let falling = scores.negative()?;
-        match few {
-            None => argsort_axis(&falling, -1),
-            Some(few) => likeliest(&falling, few),
-        }
-    }
-
     fn remember(&mut self, token: &Array) -> Result<()> {
         if let Some(window) = &self.window {
             let held = window.dim(1);
@@ -200,13 +164,13 @@ impl Sampler {
     }
 }
 
-/// Ids of the `few` smallest of `falling`, `[1, vocab]`, in order.
+/// Ids of the `few` smallest of `falling`, `[rows, vocab]`, in order.
 fn likeliest(falling: &Array, few: i32) -> Result<Array> {
     if few >= falling.dim(1) {
         return argsort_axis(falling, -1);
     }
     let ids = argpartition_axis(falling, few - 1, -1)?;
-    let ids = sys::slice(&ids, &[0, 0], &[1, few])?;
+    let ids = sys::slice(&ids, &[0, 0], &[falling.dim(0), few])?;
     let order = argsort_axis(take_along_axis(falling, &ids, -1)?, -1)?;
     take_along_axis(&ids, &order, -1)
 }
@@ -248,21 +212,28 @@ fn counts(generated: &[TokenId], vocab: i32) -> Array {
 impl Drawn {
     /// Every array, for evaluating together.
     pub fn arrays(&self) -> impl Iterator<Item = &Array> {
-        let logprobs = self.logprobs.iter().flat_map(|logprobs| {
+        let logprobs = self.logprobs.iter().flatten().flat_map(|logprobs| {
             let top = logprobs.top.iter().flat_map(|(ids, values)| [ids, values]);
             std::iter::once(&logprobs.chosen).chain(top)
         });
-        std::iter::once(&self.token).chain(logprobs)
+        std::iter::once(&self.tokens).chain(logprobs)
     }
 
-    /// Waits for the token, then reads everything.
-    pub fn read(&self) -> Result<Token> {
-        let id = read::<u32>(&self.token)?[0];
-        let Some(logprobs) = &self.logprobs else {
-            return Ok(Token { id, logprob: f32::NAN, top: Vec::new() });
+    /// Waits for the tokens, then reads everything, row by row.
+    pub fn read(&self) -> Result<Vec<Token>> {
+        let ids = read::<u32>(&self.tokens)?;
+        let token = |(id, logprobs): (&u32, &Option<Logprobs>)| match logprobs {
+            Some(logprobs) => logprobs.read(*id),
+            None => Ok(Token { id: *id, logprob: f32::NAN, top: Vec::new() }),
         };
-        let logprob = read::<f32>(&logprobs.chosen)?[0];
-        let top = match &logprobs.top {
+        ids.iter().zip(&self.logprobs).map(token).collect()
+    }
+}
+
+impl Logprobs {
+    fn read(&self, id: TokenId) -> Result<Token> {
+        let logprob = read::<f32>(&self.chosen)?[0];
+        let top = match &self.top {
             Some((ids, values)) => {
                 let ids = read::<u32>(ids)?.iter().copied();
                 ids.zip(read::<f32>(values)?.iter().copied()).collect()
@@ -294,10 +265,33 @@ pub mod probe {
         let mut sampler = Sampler::new(sampling.clone(), None, vocab, &[0], 1);
         let draw = |index| {
             sampler.index = index;
-            Ok(sampler.draw(&given)?.read()?.id)
+            Ok(sampler.draw(&given)?.read()?[0].id)
         };
         let drawn: Result<Vec<TokenId>> = indices.map(draw).collect();
         drawn.map_err(in_engine("drawing"))
+    }
+
+    /// Draws for rows of logits, parameters and generated index, all in one step.
+    pub fn draws_together(
+        rows: &[(Vec<f32>, Sampling, u64)],
+    ) -> std::result::Result<Vec<TokenId>, EngineFault> {
+        let vocab = rows.first().map_or(0, |row| row.0.len()) as i32;
+        let flat: Vec<f32> = rows.iter().flat_map(|row| row.0.iter().copied()).collect();
+        let given = Array::from_slice(&flat, &[rows.len() as i32, vocab]);
+        let mut samplers: Vec<Sampler> = rows
+            .iter()
+            .map(|(_, sampling, index)| {
+                let mut sampler = Sampler::new(sampling.clone(), None, vocab, &[0], 1);
+                sampler.index = *index;
+                sampler
+            })
+            .collect();
+        let mut samplers: Vec<&mut Sampler> = samplers.iter_mut().collect();
+        let mut run = || -> Result<Vec<TokenId>> {
+            let tokens = draw_rows(&given, &mut samplers)?.read()?;
+            Ok(tokens.into_iter().map(|token| token.id).collect())
+        };
+        run().map_err(in_engine("drawing"))
     }
 
     /// `logits` after penalties and bias for a sequence of `prompt` and `generated`. The last

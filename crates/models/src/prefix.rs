@@ -1,0 +1,356 @@
+//! State kept for prompts that begin as earlier ones did.
+//!
+//! [`PrefixIndex`] says which blocks there are; this puts into them what layers remember, and
+//! takes it out again. A block holds the keys and values of its positions, of all layers that are
+//! alike in one array, `[2 layers, heads, positions, width]`: so putting in and taking out costs
+//! an operation or two per layer, not per layer and block. Blocks are copies and share nothing
+//! with a sequence's buffers, which grow in place.
+//!
+//! Keys and values can be cut anywhere. A scan's state cannot: where a model has such layers, a
+//! block also holds a snapshot of them if its end was the end of a chunk or of the sequence, and
+//! only such an end is taken up again.
+
+use mlx_rs::error::Result;
+use mlx_rs::ops::concatenate;
+use mlx_rs::transforms::eval;
+use mlx_rs::{Array, Dtype};
+use mlxd_engine::CacheFigures;
+use mlxd_engine::prefix::{BlockHash, Lease, PrefixIndex, Tails};
+use mlxd_protocol::TokenId;
+
+use crate::arch::{LayerState, State};
+use crate::recurrent::Recurrent;
+use crate::sys;
+
+/// Tokens of a block.
+const BLOCK_TOKENS: usize = 64;
+
+/// Tokens that are stacked and cut into blocks at a time at the most.
+const STACKED_TOKENS: usize = 16 * BLOCK_TOKENS;
+
+/// The blocks of one model.
+#[derive(Debug)]
+pub struct PrefixCache {
+    index: PrefixIndex<Block>,
+    groups: Vec<Group>,
+    bytes_per_token: u64,
+    /// Of all scans' states.
+    snapshot_bytes: u64,
+}
+
+/// Layers with keys and values of one shape.
+#[derive(Debug)]
+struct Group {
+    heads: i32,
+    width: i32,
+    dtype: Dtype,
+    layers: Vec<usize>,
+}
+
+#[derive(Debug)]
+struct Block {
+    /// By group.
+    columns: Vec<Array>,
+    /// Of every layer with a scan, as after the block's last token.
+    snapshot: Option<Vec<Recurrent>>,
+}
+
+/// The last positions that a layer remembers: keys and values in one piece or more, oldest first,
+/// or a scan's state.
+#[derive(Debug)]
+pub enum History {
+    /// Keys and values.
+    Columns(Vec<(Array, Array)>),
+    /// What a scan remembers after the last position.
+    Scan(Recurrent),
+}
+
+impl PrefixCache {
+    /// An empty cache for sequences whose state looks like `template`. `root` stands for all that
+    /// a state depends on besides the tokens.
+    pub fn new(template: &State, root: BlockHash, bytes_max: u64) -> Self {
+        let mut groups: Vec<Group> = Vec::new();
+        let mut scans = 0;
+        for (index, layer) in template.layers.iter().enumerate() {
+            match layer {
+                LayerState::Kv(kv) => {
+                    let (heads, width, dtype) = kv.shape();
+                    let alike = |group: &&mut Group| {
+                        (group.heads, group.width, group.dtype) == (heads, width, dtype)
+                    };
+                    match groups.iter_mut().find(alike) {
+                        Some(group) => group.layers.push(index),
+                        None => groups.push(Group { heads, width, dtype, layers: vec![index] }),
+                    }
+                }
+                LayerState::Recurrent(scan) => {
+                    scans += scan.arrays().map(|array| array.nbytes() as u64).sum::<u64>();
+                }
+            }
+        }
+        let tails = if scans == 0 { Tails::GiveWay } else { Tails::Stay };
+        Self {
+            index: PrefixIndex::new(root, BLOCK_TOKENS, tails, bytes_max),
+            bytes_per_token: groups.iter().map(Group::bytes_per_token).sum(),
+            groups,
+            snapshot_bytes: scans,
+        }
+    }
+
+    /// Finds and holds the longest beginning of `tokens` that is kept.
+    pub fn open(&mut self, tokens: &[TokenId]) -> Lease {
+        match self.snapshot_bytes {
+            0 => self.index.open(tokens),
+            _ => self.index.open_at_ends(tokens, |block| block.snapshot.is_some()),
+        }
+    }
+
+    /// How many tokens [`open`](Self::open) found.
+    pub fn found(&self, lease: &Lease) -> usize {
+        self.index.tokens(lease)
+    }
+
+    /// Puts what was found into a new sequence's `state`.
+    pub fn restore(&mut self, lease: &mut Lease, state: &mut State) -> Result<()> {
+        let found = self.found(lease) as i32;
+        if found > 0 {
+            let hits: Vec<_> = self.index.hits(lease).collect();
+            for (number, group) in self.groups.iter().enumerate() {
+                let pieces: Result<Vec<Array>> = hits
+                    .iter()
+                    .map(|hit| positions(&hit.payload.columns[number], 0, hit.tokens as i32))
+                    .collect();
+                group.restore(&joined(pieces?, 2)?, found, state)?;
+            }
+            let last = hits.last().and_then(|hit| hit.payload.snapshot.as_ref());
+            let mut scans = last.into_iter().flatten();
+            for layer in &mut state.layers {
+                if let (LayerState::Recurrent(scan), Some(kept)) = (layer, scans.next()) {
+                    *scan = kept.clone();
+                }
+            }
+            state.position = found;
+            eval(state.arrays())?;
+        }
+        self.index.drop_partial(lease);
+        Ok(())
+    }
+
+    /// Keeps the whole blocks of a sequence that ran `tokens`. `history` gives what its layers
+    /// remember of so many of the last positions, `None` where they do not go back so far; it is
+    /// asked only if something is missing.
+    pub fn keep(
+        &mut self,
+        lease: &mut Lease,
+        tokens: &[TokenId],
+        history: impl FnOnce(usize) -> Result<Option<Vec<History>>>,
+    ) -> Result<()> {
+        self.put(lease, tokens, Extent::Blocks, history)
+    }
+
+    /// Keeps a sequence that ran `tokens` and ended there: its whole blocks and its tail.
+    pub fn keep_all(
+        &mut self,
+        lease: &mut Lease,
+        tokens: &[TokenId],
+        history: impl FnOnce(usize) -> Result<Option<Vec<History>>>,
+    ) -> Result<()> {
+        self.put(lease, tokens, Extent::All, history)
+    }
+
+    fn put(
+        &mut self,
+        lease: &mut Lease,
+        tokens: &[TokenId],
+        extent: Extent,
+        history: impl FnOnce(usize) -> Result<Option<Vec<History>>>,
+    ) -> Result<()> {
+        let tail_from = tokens.len() / BLOCK_TOKENS * BLOCK_TOKENS;
+        let end = if extent == Extent::All { tokens.len() } else { tail_from };
+        let from = self.index.whole_tokens(lease).min(tail_from);
+        // A scan's state is worth a tail wherever a chunk ends.
+        let tail = tail_from < tokens.len() && (end > tail_from || self.snapshot_bytes > 0);
+        if from == tail_from && !tail {
+            return Ok(());
+        }
+        let Some(history) = history(tokens.len() - from)? else {
+            return Ok(());
+        };
+        let mut source =
+            Source { groups: &self.groups, history, from, to: tokens.len(), stacked: None };
+        let mut new = Vec::new();
+        let mut make = |from: usize, to: usize| -> Result<Block> {
+            let block = source.block(from, to)?;
+            new.extend(block.columns.iter().cloned());
+            Ok(block)
+        };
+        let bytes = |from: usize, to: usize| {
+            let snapshot = if to == tokens.len() { self.snapshot_bytes } else { 0 };
+            (to - from) as u64 * self.bytes_per_token + snapshot
+        };
+        let mut at = from;
+        while at < tail_from {
+            let to = at + BLOCK_TOKENS;
+            let block = &tokens[at..to];
+            if !self.index.extend(lease, block, bytes(at, to), || make(at, to))? {
+                break;
+            }
+            at = to;
+        }
+        if tail && at == tail_from {
+            let (rest, bytes) = (&tokens[at..], bytes(at, tokens.len()));
+            self.index.add_tail(lease, at, rest, bytes, || make(at, tokens.len()))?;
+        }
+        // Now, so that they hold no buffer that is to be written in place.
+        eval(&new)
+    }
+
+    /// A sequence is over.
+    pub fn release(&mut self, lease: Lease) {
+        self.index.release(lease);
+    }
+
+    /// What is held and was done.
+    pub fn figures(&self) -> CacheFigures {
+        self.index.figures()
+    }
+
+    /// Drops what no running sequence began with.
+    pub fn clear(&mut self) {
+        let bytes = self.index.clear();
+        tracing::info!(bytes, "kept prefixes dropped");
+    }
+}
+
+/// How much of a sequence is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Extent {
+    Blocks,
+    All,
+}
+
+impl Group {
+    fn bytes_per_token(&self) -> u64 {
+        let bytes = match self.dtype {
+            Dtype::Float32 => 4,
+            _ => 2,
+        };
+        2 * self.layers.len() as u64 * (self.heads * self.width) as u64 * bytes
+    }
+
+    /// Gives the layers of `state` their parts of `all`, positions `0..found`.
+    fn restore(&self, all: &Array, found: i32, state: &mut State) -> Result<()> {
+        let capacity = state.capacity;
+        for (number, layer) in self.layers.iter().enumerate() {
+            let LayerState::Kv(kv) = &mut state.layers[*layer] else {
+                return Err(LayerState::mismatch());
+            };
+            let first = kv.first_seen(found);
+            let part = |row: i32| {
+                let start = [row, 0, first, 0];
+                sys::slice(all, &start, &[row + 1, self.heads, found, self.width])
+            };
+            let row = 2 * number as i32;
+            if first < found {
+                kv.adopt(&[(part(row)?, part(row + 1)?)], found, capacity)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Where new blocks come from: what a sequence's layers remember of positions `from..to`.
+struct Source<'a> {
+    groups: &'a [Group],
+    history: Vec<History>,
+    from: usize,
+    to: usize,
+    /// Keys and values of all layers, by group, over the positions from the first number to the
+    /// second.
+    stacked: Option<(usize, usize, Vec<Array>)>,
+}
+
+impl Source<'_> {
+    /// A block of positions `from..to`.
+    fn block(&mut self, from: usize, to: usize) -> Result<Block> {
+        let stacked = match self.stacked.take() {
+            Some(stacked) if stacked.0 <= from && to <= stacked.1 => stacked,
+            _ => {
+                let end = self.to.min(from + STACKED_TOKENS);
+                (from, end, self.stack(from, end)?)
+            }
+        };
+        let (first, last, all) = &stacked;
+        let copy = |all: &Array| match (from, to) == (*first, *last) {
+            true => Ok(all.clone()),
+            false => sys::copy(&positions(all, (from - first) as i32, (to - first) as i32)?),
+        };
+        let columns = all.iter().map(copy).collect::<Result<_>>()?;
+        let ends = to == self.to;
+        let snapshot = ends.then(|| scans(&self.history)).filter(|scans| !scans.is_empty());
+        self.stacked = Some(stacked);
+        Ok(Block { columns, snapshot })
+    }
+
+    fn stack(&self, from: usize, to: usize) -> Result<Vec<Array>> {
+        let (from, to) = ((from - self.from) as i32, (to - self.from) as i32);
+        let stack = |group: &Group| {
+            let mut rows = Vec::with_capacity(2 * group.layers.len());
+            for layer in &group.layers {
+                let History::Columns(pieces) = &self.history[*layer] else {
+                    return Err(LayerState::mismatch());
+                };
+                let held: i32 = pieces.iter().map(|(keys, _)| keys.dim(2)).sum();
+                if held != (self.to - self.from) as i32 {
+                    return Err(LayerState::mismatch());
+                }
+                let (keys, values): (Vec<Array>, Vec<Array>) = pieces.iter().cloned().unzip();
+                for part in [keys, values] {
+                    rows.push(positions(&joined(part, 2)?, from, to)?);
+                }
+            }
+            // Two or more, so that this is a copy.
+            concatenate(&rows, 0)
+        };
+        self.groups.iter().map(stack).collect()
+    }
+}
+
+/// Positions `from..to` of `all`, `[rows, heads, positions, width]`.
+fn positions(all: &Array, from: i32, to: i32) -> Result<Array> {
+    if from == 0 && to == all.dim(2) {
+        return Ok(all.clone());
+    }
+    sys::slice(all, &[0, 0, from, 0], &[all.dim(0), all.dim(1), to, all.dim(3)])
+}
+
+fn joined(mut pieces: Vec<Array>, axis: i32) -> Result<Array> {
+    match pieces.len() {
+        1 => Ok(pieces.remove(0)),
+        _ => concatenate(&pieces, axis),
+    }
+}
+
+fn scans(history: &[History]) -> Vec<Recurrent> {
+    let scan = |layer: &History| match layer {
+        History::Columns(_) => None,
+        History::Scan(scan) => Some(scan.clone()),
+    };
+    history.iter().filter_map(scan).collect()
+}
+
+/// What the layers of a sequence that is not in a batch remember of its last `count` positions;
+/// `None` where one does not go back so far.
+pub fn history(state: &State, count: usize) -> Result<Option<Vec<History>>> {
+    let mut all = Vec::with_capacity(state.layers.len());
+    for layer in &state.layers {
+        all.push(match layer {
+            LayerState::Recurrent(scan) => History::Scan(scan.clone()),
+            LayerState::Kv(kv) if kv.held(state.position) < count as i32 => return Ok(None),
+            LayerState::Kv(kv) => {
+                History::Columns(kv.last(count as i32, state.position)?.into_iter().collect())
+            }
+        });
+    }
+    Ok(Some(all))
+}
