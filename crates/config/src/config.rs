@@ -8,8 +8,8 @@ use crate::problem::{Fault, Origin, Problem, Problems, nearest};
 use crate::section::{Section, SetError};
 use crate::value::{Given, expand_home};
 use crate::{
-    HttpConfig, HubConfig, LogConfig, ModelTable, ModelsConfig, PathsConfig, RequestsConfig,
-    StreamsConfig, WorkersConfig,
+    HttpConfig, HubConfig, LogConfig, MemoryConfig, ModelTable, ModelsConfig, PathsConfig,
+    RequestsConfig, StreamsConfig, WorkersConfig,
 };
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -23,6 +23,8 @@ pub struct Config {
     pub models: ModelsConfig,
     /// `[workers]`
     pub workers: WorkersConfig,
+    /// `[memory]`
+    pub memory: MemoryConfig,
     /// `[requests]`
     pub requests: RequestsConfig,
     /// `[streams]`
@@ -100,7 +102,7 @@ impl Config {
 
     /// Section names, in the order of the file.
     pub fn section_names() -> &'static [&'static str] {
-        &["http", "models", "workers", "requests", "streams", "hub", "log", "paths"]
+        &["http", "models", "workers", "memory", "requests", "streams", "hub", "log", "paths"]
     }
 
     /// The keys of a section; none for an unknown one.
@@ -109,6 +111,7 @@ impl Config {
             "http" => HttpConfig::KEYS,
             "models" => crate::ModelsSection::KEYS,
             "workers" => WorkersConfig::KEYS,
+            "memory" => MemoryConfig::KEYS,
             "requests" => RequestsConfig::KEYS,
             "streams" => StreamsConfig::KEYS,
             "hub" => HubConfig::KEYS,
@@ -129,6 +132,7 @@ impl Config {
             "http" => self.http.set(key, given),
             "models" => self.models.all.set(key, given),
             "workers" => self.workers.set(key, given),
+            "memory" => self.memory.set(key, given),
             "requests" => self.requests.set(key, given),
             "streams" => self.streams.set(key, given),
             "hub" => self.hub.set(key, given),
@@ -150,6 +154,7 @@ impl Config {
             (HttpConfig::NAME, self.http.show()),
             (crate::ModelsSection::NAME, self.models.all.show()),
             (WorkersConfig::NAME, self.workers.show()),
+            (MemoryConfig::NAME, self.memory.show()),
             (RequestsConfig::NAME, self.requests.show()),
             (StreamsConfig::NAME, self.streams.show()),
             (HubConfig::NAME, self.hub.show()),

@@ -30,8 +30,11 @@ section! {
         /// A comment line goes down a stream that has been silent so long, so that proxies
         /// and clients keep it open.
         stream_ping_ms: u64 = 15_000, 100..=600_000;
-        /// What a refusal for lack of room names in `Retry-After`.
+        /// The least that a refusal for lack of room names in `Retry-After`.
         retry_after_s: u64 = 1, 0..=3_600;
+        /// The most that it names; in between is when a place should be free, by the pace at
+        /// which places came free lately.
+        retry_after_max_s: u64 = 60, 1..=86_400;
         /// How long running answers may go on after a first Ctrl-C or SIGTERM.
         shutdown_grace_ms: u64 = 10_000, 0..=3_600_000;
     }

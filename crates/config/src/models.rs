@@ -50,6 +50,11 @@ section! {
         device: Device = Device::Auto, OneOf;
         /// Bytes of freed buffers that MLX keeps for reuse. Left out: MLX's own rule.
         cache_bytes_max: Option<u64> = None, Optional(0..=1 << 50);
+        /// Idle so long, a model is unloaded. Left out: 600 from 64 GiB of memory on, 300 from 24
+        /// GiB on, else 180.
+        ttl_s: Option<u64> = None, Optional(0..=31_536_000);
+        /// Whether models stay loaded: neither idleness nor another model's need unloads them.
+        pinned: bool = false, Truth;
         /// An answer that another worker goes on with is, token by token, the one that would have
         /// been given anyway.
         deterministic: bool = false, Truth;
@@ -87,6 +92,10 @@ section! {
         device: Option<Device> = None, Optional(OneOf);
         /// See `[models]`.
         cache_bytes_max: Option<u64> = None, Optional(0..=1 << 50);
+        /// See `[models]`.
+        ttl_s: Option<u64> = None, Optional(0..=31_536_000);
+        /// See `[models]`.
+        pinned: Option<bool> = None, Optional(Truth);
         /// See `[models]`.
         deterministic: Option<bool> = None, Optional(Truth);
     }
@@ -138,6 +147,10 @@ pub struct ModelSettings {
     pub device: Device,
     /// Bytes MLX may keep in its buffer cache; `None` leaves MLX's rule.
     pub cache_bytes_max: Option<u64>,
+    /// Idle so long, it is unloaded; `None` is by the machine's size.
+    pub ttl_s: Option<u64>,
+    /// Whether it stays loaded.
+    pub pinned: bool,
     /// Whether going on after a death gives the very same tokens.
     pub deterministic: bool,
 }
@@ -163,6 +176,8 @@ impl ModelsConfig {
                 .unwrap_or(all.prefix_cache_bytes_max),
             device: own.device.unwrap_or(all.device),
             cache_bytes_max: own.cache_bytes_max.or(all.cache_bytes_max),
+            ttl_s: own.ttl_s.or(all.ttl_s),
+            pinned: own.pinned.unwrap_or(all.pinned),
             deterministic: own.deterministic.unwrap_or(all.deterministic),
         }
     }

@@ -1,6 +1,8 @@
 //! `[requests]`: how much one request may ask for.
 
 use crate::section::section;
+use crate::value::Weights;
+use std::collections::BTreeMap;
 
 section! {
     /// How much one request may ask for. What goes beyond is refused with 400 and both numbers.
@@ -37,6 +39,9 @@ section! {
         recovery_timeout_ms: u64 = 120_000, 100..=86_400_000;
         /// A request that was in a worker at so many of its deaths is not tried again.
         deaths_max: u32 = 2, 1..=1_000;
+        /// API keys, as clients present them in `Authorization: Bearer` or `X-Api-Key`, and the
+        /// weight of each. All other requests share one more place, of weight 1.
+        key_weights: BTreeMap<String, u32> = BTreeMap::new(), Weights;
         /// How long one answer may take from its request on.
         total_timeout_ms: u64 = 3_600_000, 100..=86_400_000;
     }

@@ -1,6 +1,7 @@
 //! One key's value: read from TOML or from the text of a variable or flag, held against what is
 //! allowed, and written back as TOML.
 
+use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use toml::de::DeValue;
@@ -114,6 +115,53 @@ impl Value for PathBuf {
     }
     fn show(&self) -> Option<toml::Value> {
         Some(toml::Value::String(self.to_string_lossy().into_owned()))
+    }
+}
+
+/// Keys with their weights.
+impl Value for BTreeMap<String, u32> {
+    /// In a variable or flag as `key=4,other=1`.
+    fn read(given: Given<'_>) -> Option<Self> {
+        match given {
+            Given::Toml(value) => value
+                .as_table()?
+                .iter()
+                .map(|(key, weight)| {
+                    let weight = u32::read(Given::Toml(weight.get_ref()))?;
+                    Some((key.get_ref().to_string(), weight))
+                })
+                .collect(),
+            Given::Text("") => Some(Self::new()),
+            Given::Text(text) => text
+                .split(',')
+                .map(|pair| {
+                    let (key, weight) = pair.split_once('=')?;
+                    Some((key.trim().to_owned(), weight.trim().parse().ok()?))
+                })
+                .collect(),
+        }
+    }
+    fn show(&self) -> Option<toml::Value> {
+        let weight = |(key, weight): (&String, &u32)| (key.clone(), i64::from(*weight).into());
+        Some(toml::Value::Table(self.iter().map(weight).collect()))
+    }
+}
+
+/// Keys that a header can hold, with weights.
+pub(crate) struct Weights;
+
+impl Allowed<BTreeMap<String, u32>> for Weights {
+    fn must_be(&self) -> String {
+        "a table of at most 256 keys without blanks, each with a weight from 1 to 1000".to_owned()
+    }
+    fn admits(&self, value: &BTreeMap<String, u32>) -> bool {
+        let fits = |(key, weight): (&String, &u32)| {
+            !key.is_empty()
+                && key.len() <= 512
+                && key.bytes().all(|byte| byte.is_ascii_graphic())
+                && (1..=1000).contains(weight)
+        };
+        value.len() <= 256 && value.iter().all(fits)
     }
 }
 

@@ -1,5 +1,6 @@
 //! The face of the crate: models by name, sequences by journal, workers by state.
 
+use crate::admission::{Admission, Handle, MemoryKeeping};
 use crate::crash::CrashFolder;
 use crate::job::{Generation, Job};
 use crate::journal::{Failure, Journal};
@@ -15,7 +16,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use sysinfo::{Pid, ProcessRefreshKind, ProcessesToUpdate, System};
 use tokio::sync::mpsc;
 
@@ -48,6 +49,7 @@ struct Shared {
     base_url: String,
     limits: DispatchLimits,
     crashes: CrashFolder,
+    admission: Admission,
     runtime: tokio::runtime::Handle,
 }
 
@@ -104,13 +106,18 @@ impl Dispatch {
         base_url: String,
         limits: DispatchLimits,
         crashes: CrashFolder,
+        memory: MemoryKeeping,
     ) -> Self {
+        let metrics = Arc::new(Metrics::new());
+        let events = EventLog::new(limits.events_kept_max);
+        let admission = Admission::new(memory, metrics.clone(), events.clone());
         Self(Arc::new(Shared {
             source,
             slots: Mutex::default(),
             names: Mutex::default(),
-            metrics: Arc::new(Metrics::new()),
-            events: EventLog::new(limits.events_kept_max),
+            metrics,
+            events,
+            admission,
             next_request: AtomicU64::new(1),
             shutting_down: AtomicBool::new(false),
             started_at: Instant::now(),
@@ -164,6 +171,7 @@ impl Dispatch {
     /// second takes what the first made.
     fn install(&self, name: &str, found: FoundModel, open: OpenModel) -> Arc<Slot> {
         let id = found.id.clone();
+        self.0.admission.register(&id, found.needs.clone(), found.lifetime);
         let mut slots = locked(&self.0.slots);
         let old = slots.get(&id).cloned();
         let slot = match old {
@@ -197,11 +205,14 @@ impl Dispatch {
             found.worker,
             notify,
             self.0.events.clone(),
-            Arc::new(mlxd_supervisor::OpenGate),
+            Arc::new(self.0.admission.clone()),
         );
         let (inbox, inputs) = Inbox::new();
         let stats = Arc::new(ModelStats::default());
+        let handle = Handle { worker: worker.clone(), inbox: inbox.clone(), stats: stats.clone() };
+        self.0.admission.attach(&found.id, handle);
         let pump = Pump {
+            admission: self.0.admission.clone(),
             model: found.id,
             worker: worker.clone(),
             notices,
@@ -250,6 +261,13 @@ impl Dispatch {
         Ok(old.read_on(journal, inbox))
     }
 
+    /// After how long a client that was just refused a place with this model should come back, by
+    /// the pace at which places come free. `None` when nothing has ended there yet.
+    pub fn retry_after(&self, model: &ModelId) -> Option<Duration> {
+        let slot = locked(&self.0.slots).get(model).cloned()?;
+        slot.stats.pace().refuse(Instant::now())
+    }
+
     fn inbox_of(&self, model: &ModelId) -> Result<Inbox, Failure> {
         Ok(self.opened(model)?.inbox.clone())
     }
@@ -275,7 +293,6 @@ impl Dispatch {
             });
         }
         let slot = self.opened(model)?;
-        self.check_room(&slot)?;
         slot.stats.try_open(slot.open_max).map_err(|open| Failure {
             code: "overloaded",
             message: format!(
@@ -287,41 +304,9 @@ impl Dispatch {
         slot.stats.count_request();
         let request = RequestId(self.0.next_request.fetch_add(1, Ordering::Relaxed));
         let journal = open(request);
-        if slot.inbox.submit(journal.clone()) {
-            Ok((journal, slot.inbox.clone()))
-        } else {
-            slot.stats.closed();
-            Err(Failure {
-                code: "shutting_down",
-                message: "the model's task has ended; mlxd is shutting down".into(),
-                retry: true,
-            })
-        }
-    }
-
-    /// Whether the model's worker runs, or one more may be started.
-    fn check_room(&self, slot: &Slot) -> Result<(), Failure> {
-        if slot.worker.view().is_alive() {
-            return Ok(());
-        }
-        let alive: Vec<_> = locked(&self.0.slots)
-            .values()
-            .filter(|slot| slot.worker.view().is_alive())
-            .map(|slot| slot.open.id.to_string())
-            .collect();
-        if alive.len() < self.0.limits.workers_max {
-            return Ok(());
-        }
-        Err(Failure {
-            code: "overloaded",
-            message: format!(
-                "{} workers run ({}), and workers_max is {}; `mlxctl stop` one of them, or raise [workers] workers_max",
-                alive.len(),
-                alive.join(", "),
-                self.0.limits.workers_max
-            ),
-            retry: true,
-        })
+        let asked = self.0.admission.ask(model, journal.clone());
+        asked.inspect_err(|_| slot.stats.closed())?;
+        Ok((journal, slot.inbox.clone()))
     }
 
     /// Every model that a request could name.
@@ -392,8 +377,17 @@ impl Dispatch {
         if slot.worker.view().state == WorkerState::Running {
             return Err(admin_error("already_started", format!("{} is running", slot.open.id)));
         }
+        self.load(&slot).await?;
+        self.settled(&slot, Ok(())).await
+    }
+
+    /// Loads a model that is not running, once there is memory for it.
+    async fn load(&self, slot: &Slot) -> Result<(), AdminErrorBody> {
+        let id = &slot.open.id;
+        let refused = |failure: Failure| admin_error(failure.code, failure.message);
+        self.0.admission.admit(id).await.map_err(refused)?;
         let started = slot.worker.start().await;
-        self.settled(&slot, started).await
+        started.map_err(|why| admin_error("load_failed", format!("{id} did not start: {why}")))
     }
 
     /// Stops a model's worker once it has finished what runs, and waits until it is gone.
@@ -405,6 +399,8 @@ impl Dispatch {
         if slot.worker.view().state == WorkerState::Stopped {
             return Err(admin_error("not_running", format!("{} is not running", slot.open.id)));
         }
+        self.0.admission.leave(&slot.open.id);
+        self.0.admission.fail_waiting(Some(&slot.open.id), &stopped(&slot.open.id));
         slot.worker.stop().await;
         slot.fresh.store(false, Ordering::Relaxed);
         self.settled(&slot, Ok(())).await
@@ -417,6 +413,10 @@ impl Dispatch {
     pub async fn restart(&self, name: &str) -> Result<ModelStatus, AdminErrorBody> {
         self.forget_files(name);
         let slot = self.read_slot(name).await?;
+        if !slot.worker.view().is_alive() {
+            self.load(&slot).await?;
+            return self.settled(&slot, Ok(())).await;
+        }
         let started = slot.worker.restart().await;
         self.settled(&slot, started).await
     }
@@ -478,7 +478,7 @@ impl Dispatch {
     pub async fn bench(&self, name: &str, spec: BenchSpec) -> Result<BenchLeg, AdminErrorBody> {
         let slot = self.slot(name).await?;
         if slot.worker.view().state != WorkerState::Running {
-            slot.worker.start().await.map_err(|why| admin_error("load_failed", why))?;
+            self.load(&slot).await?;
         }
         slot.worker.bench(spec).await.map_err(|why| admin_error("internal", why))
     }
@@ -555,6 +555,7 @@ impl Dispatch {
 
     /// Ends every open sequence with this failure.
     pub fn fail_all(&self, failure: &Failure) {
+        self.0.admission.fail_waiting(None, failure);
         let slots: Vec<_> = locked(&self.0.slots).values().cloned().collect();
         slots.iter().for_each(|slot| slot.inbox.fail_all(failure.clone()));
     }
@@ -570,6 +571,16 @@ impl Dispatch {
         let slots: Vec<_> = locked(&self.0.slots).values().cloned().collect();
         let stops = slots.iter().map(|slot| slot.worker.stop());
         futures_util::future::join_all(stops).await;
+    }
+}
+
+fn stopped(model: &ModelId) -> Failure {
+    Failure {
+        code: "model_stopped",
+        message: format!(
+            "the model {model} was stopped before the answer was begun; `mlxctl start {model}` brings it back"
+        ),
+        retry: true,
     }
 }
 

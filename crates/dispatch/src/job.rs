@@ -1,10 +1,12 @@
 //! What a caller hands in, and what it gets back.
 
+use crate::admission::KeepAlive;
 use crate::journal::{End, Entry, Journal};
 use crate::link::Inbox;
 use mlxd_protocol::{ModelId, Priority, Sampling, Started, TokenId};
 use std::future::poll_fn;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// One sequence to generate, checked: the prompt is not empty and fits the model's context.
 #[derive(Debug, Clone)]
@@ -27,6 +29,27 @@ pub struct Job {
     pub embed: Option<EmbedJob>,
     /// Which queue it waits in.
     pub priority: Priority,
+    /// Whose it is: among sequences of one priority, tenants take turns.
+    pub tenant: Tenant,
+    /// How long it may take from being taken in to its end.
+    pub deadline: Option<Duration>,
+    /// How long its model is to stay loaded after it; `None`: as configured.
+    pub keep_alive: Option<KeepAlive>,
+}
+
+/// Who asks, as far as sharing a model goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tenant {
+    /// 0 is everybody who is not told apart.
+    pub id: u32,
+    /// How large its share is beside those of others, 1 or more.
+    pub weight: u32,
+}
+
+impl Default for Tenant {
+    fn default() -> Self {
+        Self { id: 0, weight: 1 }
+    }
 }
 
 /// How a vector is wanted.
@@ -77,6 +100,11 @@ impl Generation {
     /// How the prompt went, once the first token is there.
     pub fn started(&self) -> Option<Started> {
         self.journal.started()
+    }
+
+    /// How long it waited for its turn, once that is over: its model's loading, other sequences.
+    pub fn queue_wait(&self) -> Option<Duration> {
+        self.journal.queue_wait()
     }
 
     /// What was asked.

@@ -54,6 +54,7 @@ struct History {
     entries: Vec<Entry>,
     pending_top: Vec<(TokenId, f32)>,
     started: Option<Started>,
+    queue_wait: Option<Duration>,
     first_token_at: Option<Instant>,
     admitted: bool,
     deaths: u32,
@@ -114,6 +115,7 @@ impl Journal {
             History {
                 entries: old.entries.clone(),
                 started: old.started.clone(),
+                queue_wait: old.queue_wait,
                 // Who waits here has had a first token, or waited for it before.
                 first_token_at: old.first_token_at.map(|_| opened_at),
                 ..History::default()
@@ -169,7 +171,11 @@ impl Journal {
     pub fn note_started(&self, started: Started) -> bool {
         let mut history = self.history();
         let first = history.started.is_none();
-        history.started.get_or_insert(started);
+        if first {
+            let prefill = Duration::from_micros(started.prefill_us);
+            history.queue_wait = Some(self.opened_at.elapsed().saturating_sub(prefill));
+            history.started = Some(started);
+        }
         first
     }
 
@@ -230,6 +236,17 @@ impl Journal {
         self.job.prompt.iter().copied().chain(history.entries.iter().map(|e| e.token)).collect()
     }
 
+    /// How long it waited before its prompt was begun, once the prompt is done.
+    pub fn queue_wait(&self) -> Option<Duration> {
+        self.history().queue_wait
+    }
+
+    /// What is left of its deadline at `now`; zero when it has passed.
+    pub fn time_left(&self, now: Instant) -> Option<Duration> {
+        let age = now.saturating_duration_since(self.opened_at);
+        self.job.deadline.map(|deadline| deadline.saturating_sub(age))
+    }
+
     /// How the prompt went, once it is done.
     pub fn started(&self) -> Option<Started> {
         self.history().started.clone()
@@ -259,6 +276,7 @@ impl Journal {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Tenant;
     use futures_util::task::noop_waker_ref;
     use mlxd_protocol::{ModelId, Priority, Sampling};
 
@@ -273,6 +291,9 @@ mod tests {
             logprobs: None,
             embed: None,
             priority: Priority::Normal,
+            tenant: Tenant::default(),
+            deadline: None,
+            keep_alive: None,
         }
     }
 

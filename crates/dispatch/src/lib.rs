@@ -4,6 +4,7 @@
 //! stands one [`Journal`](journal::Journal) per sequence, written by the model's pump and read
 //! through a cursor. This crate knows nothing of HTTP and nothing of MLX.
 
+mod admission;
 mod crash;
 mod dispatch;
 mod job;
@@ -11,10 +12,12 @@ pub mod journal;
 mod link;
 mod metrics;
 mod models;
+mod pace;
 
+pub use admission::{KeepAlive, Lifetime, MemoryKeeping, MemoryLimits};
 pub use crash::CrashFolder;
 pub use dispatch::{CatalogEntry, Dispatch, Readiness};
-pub use job::{EmbedJob, Generation, Job};
+pub use job::{EmbedJob, Generation, Job, Tenant};
 pub use journal::{End, Entry, Failure};
 pub use metrics::Metrics;
 pub use mlxd_supervisor::EventLog;
@@ -22,3 +25,4 @@ pub use models::{
     DispatchLimits, FoundModel, GenerationDefaults, ListedModel, ModelFault, ModelSource,
     ModelText, OpenModel,
 };
+pub use pace::Pace;

@@ -4,14 +4,15 @@
 //! responses, notices from the supervisor, records from the tokens ring. The worker never waits
 //! on a client: the pump appends to journals and goes on.
 
+use crate::admission::Admission;
 use crate::crash::{self, CrashFolder};
 use crate::journal::{End, Failure, Journal};
 use crate::metrics::{Metrics, ModelStats};
 use crate::models::DispatchLimits;
 use mlxd_protocol::admin::{CrashReport, DeathCause, Deed, Happening};
 use mlxd_protocol::{
-    Command, Embed, Embedded, Incarnation, ModelId, Phase, RefusalCode, Report, RequestId, Submit, TokenFlags,
-    TokenRecord, kind,
+    Command, Embed, Embedded, Incarnation, ModelId, Phase, RefusalCode, Report, RequestId, Submit,
+    TokenFlags, TokenRecord, kind,
 };
 use mlxd_ring::{PendingSend, Reader, RingError, SendError, Writer};
 use mlxd_supervisor::{Down, EventLog, Notice, Worker};
@@ -28,6 +29,9 @@ const RECORDS_PER_TURN: usize = 256;
 
 /// How often overdue sequences are looked for while any is open.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// A deadline is looked at so long after it has passed.
+const LOOK_MARGIN: Duration = Duration::from_millis(1);
 
 /// What responses tell a pump.
 #[derive(Debug)]
@@ -144,6 +148,7 @@ pub(crate) struct Pump {
     pub limits: DispatchLimits,
     pub crashes: CrashFolder,
     pub events: EventLog,
+    pub admission: Admission,
 }
 
 struct State {
@@ -156,6 +161,8 @@ struct State {
     record: Vec<u8>,
     /// When overdue sequences are looked for next.
     look_at: Instant,
+    /// When a worker that reads nothing is looked for next: those looks are counted.
+    deaf_look_at: Instant,
 }
 
 impl Pump {
@@ -167,6 +174,7 @@ impl Pump {
             waiting: VecDeque::new(),
             record: Vec::new(),
             look_at: Instant::now(),
+            deaf_look_at: Instant::now(),
         };
         while state.turn().await {}
         state.fail_all(&Failure {
@@ -197,8 +205,12 @@ impl State {
             Wake::Input(Some(input)) => self.take(input),
             Wake::Tokens | Wake::Room | Wake::MoreRecords => {}
             Wake::Look => {
-                self.end_overdue(Instant::now());
-                self.look_for_deaf_worker();
+                let now = Instant::now();
+                self.end_overdue(now);
+                if now >= self.deaf_look_at {
+                    self.deaf_look_at = now + LOOK_INTERVAL;
+                    self.look_for_deaf_worker();
+                }
             }
         }
         self.service();
@@ -272,6 +284,10 @@ impl State {
     }
 
     fn submit(&mut self, journal: Arc<Journal>) {
+        let now = Instant::now();
+        if let Some(left) = journal.time_left(now) {
+            self.look_at = self.look_at.min(now + left + LOOK_MARGIN);
+        }
         self.open.insert(journal.request.0, journal.clone());
         self.waiting.push_back(journal.request);
         if self.link.as_ref().is_some_and(|link| !link.draining) {
@@ -288,6 +304,7 @@ impl State {
 
     fn submit_waiting(&mut self) {
         let Some(link) = self.link.as_mut() else { return };
+        let now = Instant::now();
         for request in self.waiting.drain(..) {
             let Some(journal) = self.open.get(&request.0) else {
                 continue;
@@ -313,18 +330,21 @@ impl State {
                 sampling: job.sampling.clone(),
                 logprobs: job.logprobs,
                 priority: job.priority,
-                tenant: 0,
-                weight: 1,
-                deadline_ms: None,
+                tenant: job.tenant.id,
+                weight: job.tenant.weight,
+                deadline_ms: journal.time_left(now).map(|left| left.as_millis() as u32),
             }));
         }
     }
 
     fn cancel(&mut self, request: RequestId) {
         if self.open.remove(&request.0).is_none() {
+            // It may still wait for memory.
+            self.pump.admission.cancel(&self.pump.model, request);
             return;
         }
         self.pump.stats.closed();
+        self.pump.admission.ended(&self.pump.model, request);
         self.pump.metrics.ended(&self.pump.model, "cancelled");
         if let Some(at) = self.waiting.iter().position(|waiting| *waiting == request) {
             self.waiting.remove(at);
@@ -335,7 +355,10 @@ impl State {
 
     /// Ends what has waited or run for too long.
     fn end_overdue(&mut self, now: Instant) {
-        self.look_at = now + LOOK_INTERVAL;
+        let deadlines = self.open.values().filter_map(|journal| journal.time_left(now));
+        let next = deadlines.filter(|left| !left.is_zero()).min();
+        let next = next.map_or(LOOK_INTERVAL, |left| left + LOOK_MARGIN);
+        self.look_at = now + next.min(LOOK_INTERVAL);
         let limits = &self.pump.limits;
         let overdue = |journal: &Arc<Journal>| {
             let age = now - journal.opened_at;
@@ -347,6 +370,15 @@ impl State {
                     "recovery_timeout",
                     format!(
                         "the worker died and no other went on with the answer within recovery_timeout_ms = {after}"
+                    ),
+                ))
+            } else if let Some(deadline) = journal.job.deadline.filter(|deadline| age > *deadline) {
+                Some((
+                    journal.request,
+                    "deadline_exceeded",
+                    format!(
+                        "the answer took longer than the {} ms that its request gave it",
+                        deadline.as_millis()
                     ),
                 ))
             } else if age > limits.total_timeout {
@@ -659,6 +691,7 @@ impl State {
     fn forget(&mut self, request: u64, end: &End) {
         if let Some(journal) = self.open.remove(&request) {
             self.pump.stats.closed();
+            self.pump.admission.ended(&self.pump.model, journal.request);
             self.pump.metrics.finished(&self.pump.model, &journal, end, Instant::now());
         }
     }

@@ -2,6 +2,7 @@
 
 use crate::job::Job;
 use crate::journal::{End, Journal};
+use crate::pace::Pace;
 use mlxd_protocol::admin::{ModelStatus, WorkerState};
 use mlxd_protocol::{ModelId, Started};
 use prometheus_client::encoding::EncodeLabelSet;
@@ -37,6 +38,8 @@ pub(crate) struct ModelStats {
     requests: AtomicU64,
     tokens: AtomicU64,
     open: AtomicUsize,
+    /// Of open sequences.
+    pace: Pace,
 }
 
 impl ModelStats {
@@ -51,11 +54,21 @@ impl ModelStats {
     /// Counts one more open sequence, unless `max` are open: then says how many.
     pub(crate) fn try_open(&self, max: usize) -> Result<(), usize> {
         let more = |open| (open < max).then_some(open + 1);
-        self.open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).map(|_| ())
+        let before = self.open.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)?;
+        if before == 0 {
+            self.pace.begin(Instant::now());
+        }
+        Ok(())
     }
 
     pub(crate) fn closed(&self) {
         self.open.fetch_sub(1, Ordering::Relaxed);
+        self.pace.end(Instant::now());
+    }
+
+    /// The pace at which open sequences end.
+    pub(crate) fn pace(&self) -> &Pace {
+        &self.pace
     }
 
     pub(crate) fn requests(&self) -> u64 {

@@ -1,5 +1,7 @@
 //! What is known of a model before its worker runs: its folder, its texts, its defaults.
 
+use crate::admission::Lifetime;
+use mlxd_memory::Needs;
 use mlxd_protocol::ModelId;
 use mlxd_supervisor::WorkerSpec;
 use mlxd_text::{ChatTemplate, TemplateLimits, TextError, Tokenizer};
@@ -29,8 +31,6 @@ pub trait ModelSource: Send + Sync + 'static {
 /// Limits over all models.
 #[derive(Debug, Clone)]
 pub struct DispatchLimits {
-    /// Workers alive at once.
-    pub workers_max: usize,
     /// How long a sequence may wait for its first token.
     pub queue_timeout: Duration,
     /// How long a sequence may take from being taken in to its end.
@@ -48,7 +48,6 @@ pub struct DispatchLimits {
 impl Default for DispatchLimits {
     fn default() -> Self {
         Self {
-            workers_max: 8,
             queue_timeout: Duration::from_secs(600),
             total_timeout: Duration::from_secs(3600),
             recovery_timeout: Duration::from_secs(120),
@@ -74,6 +73,10 @@ pub struct FoundModel {
     pub context_tokens_max: Option<u32>,
     /// What its chat template may do.
     pub template_limits: TemplateLimits,
+    /// What it needs of memory.
+    pub needs: Needs,
+    /// How long it stays loaded.
+    pub lifetime: Lifetime,
 }
 
 /// A line of `/v1/models`.

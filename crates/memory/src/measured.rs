@@ -93,6 +93,11 @@ impl Measured {
         new
     }
 
+    /// Whether a load of this bucket was measured.
+    pub fn has(&self, load: Load) -> bool {
+        self.buckets.contains_key(&bucket(load))
+    }
+
     /// The largest footprint to expect at `load`.
     pub fn peak_bytes(&self, needs: &Needs, load: Load) -> u64 {
         let formula = needs.peak_bytes(load);

@@ -1,6 +1,7 @@
 //! Models by name, from configuration, the built-in model and the store.
 
 use crate::instance::segments_folder;
+use crate::memory;
 use mlxd_config::{Config, Device, Folders};
 use mlxd_dispatch::{FoundModel, ListedModel, ModelFault, ModelSource};
 use mlxd_protocol::{DeviceChoice, LoadSpec, ModelId};
@@ -23,7 +24,7 @@ impl LiveModels {
         *self.0.write().unwrap_or_else(|poisoned| poisoned.into_inner()) = Arc::new(models);
     }
 
-    fn now(&self) -> Arc<Models> {
+    pub fn now(&self) -> Arc<Models> {
         self.0.read().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
     }
 }
@@ -69,6 +70,11 @@ impl Models {
         });
         let program = config.workers.program.clone().unwrap_or_else(beside_mlxd);
         Self { config: config.clone(), folders: folders.clone(), logs, store, program }
+    }
+
+    /// The models on disk.
+    pub fn store(&self) -> &Store {
+        &self.store
     }
 
     /// The built-in model answers to its own name and to nothing else, unless configuration
@@ -149,8 +155,14 @@ impl ModelSource for Models {
         };
         let id = ModelId::new(name).map_err(|error| broken(error.to_string()))?;
         let settings = self.config.models.settings(id.as_str());
+        let needs = memory::needs(&folder, &settings);
+        let mut worker = self.worker_spec(&id, &folder);
+        worker.load.cache_bytes_max = Some(needs.cache_bytes());
+        worker.load.prefix_cache_bytes_max = needs.prefix_bytes_max;
         Ok(FoundModel {
-            worker: self.worker_spec(&id, &folder),
+            worker,
+            lifetime: memory::lifetime(&settings),
+            needs,
             folder,
             open_max: (settings.running_max + settings.queued_max) as usize,
             context_tokens_max: settings.context_tokens_max,

@@ -113,6 +113,7 @@ enum Ask {
     Event(Event, Option<oneshot::Sender<()>>),
     Condemn(Incarnation, DeathCause),
     Reconfigure(Box<WorkerSpec>),
+    Trim,
     Bench(BenchSpec, oneshot::Sender<Result<BenchLeg, String>>),
     Signal(SignalName, oneshot::Sender<bool>),
 }
@@ -205,6 +206,11 @@ impl Worker {
     /// The next life is run as `spec` says; this one goes on as it is.
     pub fn reconfigure(&self, spec: WorkerSpec) {
         let _ = self.asks.try_send(Ask::Reconfigure(Box::new(spec)));
+    }
+
+    /// The worker is to give back what it only keeps for reuse. Does not wait.
+    pub fn trim(&self) {
+        let _ = self.asks.try_send(Ask::Trim);
     }
 
     /// Runs the engine directly inside the worker.
@@ -303,6 +309,7 @@ impl Task {
                     self.life.set_limits(spec.limits.clone());
                     self.spec = *spec;
                 }
+                Wake::Ask(Some(Ask::Trim)) => self.send(ToWorker::Trim),
                 Wake::Ask(Some(Ask::Bench(spec, reply))) => self.start_bench(spec, reply),
                 // Here the process was not waited for yet, so its number is still its own.
                 Wake::Ask(Some(Ask::Signal(signal, reply))) => {

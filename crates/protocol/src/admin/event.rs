@@ -60,6 +60,21 @@ pub enum Happening {
         /// Why, as its client was told.
         reason: String,
     },
+    /// A model is unloaded that nobody stopped.
+    Unloading {
+        /// For what: room, idleness, pressure.
+        reason: String,
+    },
+    /// A worker is not started: the machine has no memory for it.
+    NoRoom {
+        /// In numbers.
+        reason: String,
+    },
+    /// How hard the system's memory is pressed.
+    MemoryPressure {
+        /// `normal`, `warning` or `critical`.
+        level: String,
+    },
     /// A new configuration was put to work.
     Reloaded {
         /// Models that were added, changed or removed.

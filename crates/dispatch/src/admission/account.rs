@@ -1,0 +1,182 @@
+//! What admission knows of one model.
+
+use super::limits::{KeepAlive, Lifetime};
+use crate::journal::{Failure, Journal};
+use mlxd_memory::{Footprint, Load, Measured, MeasuredKey, Needs, Why};
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
+
+/// Told once an admin's start has its promise, or why it will not get it.
+pub(crate) type Reply = oneshot::Sender<Result<(), Failure>>;
+
+/// What waits for memory.
+#[derive(Debug)]
+pub(crate) enum Turn {
+    /// A sequence.
+    Sequence(Arc<Journal>),
+    /// An admin who wants the model loaded.
+    Start(Reply),
+}
+
+#[derive(Debug)]
+pub(crate) struct Waiting {
+    pub turn: Turn,
+    pub since: Instant,
+}
+
+/// A sequence that its model's pump has.
+#[derive(Debug)]
+pub(crate) struct Running {
+    pub bytes: u64,
+    pub journal: Arc<Journal>,
+}
+
+/// Where a model is between not being there and being gone again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// It holds nothing.
+    Absent,
+    /// It has a promise; its process is not there yet.
+    Granted,
+    /// Its process is there.
+    Alive { pid: u32 },
+    /// It is being unloaded.
+    Leaving,
+}
+
+/// The most that ran at one moment since the model was idle.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct High {
+    pub rows: u64,
+    pub tokens: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct Account {
+    pub needs: Needs,
+    pub lifetime: Lifetime,
+    /// An admin's word, over the configuration's.
+    pub pinned: Option<bool>,
+    /// The last request's wish.
+    pub keep_alive: Option<KeepAlive>,
+    pub key: Option<MeasuredKey>,
+    pub measured: Measured,
+    pub stage: Stage,
+    /// It gave up: the pump says so to whoever asks.
+    pub fatal: bool,
+    pub waiting: VecDeque<Waiting>,
+    pub running: HashMap<u64, Running>,
+    pub used_at: Instant,
+    pub loaded_at: Option<Instant>,
+    pub load_cost: Duration,
+    /// What its process took at the last look.
+    pub footprint: Option<Footprint>,
+    /// The highest peak that is written down already, of this life.
+    pub peak_seen: u64,
+    pub high: High,
+    /// Why the first in line waits.
+    pub why: Option<Why>,
+}
+
+/// How far a measured load may go over what was measured.
+const MARGIN_PERCENT: u64 = 5;
+
+/// The context that a model's own promise is made for; longer sequences bring their own.
+const ORDINARY: Load = Load { context: 4096, batch: 1 };
+
+impl Account {
+    pub(crate) fn new(needs: Needs, lifetime: Lifetime, now: Instant) -> Self {
+        Self {
+            needs,
+            lifetime,
+            pinned: None,
+            keep_alive: None,
+            key: None,
+            measured: Measured::default(),
+            stage: Stage::Absent,
+            fatal: false,
+            waiting: VecDeque::new(),
+            running: HashMap::new(),
+            used_at: now,
+            loaded_at: None,
+            load_cost: Duration::ZERO,
+            footprint: None,
+            peak_seen: 0,
+            high: High::default(),
+            why: None,
+        }
+    }
+
+    fn ordinary(&self) -> Load {
+        let context = self.needs.shape.as_ref().map_or(ORDINARY.context, |shape| shape.context);
+        Load { context: ORDINARY.context.min(context), ..ORDINARY }
+    }
+
+    /// What the model is promised for being there.
+    pub(crate) fn base_bytes(&self) -> u64 {
+        self.measured.base_bytes(&self.needs, self.ordinary())
+    }
+
+    /// What a sequence of `tokens` is promised: what it keeps, and what its length takes for a
+    /// moment beyond what the base has for an ordinary one.
+    pub(crate) fn sequence_bytes(&self, tokens: u64) -> u64 {
+        let transient = |load| self.needs.transient_bytes(load);
+        let there = transient(self.ordinary()).max(self.needs.cache_bytes());
+        let more = transient(Load { context: tokens, batch: 1 }).saturating_sub(there);
+        self.needs.sequence_bytes(tokens) + more
+    }
+
+    /// What the first in line needs besides the `held` bytes that the model has, or will have for
+    /// being there. Where such a load was measured, that decides, with a margin; else the formula.
+    pub(crate) fn turn_bytes(&self, turn: &Turn, held: u64) -> u64 {
+        let Turn::Sequence(journal) = turn else { return 0 };
+        let tokens = tokens_max(journal);
+        let batch = self.running.len() as u64 + 1;
+        let others = self.running.values().map(|running| tokens_max(&running.journal));
+        let context = (others.sum::<u64>() + tokens).div_ceil(batch);
+        let after = Load { context, batch };
+        match self.measured.has(after) {
+            true => {
+                let peak = self.measured.peak_bytes(&self.needs, after);
+                (peak + peak / 100 * MARGIN_PERCENT).saturating_sub(held)
+            }
+            false => self.sequence_bytes(tokens),
+        }
+    }
+
+    pub(crate) fn is_pinned(&self) -> bool {
+        self.pinned.unwrap_or(self.lifetime.pinned)
+    }
+
+    /// After how long an idle time it goes; `None` never.
+    pub(crate) fn ttl(&self) -> Option<Duration> {
+        match self.keep_alive {
+            Some(KeepAlive::For(time)) => Some(time),
+            Some(KeepAlive::Forever) => None,
+            None => self.lifetime.ttl,
+        }
+    }
+
+    pub(crate) fn is_loaded(&self) -> bool {
+        matches!(self.stage, Stage::Alive { .. }) && self.loaded_at.is_some()
+    }
+
+    /// Notes how much runs now, if that is more than before.
+    pub(crate) fn note_load(&mut self) {
+        let tokens: u64 = self.running.values().map(|running| tokens_now(&running.journal)).sum();
+        if tokens > self.high.tokens {
+            self.high = High { rows: self.running.len() as u64, tokens };
+        }
+    }
+}
+
+/// Tokens that a sequence may come to.
+pub(crate) fn tokens_max(journal: &Journal) -> u64 {
+    journal.job.prompt.len() as u64 + u64::from(journal.job.max_new)
+}
+
+fn tokens_now(journal: &Journal) -> u64 {
+    (journal.job.prompt.len() + journal.generated()) as u64
+}

@@ -1,0 +1,646 @@
+//! Admission's state, and every decision about it. No clock, no process, no channel.
+
+use super::account::{Account, High, Reply, Running, Stage, Turn, Waiting};
+use super::limits::{Lifetime, MemoryLimits};
+use super::words;
+use crate::journal::{Failure, Journal};
+use mlxd_memory::{
+    Bytes, Footprint, Form, Ledger, Level, MachineMemory, Measured, MeasuredKey, Needs, Plan,
+    Resident, Rules, Sample, Wanted, plan,
+};
+use mlxd_protocol::admin::WorkerState;
+use mlxd_protocol::{ModelId, ModelInfo, RequestId};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// New work is refused once pressure has been critical for so long: unloading comes first.
+const CRITICAL_PATIENCE: Duration = Duration::from_secs(5);
+
+/// What is to be done.
+#[derive(Debug)]
+pub(crate) enum Act {
+    /// Hand the sequence to its model's pump.
+    Submit(ModelId, Arc<Journal>),
+    /// Tell an admin that the model has its promise.
+    Start(Reply),
+    /// Unload the model.
+    Unload(ModelId, String),
+    /// End a sequence that no pump has.
+    Fail(ModelId, Arc<Journal>, Failure),
+    /// Tell an admin why not.
+    Refuse(Reply, Failure),
+    /// Cancel it at the pump: it was handed over a moment ago.
+    Cancel(ModelId, RequestId),
+    /// Nobody wants this sequence any more, which no pump has.
+    Forget(ModelId),
+    /// Have the worker give back what it only keeps for reuse.
+    Trim(ModelId),
+}
+
+/// What is seen of a model's worker.
+#[derive(Debug, Clone)]
+pub(crate) struct Seen {
+    pub state: WorkerState,
+    pub pid: Option<u32>,
+    pub info: Option<ModelInfo>,
+}
+
+/// What a look at the machine found.
+#[derive(Debug, Default)]
+pub(crate) struct Look {
+    pub memory: Option<MachineMemory>,
+    pub level: Level,
+    /// By process: what it takes, and what of that its engine keeps for reuse.
+    pub workers: HashMap<u32, (Footprint, u64)>,
+}
+
+/// Every model's account and the one ledger.
+#[derive(Debug)]
+pub(crate) struct Books {
+    pub limits: MemoryLimits,
+    pub ledger: Ledger,
+    pub accounts: BTreeMap<ModelId, Account>,
+    pub machine: Option<MachineMemory>,
+    pub level: Level,
+    reserve: u64,
+    critical_since: Option<Instant>,
+}
+
+impl Books {
+    /// Books over a machine as it is now.
+    pub(crate) fn new(limits: MemoryLimits, machine: Option<MachineMemory>) -> Self {
+        let total = machine.map_or(0, |memory| memory.total);
+        let reserve = limits.reserve.unwrap_or_else(|| mlxd_memory::machine::reserve(total));
+        let of_machine = |memory: MachineMemory| {
+            memory.working_set.min(memory.available.saturating_sub(reserve))
+        };
+        // A machine that says nothing of itself limits nothing.
+        let budget = limits.budget.unwrap_or_else(|| machine.map_or(u64::MAX >> 1, of_machine));
+        Self {
+            limits,
+            ledger: Ledger::new(budget),
+            accounts: BTreeMap::new(),
+            machine,
+            level: Level::Normal,
+            reserve,
+            critical_since: None,
+        }
+    }
+
+    /// A model that may be asked for, or how it is run from now on.
+    pub(crate) fn register(
+        &mut self,
+        model: &ModelId,
+        needs: Needs,
+        lifetime: Lifetime,
+        now: Instant,
+    ) {
+        match self.accounts.get_mut(model) {
+            Some(account) => (account.needs, account.lifetime) = (needs, lifetime),
+            None => {
+                self.accounts.insert(model.clone(), Account::new(needs, lifetime, now));
+            }
+        }
+    }
+
+    /// A sequence wants in.
+    ///
+    /// # Errors
+    /// When it can never fit, when too many wait, when memory is pressed.
+    pub(crate) fn ask(
+        &mut self,
+        model: &ModelId,
+        turn: Turn,
+        now: Instant,
+    ) -> Result<Vec<Act>, Failure> {
+        let pressed = self.critical_since.is_some_and(|since| now - since >= CRITICAL_PATIENCE);
+        if pressed && matches!(turn, Turn::Sequence(_)) {
+            return Err(words::pressed(model));
+        }
+        let Some(account) = self.accounts.get_mut(model) else { return Ok(Vec::new()) };
+        if let Turn::Start(_) = turn {
+            account.fatal = false;
+        }
+        account.used_at = now;
+        if let Turn::Sequence(journal) = &turn {
+            account.keep_alive = journal.job.keep_alive;
+        }
+        if let Plan::Never(why) = self.plan_for(model, &turn, &BTreeSet::new(), now) {
+            return Err(words::never(model, &why));
+        }
+        let waiting: usize = self.accounts.values().map(|account| account.waiting.len()).sum();
+        if waiting >= self.limits.waiting_max {
+            let why = self.accounts.get(model).and_then(|account| account.why.as_ref());
+            return Err(words::queue_full(model, why, waiting));
+        }
+        if let Some(account) = self.accounts.get_mut(model) {
+            account.waiting.push_back(Waiting { turn, since: now });
+        }
+        Ok(self.pass(now))
+    }
+
+    /// A sequence ended, whatever way, and its pump forgot it.
+    pub(crate) fn ended(&mut self, model: &ModelId, request: RequestId, now: Instant) -> Vec<Act> {
+        let Some(account) = self.accounts.get_mut(model) else { return Vec::new() };
+        account.note_load();
+        if let Some(running) = account.running.remove(&request.0) {
+            account.used_at = now;
+            self.ledger.shrink(model.as_str(), running.bytes);
+        }
+        self.pass(now)
+    }
+
+    /// A reader is gone, and the pump does not know the sequence.
+    pub(crate) fn cancel(&mut self, model: &ModelId, request: RequestId) -> Vec<Act> {
+        let Some(account) = self.accounts.get_mut(model) else { return Vec::new() };
+        let is_it = |waiting: &Waiting| match &waiting.turn {
+            Turn::Sequence(journal) => journal.request == request,
+            Turn::Start(_) => false,
+        };
+        if let Some(at) = account.waiting.iter().position(is_it) {
+            account.waiting.remove(at);
+            return vec![Act::Forget(model.clone())];
+        }
+        match account.running.contains_key(&request.0) {
+            true => vec![Act::Cancel(model.clone(), request)],
+            false => Vec::new(),
+        }
+    }
+
+    /// Ends everybody who waits for `model`, or for any.
+    pub(crate) fn fail_waiting(&mut self, model: Option<&ModelId>, failure: &Failure) -> Vec<Act> {
+        let mut acts = Vec::new();
+        for (id, account) in &mut self.accounts {
+            if model.is_none_or(|model| model == id) {
+                acts.extend(account.waiting.drain(..).map(|it| refuse(id, it.turn, failure)));
+            }
+        }
+        acts
+    }
+
+    /// An admin stops the model.
+    pub(crate) fn leave(&mut self, model: &ModelId) {
+        if let Some(account) = self.accounts.get_mut(model)
+            && matches!(account.stage, Stage::Granted | Stage::Alive { .. })
+        {
+            account.stage = Stage::Leaving;
+        }
+    }
+
+    /// A worker changed its state.
+    pub(crate) fn saw(&mut self, model: &ModelId, seen: &Seen, now: Instant) -> Vec<Act> {
+        use WorkerState::{Exited, Fatal, Running, Stopped};
+        let Some(account) = self.accounts.get_mut(model) else { return Vec::new() };
+        account.fatal = seen.state == Fatal;
+        if let Some(pid) = seen.pid {
+            let known = matches!(account.stage, Stage::Alive { pid: old } if old == pid);
+            if !known && account.stage != Stage::Leaving {
+                account.stage = Stage::Alive { pid };
+                (account.loaded_at, account.footprint) = (None, None);
+                (account.peak_seen, account.high) = (0, High::default());
+            }
+            if let (Running, None, Some(info)) = (seen.state, account.loaded_at, &seen.info) {
+                loaded(model, account, info, now);
+            }
+            return self.pass(now);
+        }
+        account.footprint = None;
+        account.loaded_at = None;
+        let over = match (account.stage, seen.state) {
+            (Stage::Alive { .. } | Stage::Leaving, Stopped | Fatal) => true,
+            (Stage::Granted, Fatal) => true,
+            // With sequences left it is asked for again at once.
+            (Stage::Alive { .. } | Stage::Leaving, Exited) => account.running.is_empty(),
+            _ => false,
+        };
+        if over {
+            account.stage = Stage::Absent;
+            self.ledger.release(model.as_str());
+        } else if matches!(account.stage, Stage::Alive { .. }) {
+            account.stage = Stage::Granted;
+        }
+        self.pass(now)
+    }
+
+    /// Whether a process may be made for the model, seen from the memory that there is. Promises
+    /// it its base if it has none: then somebody wants it who did not ask here.
+    pub(crate) fn may_spawn(
+        &mut self,
+        model: &ModelId,
+        memory: Option<MachineMemory>,
+    ) -> Result<(), String> {
+        self.machine = memory.or(self.machine);
+        let Some(account) = self.accounts.get_mut(model) else { return Ok(()) };
+        account.footprint = None;
+        if self.ledger.held(model.as_str()).is_none() {
+            let base = account.base_bytes();
+            self.ledger.grant(model.as_str(), base).map_err(|fault| fault.to_string())?;
+            account.stage = Stage::Granted;
+        }
+        let needs = self.ledger.held(model.as_str()).unwrap_or_default().total();
+        // Its own promise is counted as not taken by `outside`, so that must be there.
+        let short = |memory: MachineMemory| {
+            let room = memory.available.saturating_sub(self.reserve);
+            let others = self.untaken().saturating_sub(needs);
+            let free = room.saturating_sub(others);
+            (free < needs).then_some(free)
+        };
+        match self.machine.and_then(short) {
+            None => Ok(()),
+            Some(free) => Err(format!(
+                "it needs {} and the machine has {} to give: memory of an earlier worker may not have come back, or other programs took it",
+                Bytes(needs),
+                Bytes(free)
+            )),
+        }
+    }
+
+    /// What was promised and is not taken yet.
+    fn untaken(&self) -> u64 {
+        let of = |(name, held): (&str, mlxd_memory::Held)| {
+            let account = self.accounts.iter().find(|(id, _)| id.as_str() == name);
+            let taken = account.and_then(|(_, account)| account.footprint);
+            held.total().saturating_sub(taken.map_or(0, |footprint| footprint.bytes))
+        };
+        self.ledger.holders().map(of).fold(0, u64::saturating_add)
+    }
+
+    /// What can be promised now: nobody holds it, and the machine has it.
+    pub(crate) fn free(&self) -> u64 {
+        let free = self.ledger.free();
+        let outside = |memory: MachineMemory| {
+            memory.available.saturating_sub(self.reserve).saturating_sub(self.untaken())
+        };
+        self.machine.map_or(free, |memory| free.min(outside(memory)))
+    }
+
+    fn rules(&self) -> Rules {
+        Rules {
+            budget: self.ledger.budget(),
+            free: self.free(),
+            residence_min: self.limits.residence_min,
+            loaded_max: self.limits.loaded_max,
+        }
+    }
+
+    /// Who holds memory, as the plan for `model` sees it. Models that are closed count as idle
+    /// once what runs is finished.
+    fn residents(
+        &self,
+        model: &ModelId,
+        closed: &BTreeSet<ModelId>,
+        now: Instant,
+    ) -> Vec<Resident> {
+        let resident = |(id, account): (&ModelId, &Account)| {
+            let held = self.ledger.held(id.as_str())?;
+            let bytes = if id == model { held.base } else { held.total() };
+            let waits = !account.waiting.is_empty() && !closed.contains(id);
+            Some(Resident {
+                name: id.to_string(),
+                bytes,
+                busy: !account.running.is_empty() || waits || !account.is_loaded(),
+                pinned: account.is_pinned(),
+                loaded_for: account.loaded_at.map_or(Duration::ZERO, |at| now - at),
+                idle_for: now.saturating_duration_since(account.used_at),
+                load_cost: account.load_cost,
+            })
+        };
+        self.accounts.iter().filter_map(resident).collect()
+    }
+
+    fn wanted(&self, model: &ModelId, turn: &Turn) -> Option<Wanted> {
+        let account = self.accounts.get(model)?;
+        let there = self.ledger.held(model.as_str()).is_some();
+        let base = if there { 0 } else { account.base_bytes() };
+        let held = self.ledger.held(model.as_str()).map_or(base, |held| held.total());
+        let bytes = base.saturating_add(account.turn_bytes(turn, held));
+        Some(Wanted { name: model.to_string(), bytes })
+    }
+
+    fn plan_for(
+        &self,
+        model: &ModelId,
+        turn: &Turn,
+        closed: &BTreeSet<ModelId>,
+        now: Instant,
+    ) -> Plan {
+        match self.wanted(model, turn) {
+            Some(wanted) => plan(&self.rules(), &self.residents(model, closed, now), &wanted),
+            None => Plan::Fits,
+        }
+    }
+
+    /// The model that has waited too long, and those in its way.
+    fn starving(&self, now: Instant) -> (Option<ModelId>, BTreeSet<ModelId>) {
+        let first = |(id, account): (&ModelId, &Account)| {
+            let front = account.waiting.front()?;
+            let starves = now.saturating_duration_since(front.since) >= self.limits.starvation;
+            (starves && account.stage != Stage::Leaving).then(|| (front.since, id.clone()))
+        };
+        let Some((_, head)) = self.accounts.iter().filter_map(first).min() else {
+            return (None, BTreeSet::new());
+        };
+        let account = &self.accounts[&head];
+        let Some(wanted) =
+            account.waiting.front().and_then(|front| self.wanted(&head, &front.turn))
+        else {
+            return (None, BTreeSet::new());
+        };
+        let mut residents = self.residents(&head, &BTreeSet::new(), now);
+        residents.iter_mut().for_each(|resident| resident.busy = false);
+        let in_the_way = match plan(&self.rules(), &residents, &wanted) {
+            Plan::Evict(names) => names.into_iter().collect::<BTreeSet<String>>(),
+            _ => BTreeSet::new(),
+        };
+        let closed = self.accounts.keys().filter(|id| in_the_way.contains(id.as_str()));
+        let closed = closed.cloned().collect();
+        (Some(head), closed)
+    }
+
+    /// Lets in whoever can be let in, in the order in which they came.
+    pub(crate) fn pass(&mut self, now: Instant) -> Vec<Act> {
+        let mut acts = Vec::new();
+        let (head, closed) = self.starving(now);
+        let mut order: Vec<(Instant, ModelId)> = self
+            .accounts
+            .iter()
+            .filter_map(|(id, account)| Some((account.waiting.front()?.since, id.clone())))
+            .collect();
+        order.sort();
+        for (_, id) in order {
+            if closed.contains(&id) {
+                continue;
+            }
+            let new = self.ledger.held(id.as_str()).is_none();
+            if new && head.as_ref().is_some_and(|head| *head != id) {
+                continue;
+            }
+            while self.let_in(&id, &closed, now, &mut acts) {}
+        }
+        acts
+    }
+
+    /// Lets in the first in the model's line. True when the next may be looked at.
+    fn let_in(
+        &mut self,
+        model: &ModelId,
+        closed: &BTreeSet<ModelId>,
+        now: Instant,
+        acts: &mut Vec<Act>,
+    ) -> bool {
+        let account = &self.accounts[model];
+        let Some(front) = account.waiting.front() else { return false };
+        if account.stage == Stage::Leaving {
+            return false;
+        }
+        let cold = account.stage == Stage::Absent;
+        if account.fatal {
+            // The pump knows why, and says so.
+            self.hand_over(model, 0, now, acts);
+            return true;
+        }
+        if cold && self.level == Level::Critical {
+            return false;
+        }
+        match self.plan_for(model, &front.turn, closed, now) {
+            Plan::Fits => self.promise(model, now, acts),
+            Plan::Evict(names) => {
+                for name in names {
+                    let reason = format!("to make room for {model}");
+                    self.unload(&name, reason, acts);
+                }
+                false
+            }
+            Plan::Wait(why) => {
+                self.account(model).why = Some(why);
+                false
+            }
+            Plan::Never(why) => {
+                // What was pinned or measured meanwhile.
+                if let Some(waiting) = self.account(model).waiting.pop_front() {
+                    acts.push(refuse(model, waiting.turn, &words::never(model, &why)));
+                }
+                true
+            }
+        }
+    }
+
+    fn account(&mut self, model: &ModelId) -> &mut Account {
+        self.accounts.get_mut(model).expect("accounts are never closed")
+    }
+
+    fn promise(&mut self, model: &ModelId, now: Instant, acts: &mut Vec<Act>) -> bool {
+        let account = &self.accounts[model];
+        let Some(front) = account.waiting.front() else { return false };
+        let base = account.base_bytes();
+        let held = self.ledger.held(model.as_str());
+        let bytes = account.turn_bytes(&front.turn, held.map_or(base, |held| held.total()));
+        let new = held.is_none();
+        if new && self.ledger.grant(model.as_str(), base).is_err() {
+            return false;
+        }
+        if self.ledger.grow(model.as_str(), bytes).is_err() {
+            if new {
+                self.ledger.release(model.as_str());
+            }
+            return false;
+        }
+        if new {
+            self.account(model).stage = Stage::Granted;
+        }
+        self.hand_over(model, bytes, now, acts);
+        true
+    }
+
+    fn hand_over(&mut self, model: &ModelId, bytes: u64, now: Instant, acts: &mut Vec<Act>) {
+        let account = self.account(model);
+        (account.why, account.used_at) = (None, now);
+        match account.waiting.pop_front().map(|waiting| waiting.turn) {
+            Some(Turn::Sequence(journal)) => {
+                let running = Running { bytes, journal: journal.clone() };
+                account.running.insert(journal.request.0, running);
+                account.note_load();
+                acts.push(Act::Submit(model.clone(), journal));
+            }
+            Some(Turn::Start(reply)) => acts.push(Act::Start(reply)),
+            None => {}
+        }
+    }
+
+    fn unload(&mut self, name: &str, reason: String, acts: &mut Vec<Act>) {
+        let found = self.accounts.iter_mut().find(|(id, _)| id.as_str() == name);
+        if let Some((id, account)) = found {
+            account.stage = Stage::Leaving;
+            acts.push(Act::Unload(id.clone(), reason));
+        }
+    }
+
+    /// Takes in a look at the machine; gives what is to be done, and what was measured anew.
+    pub(crate) fn look(
+        &mut self,
+        look: &Look,
+        now: Instant,
+    ) -> (Vec<Act>, Vec<(MeasuredKey, Measured)>) {
+        self.machine = look.memory.or(self.machine);
+        let mut news = Vec::new();
+        for (id, account) in &mut self.accounts {
+            let Stage::Alive { pid } = account.stage else { continue };
+            let Some((footprint, cache)) = look.workers.get(&pid) else { continue };
+            account.footprint = Some(*footprint);
+            if measure(account, *footprint, *cache)
+                && let Some(key) = &account.key
+            {
+                news.push((key.clone(), account.measured.clone()));
+            }
+            if account.is_loaded()
+                && let Some(held) = self.ledger.held(id.as_str())
+            {
+                let beyond = footprint.bytes.saturating_sub(held.grown);
+                self.ledger.correct(id.as_str(), account.base_bytes().max(beyond));
+            }
+        }
+        let mut acts = self.heed_pressure(look.level, now);
+        self.unload_idle(now, &mut acts);
+        self.end_overdue(now, &mut acts);
+        acts.extend(self.pass(now));
+        (acts, news)
+    }
+
+    /// First caches go, then idle models; new work is refused last.
+    fn heed_pressure(&mut self, level: Level, now: Instant) -> Vec<Act> {
+        let before = std::mem::replace(&mut self.level, level);
+        self.critical_since = match level {
+            Level::Critical => self.critical_since.or(Some(now)),
+            _ => None,
+        };
+        let mut acts = Vec::new();
+        if level > before {
+            let alive = self.accounts.iter().filter(|(_, account)| account.is_loaded());
+            acts.extend(alive.map(|(id, _)| Act::Trim(id.clone())));
+        }
+        if level == Level::Critical {
+            let idle = self.idle(|_| true);
+            for name in idle {
+                self.unload(&name, "the system is critically short of memory".into(), &mut acts);
+            }
+        }
+        acts
+    }
+
+    /// Loaded models that nobody uses and that are not pinned.
+    fn idle(&self, also: impl Fn(&Account) -> bool) -> Vec<String> {
+        let idle = |account: &Account| {
+            account.is_loaded()
+                && account.running.is_empty()
+                && account.waiting.is_empty()
+                && !account.is_pinned()
+        };
+        let idle = self.accounts.iter().filter(|(_, account)| idle(account) && also(account));
+        idle.map(|(id, _)| id.to_string()).collect()
+    }
+
+    fn unload_idle(&mut self, now: Instant, acts: &mut Vec<Act>) {
+        let over = |account: &Account| {
+            let idle_for = now.saturating_duration_since(account.used_at);
+            account.ttl().is_some_and(|ttl| idle_for >= ttl)
+        };
+        for name in self.idle(over) {
+            self.unload(&name, "nobody used it for its ttl_s or keep_alive".into(), acts);
+        }
+    }
+
+    fn end_overdue(&mut self, now: Instant, acts: &mut Vec<Act>) {
+        let limit = self.limits.waiting_timeout;
+        for (id, account) in &mut self.accounts {
+            while let Some(front) = account.waiting.front()
+                && now.saturating_duration_since(front.since) > limit
+                && let Some(waiting) = account.waiting.pop_front()
+            {
+                let failure = words::waited(id, account.why.as_ref(), limit.as_millis());
+                acts.push(refuse(id, waiting.turn, &failure));
+            }
+        }
+    }
+
+    /// Bytes that the system may be told to hold the model's worker to.
+    pub(crate) fn containment(&self, model: &ModelId) -> Option<u64> {
+        /// What no formula is blamed for.
+        const FLOOR: u64 = 256 << 20;
+        let percent = self.limits.overrun_percent?;
+        let held = self.ledger.held(model.as_str())?.total();
+        Some(held.saturating_add(held / 100 * u64::from(percent)).saturating_add(FLOOR))
+    }
+
+    /// Sequences that wait for memory to serve this model.
+    pub(crate) fn waiting(&self, model: &ModelId) -> usize {
+        self.accounts.get(model).map_or(0, |account| account.waiting.len())
+    }
+}
+
+fn refuse(model: &ModelId, turn: Turn, failure: &Failure) -> Act {
+    match turn {
+        Turn::Sequence(journal) => Act::Fail(model.clone(), journal, failure.clone()),
+        Turn::Start(reply) => Act::Refuse(reply, failure.clone()),
+    }
+}
+
+/// The model takes requests: from here on it is known how it runs.
+fn loaded(model: &ModelId, account: &mut Account, info: &ModelInfo, now: Instant) {
+    account.loaded_at = Some(now);
+    account.used_at = account.used_at.max(now);
+    account.load_cost = Duration::from_millis(info.load_ms);
+    match info.backend.as_str() {
+        "cpu" => account.needs.form = Form::Float32,
+        "metal" | "cuda" => account.needs.form = Form::Stored,
+        _ => {}
+    }
+    let key = MeasuredKey {
+        model: model.to_string(),
+        quantization: info.quantization.clone(),
+        build: env!("CARGO_PKG_VERSION").to_owned(),
+        backend: info.backend.clone(),
+    };
+    if account.key.as_ref() != Some(&key) {
+        // What was known was of another form of it.
+        account.measured = Measured::default();
+        account.key = Some(key);
+    }
+    account.measured.load_ms = Some(info.load_ms);
+}
+
+/// Writes down what the worker takes. True when that says something new.
+fn measure(account: &mut Account, footprint: Footprint, cache: u64) -> bool {
+    if !account.is_loaded() {
+        return false;
+    }
+    let mut new = false;
+    let idle = account.running.is_empty();
+    if idle && account.high == High::default() {
+        // Nothing has run yet, or nothing since the last look.
+        let bytes = footprint.bytes.saturating_sub(cache);
+        let before = account.measured.loaded_bytes;
+        let differs = before.is_none_or(|before| bytes.abs_diff(before) > before / 64);
+        if account.peak_seen == 0 {
+            account.measured.loading_peak_bytes = footprint.peak_bytes;
+        }
+        if account.peak_seen == 0 || before.is_none_or(|before| bytes < before) {
+            new |= differs;
+            account.measured.loaded_bytes = Some(bytes);
+        }
+    }
+    let peak = footprint.peak_bytes.unwrap_or(footprint.bytes);
+    account.note_load();
+    if peak > account.peak_seen {
+        let High { rows, tokens } = account.high;
+        if rows > 0 {
+            let context = tokens.div_ceil(rows);
+            new |= account.measured.record(Sample { context, batch: rows, peak_bytes: peak });
+        }
+        account.peak_seen = peak;
+    }
+    if idle {
+        account.high = High::default();
+    }
+    new
+}

@@ -1,0 +1,77 @@
+//! Refusals in words: what is needed, what there is, who holds the rest, what to do.
+
+use crate::journal::Failure;
+use mlxd_memory::{Bytes, Stays, Why};
+use mlxd_protocol::ModelId;
+
+/// It can never fit.
+pub(crate) const NEVER: &str = "insufficient_memory";
+/// It does not fit now.
+pub(crate) const FULL: &str = "memory_full";
+/// The system is short of memory.
+pub(crate) const PRESSED: &str = "memory_pressure";
+
+/// Who holds what, and why it stays.
+fn held_by(why: &Why) -> String {
+    if why.held_by.is_empty() {
+        return "no other model is loaded".to_owned();
+    }
+    let one = |(name, bytes, stays): &(String, u64, Stays)| {
+        let stays = match stays {
+            Stays::Busy => "busy".to_owned(),
+            Stays::Pinned => "pinned".to_owned(),
+            Stays::Young(left) => format!("loaded just now, stays {} s more", left.as_secs() + 1),
+            Stays::NotEnough => "idle, and not enough".to_owned(),
+        };
+        format!("{name} holds {} ({stays})", Bytes(*bytes))
+    };
+    why.held_by.iter().map(one).collect::<Vec<_>>().join(", ")
+}
+
+/// What is short, in numbers.
+pub(crate) fn numbers(model: &ModelId, why: &Why) -> String {
+    if why.places {
+        let held = held_by(why);
+        return format!("{model} needs a place, and max_loaded models are loaded: {held}");
+    }
+    format!(
+        "{model} needs {}, {} of {} are free; {}",
+        Bytes(why.needs),
+        Bytes(why.free),
+        Bytes(why.budget),
+        held_by(why)
+    )
+}
+
+pub(crate) fn never(model: &ModelId, why: &Why) -> Failure {
+    let message = format!(
+        "{}. That can never fit: take a smaller or a more quantised model, ask for fewer tokens, lower \
+         its context_tokens_max, unpin another model, or raise budget_bytes under [memory]",
+        numbers(model, why)
+    );
+    Failure { code: NEVER, message, retry: false }
+}
+
+pub(crate) fn queue_full(model: &ModelId, why: Option<&Why>, waiting: usize) -> Failure {
+    let numbers = why.map(|why| format!("; {}", numbers(model, why))).unwrap_or_default();
+    let message = format!(
+        "{waiting} requests wait for memory, which is the limit (memory.waiting_max){numbers}; try again later"
+    );
+    Failure { code: FULL, message, retry: true }
+}
+
+pub(crate) fn waited(model: &ModelId, why: Option<&Why>, after_ms: u128) -> Failure {
+    let numbers = why.map(|why| numbers(model, why));
+    let numbers = numbers.unwrap_or_else(|| format!("there was no room for {model}"));
+    let message = format!(
+        "no memory came free within queue_timeout_ms = {after_ms}: {numbers}; try again later"
+    );
+    Failure { code: FULL, message, retry: true }
+}
+
+pub(crate) fn pressed(model: &ModelId) -> Failure {
+    let message = format!(
+        "the system is critically short of memory, so nothing new is taken for {model}; close other programs or try again later"
+    );
+    Failure { code: PRESSED, message, retry: true }
+}

@@ -1,0 +1,113 @@
+//! From configuration and model folders to what admission works with.
+
+use mlxd_config::{Config, Device, Folders, ModelSettings};
+use mlxd_dispatch::{Lifetime, MemoryKeeping, MemoryLimits};
+use mlxd_memory::machine::ThisMachine;
+use mlxd_memory::{Form, Machine, ModelShape, Needs, Thresholds, WeightBytes};
+use std::io::Read;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+/// A longer `config.json` is none.
+const CONFIG_BYTES_MAX: u64 = 16 << 20;
+
+/// Measured figures, in the state folder.
+const MEASURED: &str = "memory.json";
+
+pub fn keeping(config: &Config, folders: &Folders) -> MemoryKeeping {
+    let (memory, ms) = (&config.memory, Duration::from_millis);
+    let workers_max = config.workers.workers_max;
+    let limits = MemoryLimits {
+        budget: memory.budget_bytes,
+        reserve: memory.reserve_bytes,
+        loaded_max: memory.max_loaded.unwrap_or(workers_max).min(workers_max),
+        residence_min: ms(memory.residence_min_ms),
+        starvation: ms(memory.starvation_ms),
+        waiting_max: memory.waiting_max,
+        waiting_timeout: ms(config.requests.queue_timeout_ms),
+        look_interval: ms(memory.look_interval_ms),
+        overrun_percent: memory.contain.then_some(memory.overrun_percent),
+        pressure: Thresholds {
+            warning_stalled_some: memory.pressure_warning_percent.into(),
+            critical_stalled_full: memory.pressure_critical_percent.into(),
+            calm: ms(memory.pressure_calm_ms),
+        },
+    };
+    MemoryKeeping {
+        machine: Arc::new(ThisMachine::new()),
+        measured: folders.state.join(MEASURED),
+        limits,
+    }
+}
+
+/// What the model in `folder` needs. A folder that cannot be read needs nothing that is known here:
+/// whoever loads it says what is wrong with it.
+pub fn needs(folder: &Path, settings: &ModelSettings) -> Needs {
+    let weights = mlxd_store::weight_summary(folder).unwrap_or_default();
+    let form = match settings.device {
+        Device::Cpu => Form::Float32,
+        Device::Gpu => Form::Stored,
+        Device::Auto if has_gpu() => Form::Stored,
+        Device::Auto => Form::Float32,
+    };
+    Needs {
+        shape: shape(folder, settings),
+        weights: WeightBytes { stored: weights.bytes, parameters: weights.parameters },
+        form,
+        chunk_tokens: settings.prefill_chunk_tokens.into(),
+        cache_bytes_max: settings.cache_bytes_max,
+        prefix_bytes_max: prefix_bytes(settings, weights.bytes),
+    }
+}
+
+/// What the model may keep of prompts it has seen: what configuration says, and where that is the
+/// default no more than suits the model, since all of it is promised beforehand.
+fn prefix_bytes(settings: &ModelSettings, weight_bytes: u64) -> u64 {
+    const LEAST: u64 = 64 << 20;
+    let default = mlxd_config::ModelsSection::default().prefix_cache_bytes_max;
+    match settings.prefix_cache_bytes_max {
+        _ if settings.deterministic => 0,
+        said if said == default => said.min((weight_bytes / 2).max(LEAST)),
+        said => said,
+    }
+}
+
+fn shape(folder: &Path, settings: &ModelSettings) -> Option<ModelShape> {
+    let mut text = Vec::new();
+    let file = std::fs::File::open(folder.join("config.json")).ok()?;
+    file.take(CONFIG_BYTES_MAX).read_to_end(&mut text).ok()?;
+    let config = serde_json::from_slice(&text).ok()?;
+    let mut shape = ModelShape::from_config(&config)
+        .inspect_err(|error| tracing::debug!(folder = %folder.display(), "{error}"))
+        .ok()?;
+    if let Some(max) = settings.context_tokens_max {
+        shape.context = shape.context.min(max.into());
+    }
+    Some(shape)
+}
+
+/// Whether `device = "auto"` will find a GPU. A guess until the first worker has said what it runs
+/// on.
+fn has_gpu() -> bool {
+    cfg!(target_os = "macos") || Path::new("/dev/nvidiactl").exists()
+}
+
+pub fn lifetime(settings: &ModelSettings) -> Lifetime {
+    let ttl_s = settings.ttl_s.unwrap_or_else(ttl_by_size);
+    Lifetime { ttl: Some(Duration::from_secs(ttl_s)), pinned: settings.pinned }
+}
+
+/// How long an idle model stays where configuration says nothing.
+fn ttl_by_size() -> u64 {
+    static TTL_S: OnceLock<u64> = OnceLock::new();
+    *TTL_S.get_or_init(|| {
+        let total = ThisMachine::new().memory().map_or(0, |memory| memory.total);
+        match total >> 30 {
+            64.. => 600,
+            // What is sold as 24 GB is a little less once firmware has taken its part.
+            23..=63 => 300,
+            _ => 180,
+        }
+    })
+}
