@@ -59,6 +59,24 @@ pub(crate) enum Command {
     Events(Events),
     /// Watch everything on one screen
     Top,
+    /// Fetch a model from the hub, or go on with one that broke off
+    Pull(Pull),
+    /// Show the models on disk, and what is being pulled
+    List,
+    /// Show what is known of a model on disk: size, form, context, needs, licence
+    Show {
+        /// The model's name
+        model: String,
+    },
+    /// Delete models from disk; what another revision shares stays
+    Rm {
+        /// Names; `NAME@REVISION` deletes that revision alone
+        #[arg(required = true, value_name = "MODEL")]
+        models: Vec<String>,
+        /// Stop what is loaded first
+        #[arg(long)]
+        force: bool,
+    },
     /// Check the configuration file, and show what it would change
     Reread,
     /// Check the configuration file, and put to work what changed; other models run on
@@ -140,6 +158,24 @@ pub(crate) struct Events {
     /// How many of the last events to show
     #[arg(short = 'n', long, default_value_t = 20, value_name = "N")]
     pub(crate) last: usize,
+}
+
+/// mlxd fetches; this shows how it goes. Ctrl-C calls it off unless others watch it too; a closed
+/// terminal leaves it going on. What has come is kept either way.
+#[derive(Debug, Args)]
+pub(crate) struct Pull {
+    /// Its name on the hub, as mlx-community/Qwen3-0.6B-4bit; `NAME@REVISION` for another revision
+    /// than main
+    pub(crate) model: String,
+    /// Return once it is under way
+    #[arg(short, long)]
+    pub(crate) background: bool,
+    /// Call a pull off that is under way, whoever watches it
+    #[arg(long, conflicts_with = "background")]
+    pub(crate) cancel: bool,
+    /// The hub's address [default: HF_ENDPOINT here, else as mlxd is configured]
+    #[arg(long, value_name = "URL")]
+    pub(crate) endpoint: Option<String>,
 }
 
 #[derive(Debug, Args)]

@@ -5,7 +5,10 @@ use crate::call::{Deed, call};
 use crate::client::{Failure, Front, Patience, check_protocol};
 use crate::exit::Exit;
 use crate::selection::{Selection, no_group};
-use crate::{ask, events, generate, output, pid, reload, service, socket, status, tail, top, why};
+use crate::{
+    ask, events, generate, output, pid, pull, reload, service, shelf, socket, status, tail, top,
+    why,
+};
 use mlxd_protocol::PROTOCOL_VERSION;
 use mlxd_protocol::admin::{ModelStatus, Status, Version};
 use serde_json::json;
@@ -61,6 +64,15 @@ pub(crate) async fn run(
             events::events(&reached(front()).await?, &arguments, as_json).await
         }
         Command::Top => top::top(reached(front()).await?, as_json).await,
+        Command::Pull(arguments) => pull::pull(&reached(front()).await?, arguments, as_json).await,
+        Command::List => shelf::list(&reached(front()).await?, as_json).await,
+        Command::Show { model } => {
+            let model = model_from_here(&model)?;
+            shelf::show(&reached(front()).await?, &model, as_json).await
+        }
+        Command::Rm { models, force } => {
+            shelf::remove(&reached(front()).await?, &models, force, as_json).await
+        }
         Command::Reread => reload::reload(&reached(front()).await?, false, as_json).await,
         Command::Update => reload::reload(&reached(front()).await?, true, as_json).await,
         Command::Service(arguments) => service::service(&arguments, as_json),

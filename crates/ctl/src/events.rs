@@ -98,6 +98,9 @@ fn happening(happening: &Happening) -> String {
         Happening::Quarantined { request, reason } => {
             format!("request {request} was given up: {reason}")
         }
+        Happening::Unloading { reason } => format!("is unloaded: {reason}"),
+        Happening::NoRoom { reason } => format!("no worker is started: {reason}"),
+        Happening::MemoryPressure { level } => format!("memory pressure is {level}"),
         Happening::Reloaded { models } if models.is_empty() => {
             "a new configuration is at work".to_owned()
         }

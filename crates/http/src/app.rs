@@ -7,10 +7,11 @@ use crate::limits::{HttpLimits, RequestLimits};
 use crate::metrics::{HttpMetrics, InFlight};
 use crate::prepare::Preparer;
 use crate::streams::registry::Streams;
+use crate::tenants::Tenants;
 use actix_web::web::Data;
 use bytes::Bytes;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 /// Bodies longer than this are parsed on a blocking thread.
@@ -23,6 +24,7 @@ pub(crate) struct App<B> {
     pub(crate) metrics: Arc<HttpMetrics>,
     pub(crate) preparer: Preparer,
     pub(crate) streams: Streams,
+    pub(crate) tenants: Tenants,
     pub(crate) started_at: Instant,
     /// As `http://127.0.0.1:11440/v1`.
     pub(crate) base_url: String,
@@ -42,6 +44,7 @@ impl<B: Backend> App<B> {
     ) -> Self {
         let metrics = Arc::new(HttpMetrics::new(limits.streams_max));
         Self {
+            tenants: Tenants::new(&limits.key_weights),
             streams: Streams::new(limits.streams.clone(), metrics.streams()),
             metrics,
             preparer: Preparer::new(&limits),
@@ -56,13 +59,19 @@ impl<B: Backend> App<B> {
 
     /// A place for one more answer.
     pub(crate) fn start_answer(&self) -> Result<InFlight, ApiError> {
-        self.metrics.start_answer().map_err(|max| ApiError::Overloaded {
+        self.metrics.start_answer().map_err(|(max, free)| ApiError::Overloaded {
             message: format!(
                 "{max} answers are being made, which is the most at once; try again in a moment, \
                  or raise streams_max under [http] in mlxd.toml"
             ),
-            retry_after_s: self.limits.retry_after_s,
+            retry_after_s: self.retry_after_s(free),
         })
+    }
+
+    /// What `Retry-After` says of a wait: whole seconds, within its limits.
+    pub(crate) fn retry_after_s(&self, wait: Option<Duration>) -> u64 {
+        let seconds = wait.map_or(0, |wait| wait.as_secs_f64().ceil() as u64);
+        seconds.min(self.limits.retry_after_max_s).max(self.limits.retry_after_s)
     }
 }
 

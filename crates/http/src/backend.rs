@@ -5,11 +5,12 @@ use mlxd_dispatch::{
     Readiness,
 };
 use mlxd_protocol::admin::{AdminErrorBody, ModelStatus, SignalName, Status, Version};
-use mlxd_protocol::{BenchLeg, BenchSpec};
+use mlxd_protocol::{BenchLeg, BenchSpec, ModelId};
 use std::future::Future;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 /// Models, their workers and the sequences they generate.
 pub(crate) trait Backend: Clone + Send + Sync + 'static {
@@ -22,6 +23,9 @@ pub(crate) trait Backend: Clone + Send + Sync + 'static {
     fn generate(&self, job: Job) -> Result<Self::Tokens, Failure>;
     /// Starts a cancelled sequence again, where its reader is.
     fn resume(&self, tokens: &Self::Tokens) -> Result<Self::Tokens, Failure>;
+    /// After how long a client that was just refused a place should come back, where that is
+    /// known.
+    fn retry_after(&self, model: &ModelId) -> Option<Duration>;
     /// Every model that a request may name.
     fn catalog(&self) -> impl Future<Output = Vec<CatalogEntry>>;
     /// The front and its models.
@@ -65,6 +69,8 @@ pub(crate) trait Tokens: Unpin + 'static {
     fn cancel(&mut self);
     /// Prompt tokens that needed no computing, once that is known.
     fn cached_tokens(&self) -> u32;
+    /// How long it waited for its turn, once that is over.
+    fn queue_wait(&self) -> Option<Duration>;
 }
 
 impl Tokens for Generation {
@@ -79,6 +85,10 @@ impl Tokens for Generation {
 
     fn cached_tokens(&self) -> u32 {
         self.started().map_or(0, |started| started.cached_tokens)
+    }
+
+    fn queue_wait(&self) -> Option<Duration> {
+        Generation::queue_wait(self)
     }
 }
 
@@ -95,6 +105,10 @@ impl Backend for Dispatch {
 
     fn resume(&self, tokens: &Generation) -> Result<Generation, Failure> {
         Dispatch::resume(self, tokens)
+    }
+
+    fn retry_after(&self, model: &ModelId) -> Option<Duration> {
+        Dispatch::retry_after(self, model)
     }
 
     async fn catalog(&self) -> Vec<CatalogEntry> {

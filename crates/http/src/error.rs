@@ -11,6 +11,9 @@ use mlxd_protocol::{Refusal, RefusalCode};
 use mlxd_text::TextError;
 use serde_json::json;
 
+/// The code of an answer that was not there in the time that its request gave it.
+const DEADLINE_EXCEEDED: &str = "deadline_exceeded";
+
 /// What a client is told when there is no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ApiError {
@@ -63,8 +66,11 @@ pub(crate) enum ApiError {
     #[error("{message}")]
     Overloaded { message: String, retry_after_s: u64 },
     /// A sequence could not be finished.
-    #[error("{}", .0.message)]
-    Failed(Failure),
+    #[error("{}", .failure.message)]
+    Failed { failure: Failure, retry_after_s: u64 },
+    /// Its turn did not come before its deadline.
+    #[error("{message}")]
+    Deadline { message: String, retry_after_s: u64 },
     /// A defect of the front.
     #[error("{message}")]
     Internal { message: String },
@@ -94,8 +100,20 @@ impl ApiError {
         match end {
             End::Stop | End::Length | End::Embedded(_) => None,
             End::Refused(refusal) => Some(refusal.clone().into()),
-            End::Failed(failure) => Some(Self::Failed(failure.clone())),
+            End::Failed(failure) => Some(failure.clone().into()),
         }
+    }
+
+    /// The same error; where it asks the client to come back, it does so after so many seconds.
+    pub(crate) fn come_back_after(mut self, seconds: impl FnOnce() -> u64) -> Self {
+        match &mut self {
+            Self::Failed { failure, retry_after_s } if failure.retry => *retry_after_s = seconds(),
+            Self::Overloaded { retry_after_s, .. } | Self::Deadline { retry_after_s, .. } => {
+                *retry_after_s = seconds();
+            }
+            _ => {}
+        }
+        self
     }
 
     /// The HTTP status.
@@ -114,8 +132,12 @@ impl ApiError {
             Self::BodyTimeout { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::NotJson => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::Overloaded { .. } => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Failed(failure) if failure.retry => StatusCode::SERVICE_UNAVAILABLE,
-            Self::Failed(_) | Self::BrokenModel { .. } | Self::Internal { .. } => {
+            Self::Deadline { .. } => StatusCode::GATEWAY_TIMEOUT,
+            Self::Failed { failure, .. } if failure.code == DEADLINE_EXCEEDED => {
+                StatusCode::GATEWAY_TIMEOUT
+            }
+            Self::Failed { failure, .. } if failure.retry => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Failed { .. } | Self::BrokenModel { .. } | Self::Internal { .. } => {
                 StatusCode::INTERNAL_SERVER_ERROR
             }
         }
@@ -146,7 +168,8 @@ impl ApiError {
             Self::NoRoute { .. } => Some("unknown_url"),
             Self::Method { .. } => Some("method_not_allowed"),
             Self::Overloaded { .. } => Some("overloaded"),
-            Self::Failed(failure) => Some(failure.code),
+            Self::Failed { failure, .. } => Some(failure.code),
+            Self::Deadline { .. } => Some(DEADLINE_EXCEEDED),
             Self::Internal { .. } => Some("internal_error"),
         }
     }
@@ -173,8 +196,10 @@ impl ApiError {
 
     fn retry_after_s(&self) -> Option<u64> {
         match self {
-            Self::Overloaded { retry_after_s, .. } => Some(*retry_after_s),
-            Self::Failed(failure) if failure.retry => Some(1),
+            Self::Overloaded { retry_after_s, .. } | Self::Deadline { retry_after_s, .. } => {
+                Some(*retry_after_s)
+            }
+            Self::Failed { failure, retry_after_s } => failure.retry.then_some(*retry_after_s),
             _ => None,
         }
     }
@@ -199,7 +224,7 @@ impl ResponseError for ApiError {
 
 impl From<Failure> for ApiError {
     fn from(failure: Failure) -> Self {
-        Self::Failed(failure)
+        Self::Failed { failure, retry_after_s: 1 }
     }
 }
 
@@ -211,9 +236,10 @@ impl From<Refusal> for ApiError {
             RefusalCode::Invalid => {
                 Self::Invalid { param: None, code: Some("invalid_value"), message }
             }
-            RefusalCode::Busy | RefusalCode::Draining | RefusalCode::Deadline => {
+            RefusalCode::Busy | RefusalCode::Draining => {
                 Self::Overloaded { message, retry_after_s: 1 }
             }
+            RefusalCode::Deadline => Self::Deadline { message, retry_after_s: 1 },
         }
     }
 }

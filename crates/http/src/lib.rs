@@ -31,10 +31,11 @@ mod respond;
 mod routes;
 mod server;
 mod streams;
+mod tenants;
 #[cfg(test)]
 mod tests;
 mod watch;
 
-pub use admin::{AdminAnswer, FrontAdmin};
+pub use admin::{AdminAnswer, FrontAdmin, ModelShelf, PullFeed};
 pub use limits::{HttpLimits, RequestLimits, StreamLimits};
 pub use server::{Running, bind};

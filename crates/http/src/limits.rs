@@ -27,8 +27,13 @@ pub struct HttpLimits {
     pub stream_ping: Duration,
     /// How long running answers may go on after a graceful stop was asked for.
     pub shutdown_grace: Duration,
-    /// What a refusal for lack of room names in `Retry-After`.
+    /// The least that a refusal for lack of room names in `Retry-After`, and what it names before
+    /// the pace at which places come free is known.
     pub retry_after_s: u64,
+    /// The most that it names.
+    pub retry_after_max_s: u64,
+    /// API keys and their weights, where keys are to share a busy model by weight.
+    pub key_weights: Vec<(String, u32)>,
     /// Bytes of a worker's log that one admin call may ask for.
     pub log_bytes_max: u64,
     /// Limits of one request.
@@ -75,6 +80,8 @@ impl Default for HttpLimits {
             stream_ping: Duration::from_secs(15),
             shutdown_grace: Duration::from_secs(10),
             retry_after_s: 1,
+            retry_after_max_s: 60,
+            key_weights: Vec::new(),
             log_bytes_max: 16 << 20,
             request: RequestLimits::default(),
             streams: StreamLimits::default(),

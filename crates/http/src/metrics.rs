@@ -1,6 +1,7 @@
 //! What the HTTP side counts, as Prometheus families.
 
 use crate::streams::log::Gone;
+use mlxd_dispatch::Pace;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode_registry;
 use prometheus_client::metrics::counter::Counter;
@@ -9,7 +10,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -75,12 +76,14 @@ pub(crate) struct HttpMetrics {
     in_flight: Gauge,
     places: Arc<Semaphore>,
     places_max: usize,
+    pace: Arc<Pace>,
 }
 
 /// An answer being made: one of the places, counted while it is held.
 #[derive(Debug)]
 pub(crate) struct InFlight {
     gauge: Gauge,
+    pace: Arc<Pace>,
     _place: OwnedSemaphorePermit,
 }
 
@@ -113,6 +116,7 @@ impl HttpMetrics {
             in_flight,
             places: Arc::new(Semaphore::new(streams_max)),
             places_max: streams_max,
+            pace: Arc::default(),
         }
     }
 
@@ -132,11 +136,16 @@ impl HttpMetrics {
         self.request_bytes.inc_by(bytes as u64);
     }
 
-    /// A place for one more answer; the maximum when there is none.
-    pub(crate) fn start_answer(&self) -> Result<InFlight, usize> {
-        let place = self.places.clone().try_acquire_owned().map_err(|_| self.places_max)?;
-        self.in_flight.inc();
-        Ok(InFlight { gauge: self.in_flight.clone(), _place: place })
+    /// A place for one more answer; where there is none, how many there are and when one is
+    /// likely to be free.
+    pub(crate) fn start_answer(&self) -> Result<InFlight, (usize, Option<Duration>)> {
+        let now = Instant::now();
+        let place = self.places.clone().try_acquire_owned();
+        let place = place.map_err(|_| (self.places_max, self.pace.refuse(now)))?;
+        if self.in_flight.inc() == 0 {
+            self.pace.begin(now);
+        }
+        Ok(InFlight { gauge: self.in_flight.clone(), pace: self.pace.clone(), _place: place })
     }
 
     /// All families in the text format, with the closing `# EOF`.
@@ -150,5 +159,6 @@ impl HttpMetrics {
 impl Drop for InFlight {
     fn drop(&mut self) {
         self.gauge.dec();
+        self.pace.end(Instant::now());
     }
 }

@@ -1,5 +1,6 @@
 //! What an admin asks of the front as a whole: its log, its configuration, its deaths.
 
+use crate::pulls::Pulls;
 use crate::reload;
 use crate::source::{LiveModels, Models};
 use mlxd_config::{Config, Environment, Folders, LoadedConfig, Override};
@@ -30,6 +31,7 @@ struct Inner {
     logs: LogFolder,
     models: Arc<LiveModels>,
     dispatch: Dispatch,
+    pulls: Pulls,
 }
 
 /// Answers for one instance. Clones share it.
@@ -47,7 +49,34 @@ impl Administration {
         dispatch: Dispatch,
     ) -> Self {
         let config = Mutex::new(config);
-        Self(Arc::new(Inner { folders, environment, given, config, logs, models, dispatch }))
+        let pulls = Pulls::default();
+        Self(Arc::new(Inner { folders, environment, given, config, logs, models, dispatch, pulls }))
+    }
+
+    /// The configuration at work.
+    pub fn config(&self) -> Config {
+        self.0.config.lock().unwrap_or_else(|poisoned| poisoned.into_inner()).clone()
+    }
+
+    pub fn folders(&self) -> &Folders {
+        &self.0.folders
+    }
+
+    pub fn environment(&self) -> &Environment {
+        &self.0.environment
+    }
+
+    /// Models as the configuration at work names them.
+    pub fn models(&self) -> Arc<Models> {
+        self.0.models.now()
+    }
+
+    pub fn dispatch(&self) -> &Dispatch {
+        &self.0.dispatch
+    }
+
+    pub fn pulls(&self) -> &Pulls {
+        &self.0.pulls
     }
 
     /// Reads the configuration again and says what differs.

@@ -12,8 +12,11 @@ mod exit;
 mod instance;
 mod logging;
 mod managed;
+mod memory;
+mod pulls;
 mod reload;
 mod serve;
+mod shelf;
 mod source;
 mod welcome;
 
@@ -30,7 +33,9 @@ fn main() -> ExitCode {
             serve::run(&serve)
         }
         Subcommand::Demo(demo) => demo::run(&demo),
-        Subcommand::Bench(bench) => mlxd_bench::run(&bench, &bench::Configured).map_err(exit::Failed::run),
+        Subcommand::Bench(bench) => {
+            mlxd_bench::run(&bench, &bench::Configured).map_err(exit::Failed::run)
+        }
         Subcommand::Config { command: ConfigCommand::Check(flags) } => check::check(&flags),
         Subcommand::Config { command: ConfigCommand::Show(flags) } => check::show(&flags),
     };

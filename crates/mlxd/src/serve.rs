@@ -4,6 +4,7 @@ use crate::administration::{Administration, Given};
 use crate::arguments::Serve;
 use crate::exit::Failed;
 use crate::instance::Instance;
+use crate::memory;
 use crate::source::{LiveModels, Models};
 use crate::{check, logging, managed, welcome};
 use actix_web::rt::System;
@@ -93,6 +94,7 @@ async fn serve(
         instance.base_url.clone(),
         dispatch_limits(config),
         crash_folder(config, &instance.folders),
+        memory::keeping(config, &instance.folders),
     );
     let shutdown = CancellationToken::new();
     let tcp = instance.tcp.try_clone().map_err(Failed::run)?;
@@ -236,7 +238,6 @@ fn crash_folder(config: &Config, folders: &Folders) -> CrashFolder {
 
 fn dispatch_limits(config: &Config) -> DispatchLimits {
     DispatchLimits {
-        workers_max: config.workers.workers_max,
         queue_timeout: Duration::from_millis(config.requests.queue_timeout_ms),
         total_timeout: Duration::from_millis(config.requests.total_timeout_ms),
         recovery_timeout: Duration::from_millis(config.requests.recovery_timeout_ms),
@@ -261,6 +262,8 @@ fn limits(config: &Config) -> HttpLimits {
         stream_ping: ms(http.stream_ping_ms),
         shutdown_grace: ms(http.shutdown_grace_ms),
         retry_after_s: http.retry_after_s,
+        retry_after_max_s: http.retry_after_max_s,
+        key_weights: requests.key_weights.clone().into_iter().collect(),
         log_bytes_max: config.log.tail_bytes_max,
         request: RequestLimits {
             model_default: config.models.all.default.clone(),

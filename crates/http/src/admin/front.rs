@@ -1,5 +1,6 @@
 //! What an admin asks of the front as a whole.
 
+use super::ModelShelf;
 use futures_util::future::BoxFuture;
 use mlxd_protocol::admin::{AdminErrorBody, Reread, Why};
 use std::path::PathBuf;
@@ -8,8 +9,8 @@ use std::path::PathBuf;
 pub type AdminAnswer<T> = BoxFuture<'static, Result<T, AdminErrorBody>>;
 
 /// What an admin asks of the front as a whole: its own log, its configuration, what it wrote down
-/// about deaths.
-pub trait FrontAdmin: Send + Sync + 'static {
+/// about deaths, the models on disk.
+pub trait FrontAdmin: ModelShelf {
     /// The front's own log file; `None` when it writes none.
     fn main_log(&self) -> Option<PathBuf>;
 

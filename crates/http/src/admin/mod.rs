@@ -4,8 +4,10 @@ mod bench;
 mod events;
 mod front;
 mod log;
+mod shelf;
 
 pub use front::{AdminAnswer, FrontAdmin};
+pub use shelf::{ModelShelf, PullFeed};
 
 use crate::app::App;
 use crate::backend::Backend;
@@ -49,7 +51,8 @@ pub(crate) fn admin<B: Backend>(config: &mut web::ServiceConfig) {
         .route("/admin/v1/why", get().to(why::<B>))
         .route("/admin/v1/reread", web::post().to(reread::<B>))
         .route("/admin/v1/update", web::post().to(update::<B>))
-        .route("/admin/v1/shutdown", web::post().to(shutdown::<B>));
+        .route("/admin/v1/shutdown", web::post().to(shutdown::<B>))
+        .configure(shelf::routes::<B>);
 }
 
 /// An admin call that was refused.
@@ -73,8 +76,8 @@ impl ResponseError for Refused {
     fn status_code(&self) -> StatusCode {
         match self.0.code.as_str() {
             "bad_request" | "bad_config" => StatusCode::BAD_REQUEST,
-            "unknown_model" | "no_log" => StatusCode::NOT_FOUND,
-            "already_started" | "not_running" => StatusCode::CONFLICT,
+            "unknown_model" | "no_log" | "not_pulling" => StatusCode::NOT_FOUND,
+            "already_started" | "not_running" | "in_use" => StatusCode::CONFLICT,
             "shutting_down" => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         }

@@ -3,7 +3,13 @@
 use crate::error::ApiError;
 use crate::limits::RequestLimits;
 use crate::openai::fields::{Fields, whole, wrong};
+use crate::openai::keep_alive;
+use mlxd_dispatch::KeepAlive;
 use serde_json::Value;
+use std::time::Duration;
+
+/// The longest deadline that a request may name: a day. `total_timeout_ms` bounds it further.
+pub(crate) const DEADLINE_S_MAX: f64 = 86_400.0;
 
 /// The checked part that both kinds of request share. `None` is "not said".
 #[derive(Debug, Clone, PartialEq)]
@@ -16,12 +22,16 @@ pub(crate) struct Common {
     pub(crate) stream: bool,
     /// Whether the stream can be read again, and what becomes of it when nobody reads.
     pub(crate) keep: Option<Keep>,
+    /// How long the model is to stay loaded afterwards.
+    pub(crate) keep_alive: Option<KeepAlive>,
     /// Whether a streamed answer ends with its usage.
     pub(crate) include_usage: bool,
     /// Stop strings, none empty.
     pub(crate) stops: Vec<String>,
     /// Tokens to generate at the most.
     pub(crate) max_tokens: Option<u32>,
+    /// How long the answer may take.
+    pub(crate) deadline: Option<Duration>,
     /// Goes on past the model's end-of-turn tokens, to `max_tokens`: for measuring.
     pub(crate) ignore_eos: bool,
     /// Where the random draws start.
@@ -86,9 +96,11 @@ impl Common {
             n: n as u32,
             stream,
             keep: take_keep(fields, stream)?,
+            keep_alive: keep_alive::take(fields)?,
             include_usage: take_stream_options(fields, stream)?,
             stops: take_stops(fields, limits)?,
             max_tokens: take_max_tokens(fields)?,
+            deadline: take_deadline(fields)?,
             ignore_eos: fields.flag("ignore_eos")?.unwrap_or(false),
             seed: take_seed(fields)?,
             logprobs: None,
@@ -189,6 +201,12 @@ fn take_max_tokens(fields: &mut Fields) -> Result<Option<u32>, ApiError> {
     let newer = fields.integer("max_completion_tokens", range.clone())?;
     let older = fields.integer("max_tokens", range)?;
     Ok(newer.or(older).map(|tokens| tokens as u32))
+}
+
+/// `timeout`, in seconds.
+fn take_deadline(fields: &mut Fields) -> Result<Option<Duration>, ApiError> {
+    let seconds = fields.number("timeout", 0.001..=DEADLINE_S_MAX)?;
+    Ok(seconds.map(Duration::from_secs_f32))
 }
 
 fn take_seed(fields: &mut Fields) -> Result<Option<u64>, ApiError> {

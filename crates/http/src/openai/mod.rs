@@ -5,4 +5,5 @@ pub(crate) mod chat;
 pub(crate) mod common;
 pub(crate) mod completion;
 pub(crate) mod fields;
+pub(crate) mod keep_alive;
 mod messages;

@@ -9,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 use mlxd_dispatch::Entry;
 use std::future::poll_fn;
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// An answer being made. Dropping it cancels what is unfinished.
 #[derive(Debug)]
@@ -87,8 +87,13 @@ impl<T: Tokens> Answer<T> {
         self.choices.iter().all(|choice| choice.finish.is_some())
     }
 
+    /// How long the last of its sequences to begin waited for its turn, as far as it is known.
+    pub(crate) fn queue_wait(&self) -> Option<Duration> {
+        self.choices.iter().filter_map(Choice::queue_wait).max()
+    }
+
     /// Waits for the whole answer.
-    pub(crate) async fn collect(mut self) -> Result<Bytes, ApiError> {
+    pub(crate) async fn collect(&mut self) -> Result<Bytes, ApiError> {
         while !self.is_finished() {
             poll_fn(|cx| self.poll_news(cx)).await;
             if let Some(error) = self.error.take() {

@@ -6,6 +6,7 @@ use crate::respond::logprobs::{LogprobQueue, TokenLogprob};
 use mlxd_dispatch::{End, Entry};
 use mlxd_text::{Decoder, Detokeniser, StopMatcher, Tokenizer};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 /// Prompt tokens that the decoder looks back on.
 const PROMPT_TAIL_TOKENS: usize = 16;
@@ -39,6 +40,7 @@ pub(crate) struct Choice<T> {
     logprobs: Option<LogprobQueue>,
     given_bytes: usize,
     cached_tokens: u32,
+    queue_wait: Option<Duration>,
     /// Text that nobody has taken yet.
     pub(crate) delta: String,
     /// Log-probabilities that nobody has taken yet.
@@ -67,6 +69,7 @@ impl<T: Tokens> Choice<T> {
             logprobs: logprobs.then(|| LogprobQueue::new(tokenizer, tail)),
             given_bytes: 0,
             cached_tokens: 0,
+            queue_wait: None,
             delta: shown_first,
             delta_logprobs: Vec::new(),
             finish: None,
@@ -87,6 +90,7 @@ impl<T: Tokens> Choice<T> {
         scratch.clear();
         let end = ready!(tokens.poll_next(cx, scratch));
         self.cached_tokens = tokens.cached_tokens();
+        self.queue_wait = tokens.queue_wait();
         for entry in scratch.iter() {
             if let Some(queue) = &mut self.logprobs {
                 queue.push(entry);
@@ -166,6 +170,11 @@ impl<T: Tokens> Choice<T> {
     /// Prompt tokens that needed no computing.
     pub(crate) fn cached_tokens(&self) -> u32 {
         self.cached_tokens
+    }
+
+    /// How long its sequence waited for its turn, once that is known.
+    pub(crate) fn queue_wait(&self) -> Option<Duration> {
+        self.queue_wait
     }
 
     /// Whether log-probabilities were asked for.

@@ -5,7 +5,7 @@ use crate::backend::Backend;
 use crate::error::ApiError;
 use crate::metrics::InFlight;
 use crate::openai::answer::{Head, Shape};
-use crate::openai::common::{Common, Keep};
+use crate::openai::common::{Common, DEADLINE_S_MAX, Keep};
 use crate::prepare::{self, Prepared};
 use crate::request_id::{TraceId, random_id};
 use crate::respond::answer::Answer;
@@ -16,12 +16,12 @@ use crate::streams::drive::drive;
 use actix_web::body::MessageBody;
 use actix_web::http::header;
 use actix_web::web::Data;
-use actix_web::{HttpMessage, HttpRequest, HttpResponse};
+use actix_web::{HttpMessage, HttpRequest, HttpResponse, HttpResponseBuilder};
 use mlxd_dispatch::{Job, OpenModel};
 use mlxd_protocol::Priority;
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// A request that is ready to be generated.
 pub(crate) struct Submission {
@@ -35,6 +35,21 @@ pub(crate) struct Submission {
 impl Submission {
     /// Generates and answers, streamed or not.
     pub(crate) async fn respond<B: Backend>(
+        mut self,
+        app: &Data<App<B>>,
+        request: &HttpRequest,
+    ) -> Result<HttpResponse, ApiError> {
+        let model = self.model.id.clone();
+        if self.common.deadline.is_none() {
+            self.common.deadline = deadline_of(request)?;
+        }
+        let outcome = self.respond_now(app, request).await;
+        outcome.map_err(|error| {
+            error.come_back_after(|| app.retry_after_s(app.backend.retry_after(&model)))
+        })
+    }
+
+    async fn respond_now<B: Backend>(
         self,
         app: &Data<App<B>>,
         request: &HttpRequest,
@@ -46,7 +61,9 @@ impl Submission {
         let mut answer = self.start(app, request)?;
         if !stream {
             let body = answer.collect().await?;
-            return Ok(HttpResponse::Ok().content_type("application/json").body(body));
+            let mut response = HttpResponse::Ok();
+            put_queue_wait(&mut response, answer.queue_wait());
+            return Ok(response.content_type("application/json").body(body));
         }
         // The head waits for the first token, so that what fails before it has its own status;
         // but not for so long that the client gives up.
@@ -55,7 +72,8 @@ impl Submission {
         if let (Ok(()), Some(error)) = (first, answer.error.take()) {
             return Err(error);
         }
-        Ok(event_stream(SseBody::new(answer, ping)))
+        let wait = answer.queue_wait();
+        Ok(event_stream(wait, SseBody::new(answer, ping)))
     }
 
     /// Generates a stream that is kept, and answers with its events.
@@ -73,10 +91,10 @@ impl Submission {
         let ping = app.limits.stream_ping;
         let first = tokio::time::timeout(ping, poll_fn(|cx| reader.poll_first(cx))).await;
         if let Ok(Err(error)) = first {
-            app.streams.withdraw(&stream);
             return Err(error);
         }
-        Ok(event_stream(KeptBody::new(trace.0.to_string(), reader, ping)))
+        let wait = stream.queue_wait();
+        Ok(event_stream(wait, KeptBody::new(trace.0.to_string(), reader, ping)))
     }
 
     fn start<B: Backend>(
@@ -88,6 +106,7 @@ impl Submission {
         check_logit_bias(&common, &model)?;
         let trace = trace_of(request);
         let priority = priority_of(request);
+        let tenant = app.tenants.of(request.headers());
         let seed = common.seed.unwrap_or_else(|| fastrand::u64(..));
         let text = &model.text;
         let stop_tokens = match common.ignore_eos {
@@ -113,6 +132,9 @@ impl Submission {
                     logprobs: common.logprobs,
                     embed: None,
                     priority,
+                    keep_alive: common.keep_alive,
+                    tenant,
+                    deadline: common.deadline,
                 })?;
                 choices.push(Choice::new(
                     tokens,
@@ -140,9 +162,14 @@ impl Submission {
     }
 }
 
-/// A response of server-sent events.
-pub(crate) fn event_stream(body: impl MessageBody + 'static) -> HttpResponse {
-    HttpResponse::Ok()
+/// A response of server-sent events. `wait` is how long its sequences waited for their turn.
+pub(crate) fn event_stream(
+    wait: Option<Duration>,
+    body: impl MessageBody + 'static,
+) -> HttpResponse {
+    let mut response = HttpResponse::Ok();
+    put_queue_wait(&mut response, wait);
+    response
         .content_type("text/event-stream; charset=utf-8")
         .insert_header((header::CACHE_CONTROL, "no-cache"))
         // Asks nginx and its like not to collect a stream before passing it on.
@@ -175,6 +202,31 @@ fn check_logit_bias(common: &Common, model: &OpenModel) -> Result<(), ApiError> 
         Some((id, _)) => Err(ApiError::field(
             format!("logit_bias.{id}"),
             format!("'logit_bias' names the token {id}; the model's ids are 0 to {}", size - 1),
+        )),
+    }
+}
+
+fn put_queue_wait(response: &mut HttpResponseBuilder, wait: Option<Duration>) {
+    if let Some(wait) = wait {
+        response.insert_header(("x-queue-wait-ms", wait.as_millis().to_string()));
+    }
+}
+
+/// `X-Request-Timeout-Ms`, or `Request-Timeout-Ms` as newer OpenAI clients send it, for requests
+/// whose body names no `timeout`.
+fn deadline_of(request: &HttpRequest) -> Result<Option<Duration>, ApiError> {
+    let named = |name: &'static str| Some((name, request.headers().get(name)?));
+    let given = named("x-request-timeout-ms").or_else(|| named("request-timeout-ms"));
+    let Some((name, value)) = given else {
+        return Ok(None);
+    };
+    let ms_max = DEADLINE_S_MAX * 1000.0;
+    let ms = value.to_str().ok().and_then(|text| text.trim().parse::<f64>().ok());
+    match ms {
+        Some(ms) if (1.0..=ms_max).contains(&ms) => Ok(Some(Duration::from_secs_f64(ms / 1000.0))),
+        _ => Err(ApiError::field(
+            name,
+            format!("'{name}' must be a number of milliseconds from 1 to {ms_max}"),
         )),
     }
 }

@@ -53,6 +53,7 @@ pub(crate) async fn drive<B: Backend>(
         if !opened && let Some(error) = &answer.error {
             stream.note_stillborn(error.clone());
         } else if !opened {
+            stream.note_queue_wait(answer.queue_wait());
             write_opening(&answer, &mut events);
         }
         opened = true;

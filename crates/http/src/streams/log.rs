@@ -75,6 +75,7 @@ struct State {
     end: Option<Written>,
     /// An error that came before anything else.
     stillborn: Option<ApiError>,
+    queue_wait: Option<Duration>,
     /// Why it does not go on for the readers of now.
     refused: Option<ApiError>,
     gone: Option<Gone>,
@@ -130,6 +131,7 @@ impl Stream {
             bytes: 0,
             end: None,
             stillborn: None,
+            queue_wait: None,
             refused: None,
             gone: None,
             cursors: Vec::new(),
@@ -200,6 +202,16 @@ impl Stream {
         state.wake_readers();
     }
 
+    /// Notes how long the answer's sequences waited for their turn.
+    pub(crate) fn note_queue_wait(&self, wait: Option<Duration>) {
+        self.state().queue_wait = wait;
+    }
+
+    /// How long the answer's sequences waited for their turn, once that is known.
+    pub(crate) fn queue_wait(&self) -> Option<Duration> {
+        self.state().queue_wait
+    }
+
     /// Notes an error that came before anything else, for the one who waits for a status.
     pub(crate) fn note_stillborn(&self, error: ApiError) {
         self.state().stillborn = Some(error);
@@ -214,6 +226,11 @@ impl Stream {
     }
 
     // ---- the registry's side ----
+
+    /// Whether an error came before anything else.
+    pub(crate) fn is_stillborn(&self) -> bool {
+        self.state().stillborn.is_some()
+    }
 
     /// Streams that nobody reads, the finished before the others, then the longest quiet first.
     pub(crate) fn rank(&self) -> Option<(bool, Instant)> {

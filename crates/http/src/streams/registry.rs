@@ -56,8 +56,12 @@ impl Streams {
         keep: Keep,
     ) -> Result<(Arc<Stream>, Reader), ApiError> {
         let mut known = self.known();
-        if known.streams.contains_key(id) {
-            return Err(ApiError::StreamExists { id: id.to_string() });
+        if let Some(old) = known.streams.get(id).cloned() {
+            // One that came to nothing may be tried again under its id.
+            if !old.is_stillborn() {
+                return Err(ApiError::StreamExists { id: id.to_string() });
+            }
+            self.bury(&mut known, &old, Gone::Displaced);
         }
         if known.streams.len() >= self.limits.kept_max && !self.displace_one(&mut known) {
             let max = self.limits.kept_max;

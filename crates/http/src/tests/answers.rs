@@ -183,7 +183,7 @@ async fn an_answer_that_fails_has_a_status() {
             tokio::spawn(async move { post(address, "/v1/chat/completions", &body).await });
         front.sequence().await.end("", died());
         let answer = answer.await.unwrap();
-        assert_eq!((answer.status, answer.header("retry-after")), (503, Some("1")));
+        assert_eq!((answer.status, answer.header("retry-after")), (503, Some("3")));
         assert_eq!(answer.json()["error"]["code"], "worker_died");
         assert_eq!(answer.json()["error"]["type"], "server_error");
     }

@@ -98,6 +98,10 @@ impl Tokens for FakeTokens {
     fn cached_tokens(&self) -> u32 {
         3
     }
+
+    fn queue_wait(&self) -> Option<Duration> {
+        (self.read > 0).then_some(Duration::from_micros(12_700))
+    }
 }
 
 /// How a sequence ends whose worker dies.
@@ -195,6 +199,10 @@ impl Backend for FakeBackend {
         self.start_sequence(tokens.job.clone(), tokens.read)
     }
 
+    fn retry_after(&self, _model: &ModelId) -> Option<Duration> {
+        Some(Duration::from_millis(2500))
+    }
+
     async fn catalog(&self) -> Vec<CatalogEntry> {
         let listed =
             ListedModel { id: MODEL.into(), created_unix_s: 1_700_000_000, owned_by: "org".into() };
@@ -259,7 +267,7 @@ impl Backend for FakeBackend {
 }
 
 /// A front whose own log is `mlxd.log` beside the worker's.
-struct FakeFront(PathBuf);
+pub(super) struct FakeFront(PathBuf);
 
 impl FrontAdmin for FakeFront {
     fn main_log(&self) -> Option<PathBuf> {

@@ -253,14 +253,15 @@ async fn an_abnormal_end_is_repeated() {
 }
 
 #[actix_web::test]
-async fn what_fails_before_its_first_token_has_a_status_and_leaves_nothing() {
+async fn what_fails_before_its_first_token_has_a_status_and_may_be_tried_again() {
     let mut front = Front::start(HttpLimits::default());
     for _ in 0..2 {
         let stream = ask(&front, &resumable()).await;
         front.sequence().await.end("", died());
         let answer = finish(String::new(), stream).await;
         assert_eq!((answer.status, &answer.json()["error"]["code"]), (503, &"worker_died".into()));
-        assert_eq!(get(front.address, PATH).await.status, 404);
+        let again = get(front.address, PATH).await;
+        assert_eq!((again.status, again.body), (503, answer.body), "and again");
     }
     // In the background somebody may come for it later, and is told the same.
     let stream = ask(&front, &background()).await;

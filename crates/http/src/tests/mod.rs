@@ -6,5 +6,7 @@ mod client;
 mod errors;
 mod fake;
 mod kept;
+mod shelf;
 mod streams;
+mod turns;
 mod validation;

@@ -1,0 +1,226 @@
+//! `mlxctl pull`: the pull runs inside mlxd, this shows it.
+//!
+//! Ctrl-C calls it off, as with other model tools, unless somebody else watches it too; what has
+//! come is kept. A terminal that is closed, or a client that is killed, leaves it going on.
+
+use crate::arguments::Pull;
+use crate::client::{Failure, Front, Patience, broken};
+use crate::exit::Exit;
+use crate::lines::Lines;
+use crate::output::{self, harmless};
+use crate::units;
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use mlxd_config::Environment;
+use mlxd_protocol::admin::{PullCall, PullCancelCall, PullStage, PullStatus};
+use std::collections::HashMap;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+
+/// mlxd tells how it goes five times a second.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
+const TICK: Duration = Duration::from_millis(120);
+/// Lines for single files at the most.
+const FILE_BARS_MAX: usize = 8;
+
+/// Begins, joins or calls off a pull.
+pub(crate) async fn pull(front: &Front, arguments: Pull, as_json: bool) -> Result<Exit, Failure> {
+    if arguments.cancel {
+        let status = cancel(front, &arguments.model, true).await?;
+        let line = format!("{}: called off; the next pull goes on from there", status.model);
+        return output::line(&harmless(&line)).map(|()| Exit::Success);
+    }
+    let environment = Environment::of_process();
+    let token = environment.hf_token.as_ref().map(|token| token.reveal().to_owned());
+    let call = PullCall {
+        model: arguments.model.clone(),
+        endpoint: arguments.endpoint.or(environment.hf_endpoint),
+        token,
+        offline: environment.hf_offline,
+    };
+    // Registered before there is anything to call off.
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let patience = Patience::Stream(Some(SILENCE_MAX));
+    let mut response = front.post_stream("/admin/v1/pull", &call, patience).await?;
+    let mut lines = Lines::default();
+    let mut shown = Shown::new(as_json);
+    let mut last: Option<PullStatus> = None;
+    loop {
+        let piece = tokio::select! {
+            piece = response.chunk() => piece.map_err(broken)?,
+            _ = interrupt.recv() => {
+                let status = cancel(front, &arguments.model, false).await?;
+                if status.watchers > 1 {
+                    shown.end();
+                    let others = status.watchers - 1;
+                    let line = format!("{}: goes on, {others} more watch it", status.model);
+                    output::line(&harmless(&line))?;
+                    return Ok(Exit::Generic);
+                }
+                continue;
+            }
+        };
+        let Some(piece) = piece else { break };
+        for line in lines.take(&piece)? {
+            let status: PullStatus = serde_json::from_str(&line).map_err(|error| {
+                Failure::Broken(format!("mlxd's answer is not understood: {error}"))
+            })?;
+            if as_json {
+                output::line(&line)?;
+            }
+            shown.show(&status);
+            last = Some(status);
+        }
+        let is_begun = last.as_ref().is_some_and(|status| status.stage != PullStage::Asking);
+        if arguments.background && is_begun {
+            break;
+        }
+    }
+    shown.end();
+    finish(last, as_json)
+}
+
+async fn cancel(front: &Front, model: &str, force: bool) -> Result<PullStatus, Failure> {
+    let call = PullCancelCall { model: model.to_owned(), force };
+    front.post("/admin/v1/pull/cancel", &call, Patience::Quick).await
+}
+
+/// The last line, and how mlxctl ends.
+fn finish(last: Option<PullStatus>, as_json: bool) -> Result<Exit, Failure> {
+    let Some(status) = last else {
+        return Err(Failure::Broken("mlxd said nothing of the pull".into()));
+    };
+    match (status.stage, status.error) {
+        (_, Some(error)) => Err(Failure::Admin(error)),
+        (PullStage::Done, None) if as_json => Ok(Exit::Success),
+        (PullStage::Done, None) => {
+            let bytes: u64 = status.files.iter().map(|file| file.bytes_total).sum();
+            let commit = status.commit.unwrap_or_default();
+            let commit = commit.get(..7).unwrap_or(&commit);
+            let news = match status.bytes_fetched {
+                0 => "is here already".to_owned(),
+                fetched if fetched == bytes => "pulled".to_owned(),
+                fetched => format!("pulled, {} of it now", units::bytes(fetched)),
+            };
+            let size = match status.files.len() {
+                0 => String::new(),
+                files => format!(", {files} files, {}", units::bytes(bytes)),
+            };
+            let line = format!("{}: {news}{size}, commit {commit}", status.model);
+            output::line(&harmless(&line)).map(|()| Exit::Success)
+        }
+        (stage, None) if stage.is_end() => Err(Failure::Broken("the pull failed".into())),
+        _ => {
+            let line = format!("{}: goes on inside mlxd; `mlxctl list` shows it", status.model);
+            output::line(&harmless(&line)).map(|()| Exit::Success)
+        }
+    }
+}
+
+/// Bars on a terminal, a line for each file elsewhere.
+struct Shown {
+    bars: Option<Bars>,
+    is_silent: bool,
+    finished: Vec<String>,
+    troubles: HashMap<String, String>,
+}
+
+struct Bars {
+    all: MultiProgress,
+    total: ProgressBar,
+    files: HashMap<String, ProgressBar>,
+}
+
+impl Shown {
+    fn new(as_json: bool) -> Self {
+        let bars = (output::is_terminal() && !as_json).then(Bars::new);
+        Self { bars, is_silent: as_json, finished: Vec::new(), troubles: HashMap::new() }
+    }
+
+    fn show(&mut self, status: &PullStatus) {
+        if self.is_silent {
+            return;
+        }
+        if let Some(bars) = &mut self.bars {
+            bars.show(status);
+            return;
+        }
+        for file in &status.files {
+            match &file.trouble {
+                Some(trouble) if self.troubles.get(&file.name) != Some(trouble) => {
+                    eprintln!(
+                        "mlxctl: {}: {}, trying again",
+                        harmless(&file.name),
+                        harmless(trouble)
+                    );
+                    self.troubles.insert(file.name.clone(), trouble.clone());
+                }
+                _ => {}
+            }
+            let is_new = !self.finished.contains(&file.name);
+            if file.bytes_done == file.bytes_total && is_new {
+                let size = units::bytes(file.bytes_total);
+                eprintln!("mlxctl: {}: here, {size}", harmless(&file.name));
+                self.finished.push(file.name.clone());
+            }
+        }
+    }
+
+    fn end(&mut self) {
+        if let Some(bars) = self.bars.take() {
+            // The terminal may be gone; then nobody misses them.
+            let _ = bars.all.clear();
+        }
+    }
+}
+
+impl Bars {
+    fn new() -> Self {
+        let all = MultiProgress::new();
+        let total = all.add(ProgressBar::new(0));
+        total.set_style(style(
+            "{spinner} {msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta}",
+        ));
+        total.enable_steady_tick(TICK);
+        Self { all, total, files: HashMap::new() }
+    }
+
+    fn show(&mut self, status: &PullStatus) {
+        let (bytes_total, bytes_done) = status.bytes();
+        self.total.set_message(match status.stage {
+            PullStage::Asking => "asking".to_owned(),
+            PullStage::Finishing => "finishing".to_owned(),
+            _ => harmless(&status.model),
+        });
+        self.total.set_length(bytes_total);
+        if self.total.position() == 0 && bytes_done > 0 {
+            // What was here before says nothing of the speed.
+            self.total.set_position(bytes_done);
+            self.total.reset_eta();
+        }
+        self.total.set_position(bytes_done);
+        for file in &status.files {
+            let is_under_way = file.bytes_done > 0 && file.bytes_done < file.bytes_total;
+            if !is_under_way && file.trouble.is_none() {
+                if let Some(bar) = self.files.remove(&file.name) {
+                    bar.finish_and_clear();
+                }
+                continue;
+            }
+            if !self.files.contains_key(&file.name) && self.files.len() >= FILE_BARS_MAX {
+                continue;
+            }
+            let bar = self.files.entry(file.name.clone()).or_insert_with(|| {
+                let bar = self.all.add(ProgressBar::new(file.bytes_total));
+                bar.set_style(style("  {bar:30} {bytes}/{total_bytes} {msg}"));
+                bar
+            });
+            bar.set_position(file.bytes_done);
+            let trouble = file.trouble.as_ref().map(|trouble| format!(": {trouble}"));
+            bar.set_message(harmless(&format!("{}{}", file.name, trouble.unwrap_or_default())));
+        }
+    }
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar())
+}

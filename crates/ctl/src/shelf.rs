@@ -1,0 +1,262 @@
+//! `mlxctl list`, `show` and `rm`: models on disk.
+
+use crate::client::{Failure, Front, Patience};
+use crate::exit::Exit;
+use crate::output::{self, harmless};
+use crate::units;
+use mlxd_protocol::admin::{
+    ModelOnDisk, ModelShow, PullStatus, RemoveCall, Removed, Shelf, WorkerState,
+};
+
+/// Every model on disk, and what is being pulled.
+pub(crate) async fn list(front: &Front, as_json: bool) -> Result<Exit, Failure> {
+    let shelf: Shelf = front.get("/admin/v1/models").await?;
+    match as_json {
+        true => output::json(&shelf)?,
+        false => output::piece(&harmless(&table(&shelf)))?,
+    }
+    Ok(Exit::Success)
+}
+
+/// One model on disk.
+pub(crate) async fn show(front: &Front, model: &str, as_json: bool) -> Result<Exit, Failure> {
+    let shown: ModelShow = front.get_about("/admin/v1/show", &[("model", model)]).await?;
+    match as_json {
+        true => output::json(&shown)?,
+        false => output::piece(&harmless(&description(&shown)))?,
+    }
+    Ok(Exit::Success)
+}
+
+/// Deletes models from disk, one after the other; goes on after a refusal.
+pub(crate) async fn remove(
+    front: &Front,
+    models: &[String],
+    force: bool,
+    as_json: bool,
+) -> Result<Exit, Failure> {
+    let mut exit = Exit::Success;
+    let mut removed = Vec::new();
+    for model in models {
+        let call = RemoveCall { model: model.clone(), force };
+        match front.post::<Removed>("/admin/v1/remove", &call, Patience::Slow).await {
+            Ok(done) if as_json => removed.push(done),
+            Ok(done) => output::line(&harmless(&removal(&done)))?,
+            Err(Failure::Admin(body)) => {
+                eprintln!("mlxctl: {}", harmless(&body.message));
+                exit = Exit::Generic;
+            }
+            Err(failure) => return Err(failure),
+        }
+    }
+    if as_json {
+        output::json(&removed)?;
+    }
+    Ok(exit)
+}
+
+fn removal(done: &Removed) -> String {
+    let mut line = format!("{}: removed, {} freed", done.model, units::bytes(done.freed_bytes));
+    if done.shared_bytes > 0 {
+        let shared = units::bytes(done.shared_bytes);
+        line.push_str(&format!(", {shared} stay for another revision"));
+    }
+    if !done.stopped.is_empty() {
+        line.push_str(&format!(", stopped {}", done.stopped.join(", ")));
+    }
+    line
+}
+
+fn table(shelf: &Shelf) -> String {
+    let head = ["MODEL", "KIND", "FORM", "PARAMS", "SIZE", "STATE"].map(str::to_owned);
+    let mut rows = vec![head];
+    rows.extend(shelf.models.iter().map(row));
+    let widths: Vec<usize> = (0..rows[0].len())
+        .map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0))
+        .collect();
+    let mut text = String::new();
+    for row in &rows {
+        let cells = row.iter().zip(&widths).enumerate().map(|(column, (cell, width))| {
+            // Numbers end below each other.
+            if column == 3 || column == 4 {
+                format!("{cell:>width$}")
+            } else {
+                format!("{cell:<width$}")
+            }
+        });
+        text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
+        text.push('\n');
+    }
+    text.extend(shelf.pulls.iter().map(pull));
+    text
+}
+
+fn row(model: &ModelOnDisk) -> [String; 6] {
+    [
+        model.name.clone(),
+        model.architecture.clone(),
+        model.quantization.clone(),
+        model.parameters.map(parameters).unwrap_or_default(),
+        units::bytes(model.bytes),
+        match model.state {
+            WorkerState::Stopped => String::new(),
+            state => state.name().to_owned(),
+        },
+    ]
+}
+
+fn pull(status: &PullStatus) -> String {
+    let (total, done) = status.bytes();
+    let share = (done * 100).checked_div(total).unwrap_or(0);
+    format!(
+        "{}: being pulled, {share} %, {} of {}\n",
+        status.model,
+        units::bytes(done),
+        units::bytes(total)
+    )
+}
+
+fn description(shown: &ModelShow) -> String {
+    let model = &shown.model;
+    let mut lines = vec![("model", model.name.clone())];
+    let mut add = |name: &'static str, value: Option<String>| {
+        lines.extend(value.map(|value| (name, value)));
+    };
+    add("aliases", (!shown.aliases.is_empty()).then(|| shown.aliases.join(", ")));
+    add("architecture", Some(model.architecture.clone()));
+    add("parameters", model.parameters.map(parameters));
+    add("quantization", Some(model.quantization.clone()));
+    add("context", shown.context_tokens.map(|tokens| format!("{tokens} tokens")));
+    add("takes", Some(shown.modalities.join(", ")));
+    add("chat template", Some(if shown.chat { "yes" } else { "no" }.to_owned()));
+    add("needs", Some(needs(shown)));
+    add("licence", Some(shown.licence.clone().unwrap_or_else(|| "its card names none".into())));
+    add("state", Some(model.state.name().to_owned()));
+    add("commit", shown.commit.clone());
+    add("folder", Some(format!("{} ({})", shown.folder, model.source)));
+    let width = lines.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    lines.iter().map(|(name, value)| format!("{name:<width$}  {value}\n")).collect()
+}
+
+fn needs(shown: &ModelShow) -> String {
+    let weights = units::bytes(shown.weight_bytes);
+    match shown.kv_bytes_per_token {
+        Some(bytes) => {
+            format!(
+                "{weights} for its weights, {} for each 1,000 tokens",
+                units::bytes(bytes * 1000)
+            )
+        }
+        None => format!("{weights} for its weights"),
+    }
+}
+
+/// As in models' names: `0.6B`, `30.5B`, `494M`.
+fn parameters(count: u64) -> String {
+    match count {
+        1_000_000_000.. => format!("{:.1}B", count as f64 / 1e9),
+        1_000_000.. => format!("{:.0}M", count as f64 / 1e6),
+        _ => format!("{:.0}k", count as f64 / 1e3),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mlxd_protocol::admin::{PullFileStatus, PullStage};
+
+    fn model(name: &str, state: WorkerState) -> ModelOnDisk {
+        ModelOnDisk {
+            name: name.into(),
+            bytes: 335_000_000,
+            architecture: "qwen3".into(),
+            quantization: "4-bit g64".into(),
+            parameters: Some(596_000_000),
+            created_unix_s: 0,
+            state,
+            source: "hub".into(),
+        }
+    }
+
+    #[test]
+    fn the_list_shows_what_is_here_and_what_comes() {
+        let file = PullFileStatus {
+            name: "x".into(),
+            bytes_total: 4_000_000,
+            bytes_done: 1_000_000,
+            trouble: None,
+        };
+        let pulls = vec![PullStatus {
+            model: "org/new".into(),
+            stage: PullStage::Fetching,
+            commit: None,
+            files: vec![file],
+            bytes_fetched: 0,
+            elapsed_ms: 0,
+            watchers: 0,
+            folder: None,
+            error: None,
+        }];
+        let models = vec![model("a/b", WorkerState::Running), model("m", WorkerState::Stopped)];
+        assert_eq!(
+            table(&Shelf { models, pulls }),
+            "\
+MODEL  KIND   FORM       PARAMS    SIZE  STATE
+a/b    qwen3  4-bit g64    596M  335 MB  RUNNING
+m      qwen3  4-bit g64    596M  335 MB
+org/new: being pulled, 25 %, 1.0 MB of 4.0 MB
+"
+        );
+    }
+
+    #[test]
+    fn one_model_in_full() {
+        let shown = ModelShow {
+            model: model("a/b", WorkerState::Stopped),
+            folder: "/c".into(),
+            commit: None,
+            context_tokens: Some(40960),
+            weight_bytes: 335_000_000,
+            kv_bytes_per_token: Some(114_688),
+            licence: Some("apache-2.0".into()),
+            modalities: vec!["text".into(), "image".into()],
+            chat: true,
+            aliases: vec!["small".into()],
+        };
+        assert_eq!(
+            description(&shown),
+            "\
+model          a/b
+aliases        small
+architecture   qwen3
+parameters     596M
+quantization   4-bit g64
+context        40960 tokens
+takes          text, image
+chat template  yes
+needs          335 MB for its weights, 115 MB for each 1,000 tokens
+licence        apache-2.0
+state          STOPPED
+folder         /c (hub)
+"
+        );
+    }
+
+    #[test]
+    fn a_removal_tells_what_stays() {
+        let done = Removed {
+            model: "a/b@v1".into(),
+            freed_bytes: 2_000_000,
+            shared_bytes: 1_000_000,
+            stopped: vec!["a/b".into()],
+        };
+        assert_eq!(
+            removal(&done),
+            "a/b@v1: removed, 2.0 MB freed, 1.0 MB stay for another revision, stopped a/b"
+        );
+        assert_eq!(
+            [parameters(30_530_000_000), parameters(494_000_000), parameters(9_000)],
+            ["30.5B", "494M", "9k"]
+        );
+    }
+}
