@@ -2,7 +2,9 @@
 //! has used.
 
 mod process;
+mod steady;
 mod streams;
 
 pub use process::{CpuTimes, Memory};
+pub use steady::{Asked, Interval, Steady};
 pub use streams::{Ages, Counted, STREAMS, Streams};

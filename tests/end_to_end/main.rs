@@ -1,5 +1,6 @@
 //! The whole program from outside.
 
+mod bench;
 mod chaos;
 mod curl;
 mod demo_answers;
@@ -14,6 +15,7 @@ mod openai_client;
 mod processes;
 mod replay;
 mod replay_bounds;
+mod replay_mlx;
 mod resume;
 #[cfg(target_os = "linux")]
 mod systemd;

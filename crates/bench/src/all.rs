@@ -3,7 +3,10 @@
 use crate::report::{Report, Written, write_json};
 use crate::session::{Benchmark, Session, print};
 use crate::target::ServerFlags;
-use crate::{Front, batch, detok, llm, overhead, serve, single, stream};
+use crate::{
+    Front, attention, bandwidth, batch, detok, forward, llm, memory, overhead, serve, single,
+    stream,
+};
 use anyhow::Context;
 use clap::{Args, Command};
 use std::fmt::Write;
@@ -72,7 +75,11 @@ async fn measure(
     one::<stream::Arguments>(arguments, session, outcome).await?;
     one::<serve::Arguments>(arguments, session, outcome).await?;
     one::<overhead::Arguments>(arguments, session, outcome).await?;
-    one::<detok::Arguments>(arguments, session, outcome).await
+    one::<detok::Arguments>(arguments, session, outcome).await?;
+    one::<bandwidth::Arguments>(arguments, session, outcome).await?;
+    one::<attention::Arguments>(arguments, session, outcome).await?;
+    one::<memory::Arguments>(arguments, session, outcome).await?;
+    one::<forward::Arguments>(arguments, session, outcome).await
 }
 
 /// Runs a benchmark with its defaults. A failure of it is noted and the others go on; a server
@@ -164,13 +171,19 @@ fn write(page: &Path, outcome: &Outcome) -> anyhow::Result<()> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::plot::Plot;
     use crate::report::Subject;
     use crate::table::Table;
-    use clap::FromArgMatches;
     use serde_json::json;
+
+    /// A benchmark's arguments from its flags.
+    pub(crate) fn arguments<A: Args>(line: &[&str]) -> A {
+        let command = A::augment_args(Command::new("bench"));
+        let matches = command.try_get_matches_from([&["bench"], line].concat()).expect("flags");
+        A::from_arg_matches(&matches).expect("arguments")
+    }
 
     #[test]
     fn a_page_has_tables_pictures_and_what_failed() {
@@ -196,17 +209,13 @@ mod tests {
 
     #[test]
     fn what_is_shared_is_passed_on() {
-        let all = |line: &[&str]| {
-            let command = Arguments::augment_args(Command::new("all"));
-            let matches = command.try_get_matches_from([&["all"], line].concat()).expect("flags");
-            Arguments::from_arg_matches(&matches).expect("arguments")
-        };
-        let quick = all(&["--quick", "--model", "m", "--url", "http://a:1"]);
+        let quick = arguments::<Arguments>(&["--quick", "--model", "m", "--url", "http://a:1"]);
         let serve = defaults::<serve::Arguments>(&quick).expect("its arguments");
         assert!(serve.output().quick);
         assert_eq!(serve.server().model.as_deref(), Some("m"));
         assert_eq!(serve.server().url.as_deref(), Some("http://a:1"));
-        let detok = defaults::<detok::Arguments>(&all(&["--config", "c.toml"])).expect("its own");
+        let detok =
+            defaults::<detok::Arguments>(&arguments(&["--config", "c.toml"])).expect("its own");
         assert!(!detok.output().quick);
     }
 }

@@ -42,8 +42,8 @@ impl Benchmark for Arguments {
 
     async fn measure(&self, session: &mut Session<'_>) -> anyhow::Result<Report> {
         let iterations = if self.output.quick { 3 } else { self.iterations };
-        let folder = session.front.model_folder(self.local.config.as_deref(), &self.local.model)?;
-        let tokenizer = Tokenizer::load(&folder)?;
+        let model = session.front.model(self.local.config.as_deref(), &self.local.model)?;
+        let tokenizer = Tokenizer::load(&model.folder)?;
         let ids = ids(&tokenizer, SEQUENCES[SEQUENCES.len() - 1].1)?;
         let mut report = Report::new(
             Self::NAME,

@@ -12,12 +12,17 @@
 //! program links none.
 
 mod all;
+mod attention;
+mod bandwidth;
 mod batch;
 mod client;
 mod compare;
 mod detok;
+mod fit;
+mod forward;
 mod llm;
 mod machine;
+mod memory;
 mod overhead;
 mod plot;
 mod prompts;
@@ -31,18 +36,35 @@ mod stream;
 mod table;
 mod target;
 mod volley;
+mod worker;
 
 use clap::{Args, Subcommand};
+use mlxd_protocol::LoadSpec;
 use session::show;
 use std::path::{Path, PathBuf};
 
+/// A model's files and how a worker would load them.
+#[derive(Debug, Clone)]
+pub struct LocalModel {
+    /// With `config.json` and `tokenizer.json`.
+    pub folder: PathBuf,
+    /// What a worker would be told.
+    pub load: LoadSpec,
+}
+
 /// What only the front can tell: it knows the configuration.
 pub trait Front {
-    /// The folder of a model, as a request for it would find it.
+    /// A model, as a request for it would find it.
     ///
     /// # Errors
     /// When there is no such model, or the configuration is wrong.
-    fn model_folder(&self, config: Option<&Path>, model: &str) -> anyhow::Result<PathBuf>;
+    fn model(&self, config: Option<&Path>, name: &str) -> anyhow::Result<LocalModel>;
+
+    /// The program that workers run.
+    ///
+    /// # Errors
+    /// When the configuration is wrong.
+    fn worker_program(&self, config: Option<&Path>) -> anyhow::Result<PathBuf>;
 
     /// Where a running mlxd of this user says how to reach it, `mlxd.json`.
     fn card(&self) -> Option<PathBuf>;
@@ -71,7 +93,15 @@ enum Table {
     Overhead(overhead::Arguments),
     /// Decoding tokens to text: token by token against streaming, and making a decoder.
     Detok(detok::Arguments),
-    /// Everything of this list but `compare`, on one page with pictures.
+    /// How fast memory is, at 100 MB to 4 GB, and which share of what the chip could.
+    Bandwidth(bandwidth::Arguments),
+    /// Attention written out against MLX's fused one, at 128 to 8192 tokens.
+    Attention(attention::Arguments),
+    /// What a sequence takes in memory, by its length.
+    Memory(memory::Arguments),
+    /// Whole forward passes a second, by length.
+    Forward(forward::Arguments),
+    /// The tables above on one page with pictures.
     All(all::Arguments),
     /// Two reports of one benchmark side by side.
     Compare(compare::Arguments),
@@ -92,6 +122,10 @@ pub fn run(arguments: &Arguments, front: &dyn Front) -> anyhow::Result<()> {
             Table::Serve(arguments) => show(arguments, front).await,
             Table::Overhead(arguments) => show(arguments, front).await,
             Table::Detok(arguments) => show(arguments, front).await,
+            Table::Bandwidth(arguments) => show(arguments, front).await,
+            Table::Attention(arguments) => show(arguments, front).await,
+            Table::Memory(arguments) => show(arguments, front).await,
+            Table::Forward(arguments) => show(arguments, front).await,
             Table::All(arguments) => all::run(arguments, front).await,
             Table::Compare(arguments) => compare::run(arguments),
         }

@@ -142,6 +142,7 @@ impl Report {
         let machine = &self.machine;
         let memory = machine.memory_bytes as f64 / f64::from(1 << 30);
         parts.push(format!("{}, {} cores, {memory:.0} GiB", machine.chip, machine.cores));
+        parts.extend(machine.device.clone());
         parts.push(machine.os.clone());
         parts.push(format!("mlxd {}", self.versions.mlxd));
         parts.extend(self.versions.mlx.as_ref().map(|mlx| format!("MLX {mlx}")));

@@ -143,6 +143,11 @@ impl FaultKind {
         matches!(self, Self::Stop | Self::Hang)
     }
 
+    /// Whether the worker ends by it a while later, when it comes to it.
+    pub(super) fn is_asked(self) -> bool {
+        matches!(self, Self::EngineFault | Self::Panic | Self::OutOfMemory)
+    }
+
     /// Whether an admin stops the worker by it.
     pub(super) fn stops(self) -> bool {
         matches!(self, Self::Unload | Self::Reload)
@@ -240,8 +245,9 @@ fn inject(world: &World, model: usize, kind: FaultKind, pid: Pid, random: &mut R
     }
 }
 
-/// From now on the system refuses the process any more memory.
-fn leave_no_memory(pid: Pid) {
+/// From now on the system refuses the process any more memory. Linux alone can do that to a process
+/// that runs.
+pub fn leave_no_memory(pid: Pid) {
     let mut limit = Command::new("prlimit");
     limit.args(["--pid", &pid.to_string(), "--data=1:"]).stderr(Stdio::null());
     // Fails when the process has ended meanwhile.

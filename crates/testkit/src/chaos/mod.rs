@@ -10,7 +10,7 @@ mod report;
 mod requests;
 mod verdict;
 
-pub use faults::FaultKind;
+pub use faults::{FaultKind, leave_no_memory};
 pub use report::ChaosReport;
 
 use crate::{FrontConfig, FrontProcess, ModelFolder, Script, until};

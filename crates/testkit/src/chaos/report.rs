@@ -29,8 +29,8 @@ pub struct ChaosReport {
     pub took: Duration,
     /// Faults injected, by kind.
     pub faults: BTreeMap<FaultKind, u64>,
-    /// Ends of workers, asked for or not.
-    pub worker_ends: u64,
+    /// Ends of workers, asked for or not, by how.
+    pub worker_ends: BTreeMap<String, u64>,
     /// Requests, and how many of them were streams.
     pub requests: u64,
     /// See `requests`.
@@ -120,7 +120,6 @@ pub(super) fn sum_up(
 ) -> ChaosReport {
     let mut report = ChaosReport {
         took,
-        worker_ends: deaths.all.len() as u64,
         health_asked: health.asked,
         health_slowest: health.slowest,
         unexplained: health.failed + deaths.missed + left_over.len() as u64,
@@ -129,6 +128,9 @@ pub(super) fn sum_up(
     report.details = left_over;
     for done in disturbances {
         *report.faults.entry(done.kind).or_default() += 1;
+    }
+    for (.., how) in &deaths.all {
+        *report.worker_ends.entry(how.clone()).or_default() += 1;
     }
     for record in records {
         let verdict = judge(record, plan.request_deaths_max, deaths, disturbances);
@@ -143,21 +145,32 @@ pub(super) fn sum_up(
         let readers = records.iter().filter(|record| {
             record.model == done.model && !matches!(record.ask.manner, Manner::Slow { .. })
         });
-        recoveries.extend(readers.filter_map(|record| recovery(&record.read_at, done.at)));
+        let Some(death) = death_by(done, deaths) else { continue };
+        // The engine carries out what it is asked to at its next step.
+        let from = if done.kind.is_asked() { death } else { done.at };
+        recoveries.extend(readers.filter_map(|record| recovery(&record.read_at, from, death)));
     }
     report.recoveries.values_mut().for_each(|times| times.sort_unstable());
     report
 }
 
-/// From a death to the next event of a stream that was in the middle of its answer.
-fn recovery(read_at: &[Instant], death: Instant) -> Option<Duration> {
+/// When the worker ended by a fault.
+fn death_by(done: &Disturbance, deaths: &Deaths) -> Option<Instant> {
+    let fate = done.began_ms..=done.ended_ms + FATE_MS;
+    let mut ends =
+        deaths.all.iter().filter(|(model, at, _)| *model == done.model && fate.contains(at));
+    ends.next().map(|(_, at, _)| done.at + Duration::from_millis(at - done.began_ms))
+}
+
+/// From `from` to the first event after a death of a stream that was in the middle of its answer.
+fn recovery(read_at: &[Instant], from: Instant, death: Instant) -> Option<Duration> {
     let silences = read_at.windows(2).filter(|pair| {
         let [before, after] = pair else { return false };
         *after > death && *before <= death + SILENCE_BEGINS && *after - *before >= SILENCE_MIN
     });
     let longest = silences.max_by_key(|pair| pair[1] - pair[0])?;
-    read_at.first().filter(|first| **first < death)?;
-    Some(longest[1] - death)
+    read_at.first().filter(|first| **first < from)?;
+    Some(longest[1] - from)
 }
 
 /// Ends of workers for which there is no fault: each fault accounts for one.
@@ -184,6 +197,10 @@ fn percentile(sorted: &[Duration], percent: usize) -> Duration {
     sorted.get(place).copied().unwrap_or_default()
 }
 
+fn counts(of: &BTreeMap<String, u64>) -> String {
+    of.iter().map(|(what, count)| format!("{what} {count}")).collect::<Vec<_>>().join(", ")
+}
+
 fn times(name: &str, sorted: &[Duration]) -> String {
     format!(
         "{name:<24}p50 {} ms, p99 {} ms, longest {} ms ({} streams)",
@@ -199,15 +216,20 @@ impl fmt::Display for ChaosReport {
         let by_kind: Vec<String> =
             self.faults.iter().map(|(kind, count)| format!("{kind:?} {count}")).collect();
         let explained: u64 = self.explained.values().sum();
-        let by_code: Vec<String> =
-            self.explained.iter().map(|(code, count)| format!("{code} {count}")).collect();
+        let by_code = counts(&self.explained);
+        let ends: u64 = self.worker_ends.values().sum();
         writeln!(f, "{:<24}{:.0?}", "time", self.took)?;
         writeln!(f, "{:<24}{} ({})", "faults injected", self.faults_total(), by_kind.join(", "))?;
-        writeln!(f, "{:<24}{}", "worker ends", self.worker_ends)?;
+        writeln!(
+            f,
+            "{:<24}{}",
+            "worker ends",
+            format_args!("{ends} ({})", counts(&self.worker_ends))
+        )?;
         writeln!(f, "{:<24}{} ({} streams)", "requests", self.requests, self.streams)?;
         writeln!(f, "{:<24}{} slow, {} left", "clients", self.slow, self.left)?;
         writeln!(f, "{:<24}{}", "equal to their twin", self.complete)?;
-        writeln!(f, "{:<24}{explained} ({})", "explained errors", by_code.join(", "))?;
+        writeln!(f, "{:<24}{explained} ({})", "explained errors", by_code)?;
         writeln!(f, "{:<24}{}", "lost", self.lost)?;
         writeln!(f, "{:<24}{}", "duplicated", self.duplicated)?;
         writeln!(f, "{:<24}{}", "clean but truncated", self.truncated)?;
