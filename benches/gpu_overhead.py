@@ -83,7 +83,8 @@ def make(config, folder):
 
     def packed(path, rows, columns, spread=1.0):
         if dense:
-            weights[f"{path}.weight"] = mx.random.normal((rows, columns)) * spread / columns**0.5
+            normal = mx.random.normal((rows, columns)) * spread / columns**0.5
+            weights[f"{path}.weight"] = normal.astype(dtype)
             return
         low, high = mx.random.randint(0, 1 << 16, (2, rows, columns * bits // 32)).astype(mx.uint32)
         weights[f"{path}.weight"] = low | (high << 16)

@@ -1,19 +1,24 @@
 //! The engine in a bare loop, timed: one JSON object on standard output.
 //!
 //! `cargo run --release -p mlxd-models --example direct_loop -- FOLDER
-//! [--layout qkv+gate_up+compile+fuse] [--prompt 40] [--new 50,100,200] [--runs 5] [--logits FILE --force 1,2,3]`
+//! [--layout qkv+gate_up+compile+fuse] [--prompt 40] [--new 50,100,200] [--runs 5] [--rows 1,5,16]
+//! [--logits FILE --force 1,2,3] [--apart 16]`
 //!
 //! `--layout` replaces what was measured best for the device. `--logits` writes the logits
 //! of the prompt's last token and of each forced token, little-endian float32. The prompt is
 //! `13, 7932, 15851, …`: token `i` is `(7919 i + 13)` modulo the vocabulary.
-//! `benches/gpu_overhead.py` runs this beside mlx-lm.
+//! `--rows` times as many sequences at once, by the last of `--new`. Row `r` of them has the prompt's
+//! tokens plus `101 r`. `--apart N` says how far logits of N rows that are decoded together are from
+//! what each row gets alone. `benches/gpu_overhead.py` and `benches/gpu_batch.py` run this beside
+//! mlx-lm.
 
 use std::error::Error;
 use std::path::PathBuf;
+use std::time::Instant;
 
-use mlxd_engine::{Engine, bench_direct};
-use mlxd_models::{Layout, load_with_layout};
-use mlxd_protocol::{BenchSpec, DeviceChoice, LoadSpec};
+use mlxd_engine::{Engine, SeqId, SeqSpec, bench_direct};
+use mlxd_models::{Layout, MlxEngine, load_with_layout};
+use mlxd_protocol::{BenchSpec, DeviceChoice, LoadSpec, Sampling};
 use serde_json::json;
 
 /// Tokens of a prompt run at once, as many as mlx-lm's loop takes.
@@ -27,6 +32,8 @@ struct Arguments {
     runs: u32,
     logits: Option<PathBuf>,
     force: Vec<u32>,
+    rows: Vec<u32>,
+    apart: Option<u32>,
 }
 
 fn numbers(text: &str) -> Result<Vec<u32>, std::num::ParseIntError> {
@@ -60,6 +67,8 @@ fn arguments() -> Result<Arguments, Box<dyn Error>> {
         runs: 5,
         logits: None,
         force: Vec::new(),
+        rows: Vec::new(),
+        apart: None,
     };
     while let Some(name) = given.next() {
         let mut value = || given.next().ok_or(format!("{name} needs a value"));
@@ -70,6 +79,8 @@ fn arguments() -> Result<Arguments, Box<dyn Error>> {
             "--runs" => parsed.runs = value()?.parse()?,
             "--logits" => parsed.logits = Some(value()?.into()),
             "--force" => parsed.force = numbers(&value()?)?,
+            "--rows" => parsed.rows = numbers(&value()?)?,
+            "--apart" => parsed.apart = Some(value()?.parse()?),
             other => return Err(format!("unknown argument {other}").into()),
         }
     }
@@ -84,7 +95,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         prefill_chunk_tokens: CHUNK_TOKENS,
         prefill_chunk_tokens_busy: CHUNK_TOKENS,
         context_tokens_max: None,
-        running_max: 1,
+        running_max: arguments.rows.iter().copied().chain(arguments.apart).max().unwrap_or(1),
         queued_max: 1,
         parked_max: 0,
         ageing_ms: 0,
@@ -96,6 +107,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let vocab = u64::from(engine.info().vocab_size);
     let token = |index: u32| ((u64::from(index) * 7919 + 13) % vocab) as u32;
     let prompt: Vec<u32> = (0..arguments.prompt).map(token).collect();
+    let prompt_of = |row: u32| -> Vec<u32> {
+        let moved = |token: &u32| ((u64::from(*token) + 101 * u64::from(row)) % vocab) as u32;
+        prompt.iter().map(moved).collect()
+    };
     if let Some(path) = arguments.logits {
         let rows = engine.logits_along(&prompt, &arguments.force)?;
         let bytes: Vec<u8> = rows.iter().flatten().flat_map(|logit| logit.to_le_bytes()).collect();
@@ -103,6 +118,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
     let mut legs = serde_json::Map::new();
     let mut tokens = Vec::new();
+    let leg_tokens = arguments.new.last().copied().unwrap_or(0);
     for new_tokens in arguments.new {
         let spec =
             BenchSpec { prompt: prompt.clone(), new_tokens, warmup_runs: 1, runs: arguments.runs };
@@ -113,13 +129,90 @@ fn main() -> Result<(), Box<dyn Error>> {
         );
         tokens = leg.tokens;
     }
+    let new = leg_tokens;
+    let mut together = serde_json::Map::new();
+    for rows in arguments.rows {
+        let prompts: Vec<Vec<u32>> = (0..rows).map(prompt_of).collect();
+        let runs: Result<Vec<[f64; 2]>, _> =
+            (0..=arguments.runs).map(|_| crowd(&mut engine, &prompts, new)).collect();
+        together.insert(rows.to_string(), json!(runs?[1..]));
+    }
+    let apart = match arguments.apart {
+        Some(rows) => Some(apart(&engine, (0..rows).map(prompt_of).collect(), &tokens)?),
+        None => None,
+    };
     let memory = engine.memory();
     println!(
         "{}",
         json!({
             "info": engine.info(), "legs": legs, "tokens": tokens,
+            "together": together, "apart": apart,
             "active_bytes": memory.active, "peak_bytes": memory.peak,
         })
     );
     Ok(())
+}
+
+/// Seconds that `new` greedy tokens for each of `prompts` take: in all, and without the prompts.
+fn crowd(
+    engine: &mut MlxEngine,
+    prompts: &[Vec<u32>],
+    new: u32,
+) -> Result<[f64; 2], Box<dyn Error>> {
+    let begun = Instant::now();
+    let rows: Vec<SeqId> =
+        (0..prompts.len() as u64).map(|row| SeqId(SeqId::MEASURED.0 + (1 << 32) + row)).collect();
+    for (seq, prompt) in rows.iter().zip(prompts) {
+        let spec = SeqSpec {
+            tokens: prompt.clone(),
+            prompt_len: prompt.len(),
+            sampling: Sampling::default(),
+            logprobs: None,
+            capacity: prompt.len() + new as usize,
+        };
+        engine.open(*seq, spec).map_err(|refusal| refusal.message)?;
+        while engine.prefill(*seq, CHUNK_TOKENS as usize)? > 0 {}
+    }
+    let filled = Instant::now();
+    let mut read = Vec::new();
+    let mut submitted = 0;
+    for collected in 0..new {
+        while submitted < new && ((submitted - collected) as usize) < engine.depth() {
+            engine.submit(&rows)?;
+            submitted += 1;
+        }
+        read.clear();
+        engine.collect(&mut read)?;
+    }
+    let seconds = [begun.elapsed().as_secs_f64(), filled.elapsed().as_secs_f64()];
+    rows.into_iter().for_each(|seq| engine.close(seq));
+    Ok(seconds)
+}
+
+/// Root mean square distance of logits of rows decoded together from those of each row alone, in
+/// standard deviations; prompts are cut to different lengths.
+fn apart(
+    engine: &MlxEngine,
+    prompts: Vec<Vec<u32>>,
+    forced: &[u32],
+) -> Result<f64, Box<dyn Error>> {
+    let cut = |(row, prompt): (usize, Vec<u32>)| {
+        let length = prompt.len() - row % prompt.len().min(8);
+        (prompt[..length].to_vec(), forced[..forced.len().min(8)].to_vec())
+    };
+    let given: Vec<_> = prompts.into_iter().enumerate().map(cut).collect();
+    let together = engine.logits_together(&given)?;
+    let (mut square, mut sum, mut squares, mut count) = (0.0, 0.0, 0.0, 0.0);
+    for ((prompt, forced), ours) in given.iter().zip(together) {
+        let single = engine.logits_along(prompt, forced)?;
+        for (a, b) in ours.iter().flatten().zip(single.iter().flatten()) {
+            let (a, b) = (f64::from(*a), f64::from(*b));
+            square += (a - b) * (a - b);
+            sum += b;
+            squares += b * b;
+            count += 1.0;
+        }
+    }
+    let mean: f64 = sum / count;
+    Ok((square / count).sqrt() / (squares / count - mean * mean).sqrt())
 }

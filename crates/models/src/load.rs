@@ -110,7 +110,8 @@ pub fn load_with_layout(
     // On the CPU evaluation blocks, and a step built on an unread one would copy the KV.
     let depth = if backend.is_gpu() { 2 } else { 1 };
     let mut engine = MlxEngine::new(model, info, depth, spec.deterministic);
-    warm_up(&mut engine).map_err(|reason| LoadFault {
+    let crowds = if backend.is_gpu() { crowds(spec.running_max as usize) } else { Vec::new() };
+    warm_up(&mut engine, &crowds).map_err(|reason| LoadFault {
         kind: LoadFaultKind::Engine,
         message: format!("the model is loaded but does not run: {reason}"),
     })?;
@@ -137,8 +138,14 @@ fn default_layout(backend: Backend) -> Layout {
     Layout { join_qkv: gpu, join_gate_up: gpu, compile: gpu, fuse_decode: backend == Backend::Cuda }
 }
 
-/// Runs what requests will run, so that the first of them does not wait for kernels.
-fn warm_up(engine: &mut MlxEngine) -> Result<(), String> {
+/// Numbers of rows that between them need every kernel that steps of up to `running` rows need.
+fn crowds(running: usize) -> Vec<usize> {
+    [2, 9, 17].into_iter().filter(|rows| *rows <= running).collect()
+}
+
+/// Runs what requests will run, alone and in each of these crowds, so that the first of them does
+/// not wait for kernels.
+fn warm_up(engine: &mut MlxEngine, crowds: &[usize]) -> Result<(), String> {
     let context = engine.info().context_tokens as usize;
     let sampled = Sampling {
         temperature: 1.0,
@@ -161,8 +168,24 @@ fn warm_up(engine: &mut MlxEngine) -> Result<(), String> {
             capacity: prompt + steps,
         };
         engine.open(seq, spec).map_err(|refusal| refusal.message)?;
-        let ran = drive(engine, seq, prompt, steps);
+        let ran = drive(engine, &[seq], prompt, steps);
         engine.close(seq);
+        ran.map_err(|fault| fault.to_string())?;
+    }
+    for &rows in crowds.iter().filter(|_| context > 2) {
+        let rows: Vec<SeqId> = (0..rows as u64).map(|row| SeqId(u64::MAX - row)).collect();
+        for seq in &rows {
+            let spec = SeqSpec {
+                tokens: vec![0; 2],
+                prompt_len: 2,
+                sampling: Sampling::default(),
+                logprobs: None,
+                capacity: 3,
+            };
+            engine.open(*seq, spec).map_err(|refusal| refusal.message)?;
+        }
+        let ran = drive(engine, &rows, 2, 1);
+        rows.iter().for_each(|seq| engine.close(*seq));
         ran.map_err(|fault| fault.to_string())?;
     }
     Ok(())
@@ -170,14 +193,16 @@ fn warm_up(engine: &mut MlxEngine) -> Result<(), String> {
 
 fn drive(
     engine: &mut MlxEngine,
-    seq: SeqId,
+    rows: &[SeqId],
     chunk: usize,
     steps: usize,
 ) -> Result<(), mlxd_engine::EngineFault> {
-    while engine.prefill(seq, chunk)? > 0 {}
+    for seq in rows {
+        while engine.prefill(*seq, chunk)? > 0 {}
+    }
     let mut out = Vec::new();
     for _ in 0..steps {
-        engine.submit(&[seq])?;
+        engine.submit(rows)?;
         engine.collect(&mut out)?;
     }
     Ok(())

@@ -1,13 +1,14 @@
 //! Grouped-query attention with rotary positions over an in-place KV buffer.
 
 use mlx_rs::Array;
-use mlx_rs::error::Result;
+use mlx_rs::error::{Exception, Result};
 use mlx_rs::fast::{self, ScaledDotProductAttentionMask as Mask};
 use mlx_rs::ops::concatenate;
 
+use super::fused_rows::RowsAttention;
 use super::linear::{Linear, Projection};
 use super::rope::Rope;
-use crate::batch::{LayerRows, Part, Step};
+use crate::batch::{LayerRows, Part, Seen, Step};
 use crate::config::ModelConfig;
 use crate::kv::KvLayer;
 use crate::sys;
@@ -112,7 +113,8 @@ impl Attention {
             1 => qkv.reshape(&[1, all, 1, width])?,
             _ => qkv.reshape(&[1, length, all, width])?.transpose_axes(&[0, 2, 1, 3])?,
         };
-        let [queries, keys, values] = self.turned(&qkv, pass.rope, &pass.offset)?;
+        let [turned, values] = self.turned(&qkv, pass.rope, &pass.offset)?;
+        let [queries, keys] = self.parted(&turned)?;
         let (keys, values) = kv.append(&keys, &values, pass.position, pass.capacity)?;
         let attended = self.attend(&queries, &keys, &values, kv, pass)?;
         let attended = match length {
@@ -123,29 +125,35 @@ impl Attention {
     }
 
     /// The same for one position of each row of a batch: `qkv`, `[rows, 1, …]`, to
-    /// `[rows, 1, heads width]`.
+    /// `[rows, 1, heads width]`. `kernel` attends where the step tells lengths.
     pub fn core_of_rows(
         &self,
         qkv: &Array,
         layer: LayerRows,
         rope: &Rope,
         step: &Step,
+        kernel: Option<&RowsAttention>,
     ) -> Result<Array> {
         let Self { heads, kv_heads, width, .. } = *self;
         let Step { rows, shared, .. } = *step;
         let qkv = qkv.reshape(&[rows, heads + 2 * kv_heads, 1, width])?;
-        let [queries, keys, values] = self.turned(&qkv, rope, &step.offsets)?;
+        let [turned, values] = self.turned(&qkv, rope, &step.offsets)?;
         let mut attended = Vec::with_capacity(1 + layer.own.len());
         if let Some((kv, part)) = layer.shared {
-            let of = |all: &Array| rows_of(all, 0, shared);
-            let (all_keys, all_values) = kv.write(part.column, &of(&keys)?, &of(&values)?)?;
-            let queries = of(&queries)?;
-            attended.push(decode_attention(&queries, all_keys, all_values, part, self.scale())?);
+            let turned = rows_of(&turned, 0, shared)?;
+            let [queries, keys] = self.parted(&turned)?;
+            let (keys, values) = kv.write(part.column, &keys, &rows_of(&values, 0, shared)?)?;
+            attended.push(match (kernel, &part.seen) {
+                (Some(kernel), Seen::Lengths(lengths)) => {
+                    kernel.apply(&turned, keys, values, lengths)?
+                }
+                _ => decode_attention(&queries, keys, values, part, self.scale())?,
+            });
         }
         for (row, (kv, position, capacity)) in (shared..).zip(layer.own) {
-            let of = |all: &Array| rows_of(all, row, row + 1);
-            let (keys, values) = kv.append(&of(&keys)?, &of(&values)?, position, capacity)?;
-            let queries = of(&queries)?;
+            let [queries, keys] = self.parted(&rows_of(&turned, row, row + 1)?)?;
+            let values = rows_of(&values, row, row + 1)?;
+            let (keys, values) = kv.append(&keys, &values, position, capacity)?;
             // The view holds exactly what this query sees.
             attended.push(fast::scaled_dot_product_attention(
                 &queries,
@@ -163,23 +171,22 @@ impl Attention {
         attended.reshape(&[rows, 1, heads * width])
     }
 
-    /// Queries, keys and values of `qkv`, `[rows, heads + 2 kv_heads, n, width]`; the first two
-    /// normed where the model does that, and turned.
-    fn turned(&self, qkv: &Array, rope: &Rope, offsets: &Array) -> Result<[Array; 3]> {
-        let Self { heads, kv_heads, width, .. } = *self;
-        let (rows, length) = (qkv.dim(0), qkv.dim(2));
-        let part = |array: &Array, from: i32, to: i32| {
-            sys::slice(array, &[0, from, 0, 0], &[rows, to, length, width])
-        };
-        let mut turning = part(qkv, 0, heads + kv_heads)?;
-        let values = part(qkv, heads + kv_heads, heads + 2 * kv_heads)?;
+    /// Queries and keys of `qkv`, `[rows, heads + 2 kv_heads, n, width]`, in one array, normed
+    /// where the model does that, and turned; and the values.
+    fn turned(&self, qkv: &Array, rope: &Rope, offsets: &Array) -> Result<[Array; 2]> {
+        let Self { heads, kv_heads, .. } = *self;
+        let mut turning = heads_of(qkv, 0, heads + kv_heads)?;
+        let values = heads_of(qkv, heads + kv_heads, heads + 2 * kv_heads)?;
         if let Some(norms) = &self.head_norms {
             turning = fast::rms_norm(&turning, None, self.norm_eps)?.multiply(&norms.weights)?;
         }
-        let turned = rope.apply(&turning, offsets)?;
-        let queries = part(&turned, 0, heads)?;
-        let keys = part(&turned, heads, heads + kv_heads)?;
-        Ok([queries, keys, values])
+        Ok([rope.apply(&turning, offsets)?, values])
+    }
+
+    /// The queries and the keys of what [`turned`](Self::turned) gave.
+    fn parted(&self, turned: &Array) -> Result<[Array; 2]> {
+        let Self { heads, kv_heads, .. } = *self;
+        Ok([heads_of(turned, 0, heads)?, heads_of(turned, heads, heads + kv_heads)?])
     }
 
     fn scale(&self) -> f32 {
@@ -220,6 +227,12 @@ impl Attention {
     }
 }
 
+/// Heads `from..to` of `array`, `[rows, heads, n, width]`.
+fn heads_of(array: &Array, from: i32, to: i32) -> Result<Array> {
+    let stop = [array.dim(0), to, array.dim(2), array.dim(3)];
+    sys::slice(array, &[0, from, 0, 0], &stop)
+}
+
 /// Rows `from..to` of `array`, `[rows, heads, 1, width]`.
 fn rows_of(array: &Array, from: i32, to: i32) -> Result<Array> {
     if (from, to) == (0, array.dim(0)) {
@@ -245,8 +258,9 @@ fn decode_attention(
     let (keys, values) = (sys::slice(keys, &start, &stop)?, sys::slice(values, &start, &stop)?);
     let attend =
         |mask| fast::scaled_dot_product_attention(queries, &keys, &values, scale, mask, None);
-    match &part.mask {
-        Some(mask) => attend(Some(Mask::Array(mask))),
-        None => attend(None),
+    match &part.seen {
+        Seen::All => attend(None),
+        Seen::Mask(mask) => attend(Some(Mask::Array(mask))),
+        Seen::Lengths(_) => Err(Exception::custom("lengths are told to the kernel alone")),
     }
 }

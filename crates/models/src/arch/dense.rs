@@ -9,11 +9,12 @@ use mlx_rs::{Array, Dtype, fast};
 use super::attention::{Attention, HeadNorms, Pass};
 use super::feed_forward::FeedForward;
 use super::fused::{Folded, FusedBlock, FusedProduct};
+use super::fused_rows::RowsAttention;
 use super::linear::{Linear, Matrix, Projection};
 use super::moe::{Mixture, Mlp};
 use super::rope::Rope;
 use super::{LayerState, Layout, Model, State};
-use crate::batch::Batch;
+use crate::batch::{Batch, Telling};
 use crate::config::ModelConfig;
 use crate::fault::{Loaded, in_load};
 use crate::kv::KvLayer;
@@ -29,6 +30,8 @@ pub struct DenseModel {
     /// `None`: the embedding serves.
     head: Option<Linear>,
     fused_head: Option<FusedProduct>,
+    /// Of decode steps with several rows.
+    rows_attention: Option<RowsAttention>,
     rope: Rope,
     swiglu: Option<CompiledSwiglu>,
     config: ModelConfig,
@@ -118,13 +121,29 @@ impl DenseModel {
                 .map_err(in_load("preparing kernels"))?,
             false => None,
         };
+        let rows_attention = match layout.fuse_decode {
+            true => RowsAttention::new(config.heads, config.kv_heads, config.head_dim, dtype)
+                .map_err(in_load("preparing kernels"))?,
+            false => None,
+        };
         let rope = Rope::new(&config.rope, config.head_dim, dtype)
             .map_err(in_load("preparing rotary positions"))?;
         let swiglu = match layout.compile {
             true => Some(CompiledSwiglu::new().map_err(in_load("compiling"))?),
             false => None,
         };
-        Ok(Self { embedding, blocks, norm, head, fused_head, rope, swiglu, config, dtype })
+        Ok(Self {
+            embedding,
+            blocks,
+            norm,
+            head,
+            fused_head,
+            rows_attention,
+            rope,
+            swiglu,
+            config,
+            dtype,
+        })
     }
 
     fn arrays(&self) -> impl Iterator<Item = &Array> {
@@ -172,8 +191,9 @@ impl Block {
         swiglu: Option<&CompiledSwiglu>,
         attend: impl FnOnce(&Attention, &Array) -> Result<Array>,
     ) -> Result<Array> {
-        let single = x.dim(0) == 1 && x.dim(1) == 1;
-        if let Some(fused) = self.fused.as_ref().filter(|_| single) {
+        let rows = x.dim(0);
+        if let Some(fused) = self.fused.as_ref().filter(|fused| x.dim(1) == 1 && fused.takes(rows))
+        {
             let qkv = fused.qkv.apply(x)?;
             let attended = attend(&self.attention, &qkv)?;
             let x = fused.output.apply_residual(&attended, x)?;
@@ -292,12 +312,13 @@ impl Model for DenseModel {
     }
 
     fn forward_rows(&self, ids: &Array, batch: &mut Batch) -> Result<Array> {
-        let step = batch.begin();
+        let kernel = self.rows_attention.as_ref();
+        let step = batch.begin(kernel.map_or(Telling::Mask, |_| Telling::Lengths));
         let mut x = self.embedding.rows(ids)?;
         for (index, block) in self.blocks.iter().enumerate() {
             let layer = batch.layer(index, &step)?;
             let attend = |attention: &Attention, qkv: &Array| {
-                attention.core_of_rows(qkv, layer, &self.rope, &step)
+                attention.core_of_rows(qkv, layer, &self.rope, &step, kernel)
             };
             x = block.forward(&x, self.config.norm_eps, self.swiglu.as_ref(), attend)?;
         }
@@ -312,8 +333,8 @@ impl Model for DenseModel {
             1 => hidden.clone(),
             _ => sys::slice(hidden, &[0, length - 1, 0], &[rows, length, width])?,
         };
-        if let Some(fused) = self.fused_head.as_ref().filter(|_| rows == 1) {
-            return fused.apply(&last)?.reshape(&[1, vocab]);
+        if let Some(fused) = self.fused_head.as_ref().filter(|fused| fused.takes(rows)) {
+            return fused.apply(&last)?.reshape(&[rows, vocab]);
         }
         let normed = fast::rms_norm(&last, Some(&self.norm), norm_eps)?;
         let logits = match &self.head {

@@ -7,6 +7,7 @@
 
 use std::cell::{OnceCell, RefCell};
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 
 use mlx_rs::error::{Exception, Result};
 use mlx_rs::{Array, Dtype};
@@ -104,15 +105,18 @@ impl RowsProduct {
         }
         let kernel = self.kernel(rows)?;
         let mut launches = self.launches.borrow_mut();
-        if !launches.contains_key(&rows) {
-            let outputs = match self.shape.finish {
-                Finish::Swiglu => TILE_OUTPUTS,
-                _ => TILE_OUTPUTS * self.tiles(),
-            };
-            let blocks = (self.shape.out + outputs - 1) / outputs;
-            launches.insert(rows, kernel.launch(&[rows, 1, self.shape.out], blocks * THREADS)?);
-        }
-        kernel.apply(&launches[&rows], inputs)
+        let launch = match launches.entry(rows) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => {
+                let outputs = match self.shape.finish {
+                    Finish::Swiglu => TILE_OUTPUTS,
+                    _ => TILE_OUTPUTS * self.tiles(),
+                };
+                let blocks = (self.shape.out + outputs - 1) / outputs;
+                new.insert(kernel.launch(&[rows, 1, self.shape.out], blocks * THREADS)?)
+            }
+        };
+        kernel.apply(launch, inputs)
     }
 }
 
@@ -166,10 +170,13 @@ impl RowsAttention {
             return Err(Exception::custom("attention needs one length a row and the column"));
         }
         let mut launches = self.launches.borrow_mut();
-        if !launches.contains_key(&rows) {
-            let shape = [rows, self.heads, 1, self.width];
-            launches.insert(rows, self.kernel.launch(&shape, rows * self.heads * THREADS)?);
-        }
-        self.kernel.apply(&launches[&rows], &[turned, keys, values, lengths])
+        let launch = match launches.entry(rows) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => {
+                let shape = [rows, self.heads, 1, self.width];
+                new.insert(self.kernel.launch(&shape, rows * self.heads * THREADS)?)
+            }
+        };
+        self.kernel.apply(launch, &[turned, keys, values, lengths])
     }
 }

@@ -91,10 +91,29 @@ pub struct Part {
     pub column: i32,
     /// The columns to read.
     pub span: Span,
-    /// Which of them each row sees, `[rows, 1, 1, columns]`; `None` if all.
-    pub mask: Option<Array>,
-    /// How many of the last positions a query sees.
-    pub window: Option<i32>,
+    /// Which of them each row sees.
+    pub seen: Seen,
+}
+
+/// Which columns each row of a step sees, as attention wants to be told.
+#[derive(Debug, Clone)]
+pub enum Seen {
+    /// Every row all of the span.
+    All,
+    /// `[rows, 1, 1, columns]`, bool, over the span.
+    Mask(Array),
+    /// `[rows + 1]`, int32: how many columns each row sees, back from the one that is written, and
+    /// last that column.
+    Lengths(Array),
+}
+
+/// How attention wants to be told what rows see.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Telling {
+    /// By [`Seen::Mask`], or not at all where every row sees all.
+    Mask,
+    /// By [`Seen::Lengths`].
+    Lengths,
 }
 
 /// Where one layer's attention finds the keys and values of a step.
@@ -402,14 +421,17 @@ impl Batch {
     }
 
     /// Begins a step that was [prepared](Self::prepare).
-    pub fn begin(&self) -> Step {
+    pub fn begin(&self, telling: Telling) -> Step {
         let positions: Vec<i32> = self.rows.iter().map(|row| row.state.position).collect();
         let lengths = &positions[..self.shared];
         let longest = lengths.iter().copied().max().unwrap_or(0);
         let part = |wheel: &Wheel| {
             let span = wheel.span(longest, self.grain);
-            let mask = wheel.mask(lengths, span);
-            Part { column: wheel.now, span, mask, window: wheel.window }
+            let seen = match telling {
+                Telling::Mask => wheel.mask(lengths, span).map_or(Seen::All, Seen::Mask),
+                Telling::Lengths => Seen::Lengths(wheel.lengths(lengths)),
+            };
+            Part { column: wheel.now, span, seen }
         };
         let parts = match self.shared {
             0 => Vec::new(),

@@ -72,6 +72,14 @@ impl Wheel {
         masked.then(|| Array::from_slice(&seen, &[rows, 1, 1, to - from]))
     }
 
+    /// How many columns rows of these `lengths` see at the step that writes `now`, and `now`,
+    /// `[rows + 1]`, int32.
+    pub fn lengths(&self, lengths: &[i32]) -> Array {
+        let seen = lengths.iter().map(|length| self.kept(*length) + 1);
+        let all: Vec<i32> = seen.chain([self.now]).collect();
+        Array::from_slice(&all, &[all.len() as i32])
+    }
+
     /// Steps since `column` was written, at the step that writes `now`.
     fn age(&self, column: i32) -> i32 {
         (self.now - column) & (self.columns - 1)
