@@ -273,10 +273,12 @@ impl Naive {
                 return whole;
             }
             let prefix = tokens[..end].to_vec();
-            let covering = self.blocks.keys().find(|other| {
+            let covering = self.blocks.iter().filter(|(other, _)| {
                 other.len() <= whole + BLOCK && other.len() >= end && other.starts_with(&prefix)
             });
-            match covering.cloned() {
+            // Of several, the oldest counts as used.
+            let covering = covering.min_by_key(|(_, kept)| kept.number);
+            match covering.map(|(other, _)| other.clone()) {
                 Some(other) => {
                     let now = self.tick();
                     self.blocks.get_mut(&other).unwrap().used_at = now;
