@@ -125,8 +125,9 @@ impl PrefixCache {
             let last = hits.last().and_then(|hit| hit.payload.snapshot.as_ref());
             let mut scans = last.into_iter().flatten();
             for layer in &mut state.layers {
-                if let (LayerState::Recurrent(scan), Some(kept)) = (layer, scans.next()) {
-                    *scan = kept.clone();
+                if let LayerState::Recurrent(scan) = layer {
+                    // As many as the model has: the snapshot is of the same model.
+                    *scan = scans.next().ok_or_else(LayerState::mismatch)?.clone();
                 }
             }
             state.position = found;

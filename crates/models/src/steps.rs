@@ -1,8 +1,8 @@
 //! Decode steps: who computes with whom, what goes in, what comes out.
 //!
 //! One row alone takes the path that prefill prepared. Two or more share a [`Batch`] and are one
-//! graph, whose number of operations does not grow with them. In deterministic mode, and with a
-//! model that computes one sequence at a time, every row is a graph of its own.
+//! graph, whose number of operations does not grow with them. In deterministic mode every row is a
+//! graph of its own.
 
 use mlx_rs::Array;
 use mlx_rs::error::{Exception, Result};
@@ -83,7 +83,7 @@ impl MlxEngine {
 
     /// Builds a step.
     pub(crate) fn step(&mut self, rows: &[SeqId]) -> Result<Flight> {
-        let together = rows.len() > 1 && !self.deterministic && self.model.decodes_together();
+        let together = rows.len() > 1 && !self.deterministic;
         let parts = if together {
             self.gather(rows)?;
             vec![self.step_together()?]

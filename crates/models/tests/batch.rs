@@ -13,15 +13,19 @@ use mlxd_protocol::{Sampling, TokenId};
 /// Largest difference of logits, in standard deviations of them: sums in another order.
 const TOLERANCE: f32 = 5e-5;
 
-fn cases() -> Vec<PathBuf> {
-    let folder = common::made_by("make.py");
+fn cases(script: &str) -> Vec<PathBuf> {
+    let folder = common::made_by(script);
     let names: Vec<String> =
         serde_json::from_slice(&fs::read(folder.join("cases.json")).unwrap()).unwrap();
     names.iter().map(|name| folder.join(name)).collect()
 }
 
 fn case(name: &str) -> PathBuf {
-    common::made_by("make.py").join(name)
+    let script = match name.starts_with("arch") {
+        true => "make.py",
+        false => "hybrids.py",
+    };
+    common::made_by(script).join(name)
 }
 
 fn open(engine: &mut MlxEngine, seq: SeqId, prompt: &[TokenId], capacity: usize, how: &Sampling) {
@@ -65,20 +69,21 @@ fn distance(ours: &[Vec<f32>], theirs: &[Vec<f32>]) -> f32 {
 
 /// Every checkpoint of the oracle: logits near those of a single row, and the row with the
 /// oracle's prompt draws mlx-lm's tokens.
-#[test]
-fn batches_equal_single_rows_and_mlx_lm() {
+fn compare(script: &str, at_least: usize) {
     let mut compared = 0;
-    for case in cases() {
+    for case in cases(script) {
         let name = case.file_name().unwrap().to_string_lossy().into_owned();
         let mut engine = common::load(&case);
         let reference = common::reference(&case);
         let (prompt, tokens) = (&reference.prompt, &reference.tokens);
         let forced = &tokens[..tokens.len() - 1];
+        let context = engine.info().context_tokens as usize;
+        let longest = (prompt.len() * 3).min(context - tokens.len());
         // Other lengths beside the oracle's, the shortest possible among them.
         let prompts: Vec<Vec<TokenId>> = vec![
             prompt[..1].to_vec(),
             prompt.clone(),
-            prompt.iter().rev().copied().cycle().take(prompt.len() * 3).collect(),
+            prompt.iter().rev().copied().cycle().take(longest).collect(),
         ];
         let given: Vec<_> = prompts.iter().map(|of| (of.clone(), forced.to_vec())).collect();
         let together = engine.logits_together(&given).unwrap();
@@ -102,7 +107,17 @@ fn batches_equal_single_rows_and_mlx_lm() {
         assert_eq!(&ours, tokens, "{name}: greedy tokens differ from mlx-lm's");
         compared += 1;
     }
-    assert!(compared >= 45, "{compared} checkpoints");
+    assert!(compared >= at_least, "{compared} checkpoints");
+}
+
+#[test]
+fn batches_equal_single_rows_and_mlx_lm() {
+    compare("make.py", 45);
+}
+
+#[test]
+fn batches_of_experts_and_scans_equal_single_rows_and_mlx_lm() {
+    compare("hybrids.py", 22);
 }
 
 /// SplitMix64.
@@ -230,7 +245,15 @@ fn random_mixes_equal_single_rows_with_windows() {
 }
 
 #[test]
+fn random_mixes_equal_single_rows_with_experts_and_scans() {
+    mix("moe", 1, 10, 400);
+    mix("hybrid", 1, 11, 400);
+    mix("hybrid-experts", 1, 12, 400);
+}
+
+#[test]
 fn random_mixes_equal_single_rows_with_steps_in_flight() {
+    mix("hybrid", 2, 13, 400);
     mix("arch-qwen2", 2, 5, 600);
     mix("arch-llama-sliding", 2, 6, 600);
 }

@@ -307,10 +307,6 @@ impl Model for DenseModel {
         Ok(x)
     }
 
-    fn decodes_together(&self) -> bool {
-        true
-    }
-
     fn forward_rows(&self, ids: &Array, batch: &mut Batch) -> Result<Array> {
         let kernel = self.rows_attention.as_ref();
         let step = batch.begin(kernel.map_or(Telling::Mask, |_| Telling::Lengths));

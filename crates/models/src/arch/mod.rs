@@ -13,7 +13,7 @@ mod rope;
 mod state;
 
 use mlx_rs::Array;
-use mlx_rs::error::{Exception, Result};
+use mlx_rs::error::Result;
 
 pub use dense::{DenseModel, inventory};
 pub use nemotron::{NemotronModel, inventory as hybrid_inventory};
@@ -34,7 +34,7 @@ pub struct Layout {
     pub fuse_decode: bool,
 }
 
-/// A loaded model: prefill one sequence at a time, decode one or, where it can, many.
+/// A loaded model: prefill one sequence at a time, decode one or many.
 pub trait Model {
     /// An empty state for a sequence of at most `capacity` positions.
     fn state(&self, capacity: i32) -> State;
@@ -42,17 +42,9 @@ pub trait Model {
     /// Runs `ids`, `[1, n]`, and returns the last layer's output, `[1, n, hidden]`.
     fn forward(&self, ids: &Array, state: &mut State) -> Result<Array>;
 
-    /// Whether [`forward_rows`](Self::forward_rows) serves all rows of a batch at once. Rows of
-    /// models that say no are computed one by one.
-    fn decodes_together(&self) -> bool {
-        false
-    }
-
     /// Runs one token of each row of `batch`, which was [prepared](Batch::prepare), `ids` being
     /// `[rows, 1]` in its order, and returns `[rows, 1, hidden]`.
-    fn forward_rows(&self, _ids: &Array, _batch: &mut Batch) -> Result<Array> {
-        Err(Exception::custom("this model computes one sequence at a time"))
-    }
+    fn forward_rows(&self, ids: &Array, batch: &mut Batch) -> Result<Array>;
 
     /// Logits `[rows, vocabulary]` of the last position of `hidden`, `[rows, n, hidden]`.
     fn logits(&self, hidden: &Array) -> Result<Array>;

@@ -12,6 +12,7 @@ use super::mamba::Mamba;
 use super::moe::{Pool, Router, Rule, add_up, for_each_expert};
 use super::rope::Rope;
 use super::{LayerState, Layout, Model, State};
+use crate::batch::{Batch, Telling};
 use crate::config::{HybridConfig, HybridLayer, SigmoidMixtureConfig};
 use crate::fault::{Loaded, in_load};
 use crate::kv::KvLayer;
@@ -229,6 +230,33 @@ impl Model for NemotronModel {
             x = x.add(change)?;
         }
         state.position += length;
+        Ok(x)
+    }
+
+    fn forward_rows(&self, ids: &Array, batch: &mut Batch) -> Result<Array> {
+        let step = batch.begin(Telling::Mask);
+        let mut x = self.embedding.rows(ids)?;
+        let mut remembering = 0..;
+        for block in &self.blocks {
+            let normed = fast::rms_norm(&x, Some(&block.norm), self.config.norm_eps)?;
+            let change = match &block.mixer {
+                Mixer::FeedForward(squared) => squared.forward(&normed)?,
+                Mixer::Experts(experts) => experts.forward(&normed)?,
+                Mixer::Mamba(mamba) => {
+                    let index = remembering.next().unwrap_or_default();
+                    mamba.forward(&normed, batch.scans(index)?, self.swiglu.as_ref())?
+                }
+                Mixer::Attention(attention) => {
+                    let index = remembering.next().unwrap_or_default();
+                    let layer = batch.layer(index, &step)?;
+                    let qkv = attention.qkv.apply(&normed)?;
+                    let attended = attention.core_of_rows(&qkv, layer, &self.rope, &step, None)?;
+                    attention.output.apply(&attended)?
+                }
+            };
+            x = x.add(change)?;
+        }
+        batch.end();
         Ok(x)
     }
 

@@ -4,8 +4,8 @@
 //! ([`SharedKv`]), written and read by one operation for all of them. A join copies the
 //! newcomer's history and nobody else's; a leave moves one row into the gap. Sharing ends where
 //! it would waste memory: a row much longer than the others keeps buffers of its own, and
-//! attention to them is a call of its own. Kinds of state other than keys and values stay with
-//! their row always.
+//! attention to them is a call of its own. States of scans are stacked when a step needs them and
+//! taken apart when the rows change.
 
 mod shared_kv;
 mod wheel;
@@ -18,6 +18,7 @@ use mlxd_engine::SeqId;
 use crate::arch::{LayerState, State};
 use crate::kv::KvLayer;
 use crate::prefix::{self, History};
+use crate::recurrent::Recurrent;
 use crate::sys;
 pub use shared_kv::SharedKv;
 pub use wheel::{Span, Wheel};
@@ -44,7 +45,7 @@ pub enum Evaluation {
 pub struct Row {
     /// Which.
     pub seq: SeqId,
-    /// Its position and capacity, and the state of every layer that is not shared.
+    /// Its position and capacity, and the state of every layer that is neither shared nor stacked.
     pub state: State,
 }
 
@@ -67,8 +68,9 @@ pub struct Batch {
 enum Place {
     /// Keys and values, by the index of their wheel.
     Shared(usize, SharedKv),
-    /// With the row.
-    Own,
+    /// Scans' states of all rows in order, since the first step of these rows; before, each is
+    /// with its row.
+    Stacked(Option<Recurrent>),
 }
 
 /// What one step of all rows is to write and read.
@@ -137,7 +139,7 @@ impl Batch {
                 });
                 Place::Shared(wheel, SharedKv::new(kv))
             }
-            LayerState::Recurrent(_) => Place::Own,
+            LayerState::Recurrent(_) => Place::Stacked(None),
         };
         let places = template.layers.iter().map(&mut place).collect();
         let grain = match evaluation {
@@ -164,6 +166,7 @@ impl Batch {
 
     /// Takes a sequence in. Only its own history is copied.
     pub fn join(&mut self, seq: SeqId, state: State) -> Result<()> {
+        self.take_apart()?;
         let row = Row { seq, state };
         let length = row.state.position;
         while self.wasteful(&[length]) {
@@ -202,6 +205,7 @@ impl Batch {
     /// What a row's layers remember of its last `count` positions; `None` where one does not go
     /// back so far.
     pub fn history(&mut self, index: usize, count: usize) -> Result<Option<Vec<History>>> {
+        self.take_apart()?;
         if index >= self.shared {
             return prefix::history(&self.rows[index].state, count);
         }
@@ -216,8 +220,8 @@ impl Batch {
                     }
                     History::Columns(kv.copies(index as i32, wheel, count as i32)?)
                 }
-                (Place::Own, LayerState::Recurrent(scan)) => History::Scan(scan.clone()),
-                (Place::Own, LayerState::Kv(_)) => return Err(LayerState::mismatch()),
+                (Place::Stacked(_), LayerState::Recurrent(scan)) => History::Scan(scan.clone()),
+                (Place::Stacked(_), LayerState::Kv(_)) => return Err(LayerState::mismatch()),
             });
         }
         Ok(Some(all))
@@ -231,6 +235,11 @@ impl Batch {
     /// Takes all rows out, none of which will go on.
     pub fn clear(&mut self) {
         self.rows.clear();
+        for place in &mut self.places {
+            if let Place::Stacked(stacked) = place {
+                *stacked = None;
+            }
+        }
         self.empty();
     }
 
@@ -245,6 +254,19 @@ impl Batch {
         for wheel in &mut self.wheels {
             *wheel = Wheel::new(wheel.window);
         }
+    }
+
+    /// Gives every row its own scans' states.
+    fn take_apart(&mut self) -> Result<()> {
+        for (index, place) in self.places.iter_mut().enumerate() {
+            let Place::Stacked(stacked) = place else { continue };
+            if let Some(stacked) = stacked.take() {
+                for (number, row) in self.rows.iter_mut().enumerate() {
+                    row.state.layers[index] = LayerState::Recurrent(stacked.row(number as i32)?);
+                }
+            }
+        }
+        Ok(())
     }
 
     /// A shared row goes on beside the shared buffers.
@@ -271,6 +293,7 @@ impl Batch {
     }
 
     fn remove(&mut self, index: usize) -> Result<State> {
+        self.take_apart()?;
         if index >= self.shared {
             return Ok(self.rows.remove(index).state);
         }
@@ -304,7 +327,10 @@ impl Batch {
         eval(arrays)?;
         let mut moved = moved.into_iter();
         for place in &mut self.places {
-            if let (Place::Shared(wheel, kv), Some(copies)) = (place, moved.next()) {
+            // Only the shared ones have a part in it.
+            if let Place::Shared(wheel, kv) = place
+                && let Some(copies) = moved.next()
+            {
                 kv.restore(to as i32, &self.wheels[*wheel], &copies)?;
             }
         }
@@ -401,7 +427,7 @@ impl Batch {
         self.places.iter().flat_map(|place| {
             let shared = match place {
                 Place::Shared(_, kv) => Some(kv.arrays()),
-                Place::Own => None,
+                Place::Stacked(_) => None,
             };
             shared.into_iter().flatten()
         })
@@ -446,7 +472,7 @@ impl Batch {
     pub fn layer<'a>(&'a mut self, index: usize, step: &'a Step) -> Result<LayerRows<'a>> {
         let shared = match &mut self.places[index] {
             Place::Shared(wheel, kv) => step.parts.get(*wheel).map(|part| (kv, part)),
-            Place::Own => None,
+            Place::Stacked(_) => None,
         };
         let own = self.rows[self.shared..].iter_mut().map(|row| {
             let State { layers, position, capacity } = &mut row.state;
@@ -457,6 +483,26 @@ impl Batch {
         });
         let own: Result<Vec<_>> = own.collect();
         Ok(LayerRows { shared, own: own? })
+    }
+
+    /// The scans' states of one layer, all rows in order: a step moves them on.
+    pub fn scans(&mut self, index: usize) -> Result<&mut Recurrent> {
+        let Place::Stacked(stacked) = &mut self.places[index] else {
+            return Err(LayerState::mismatch());
+        };
+        let all = match stacked.take() {
+            Some(all) => all,
+            None => {
+                let mut parts = Vec::with_capacity(self.rows.len());
+                for row in &mut self.rows {
+                    let own = row.state.layers[index].recurrent();
+                    let own = own.ok_or_else(LayerState::mismatch)?;
+                    parts.push(std::mem::replace(own, Recurrent::moved()));
+                }
+                Recurrent::stack(&parts)?
+            }
+        };
+        Ok(stacked.insert(all))
     }
 
     /// A step was built.

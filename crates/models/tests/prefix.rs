@@ -1,0 +1,256 @@
+//! With kept prefixes a sequence gets the tokens that it gets without, whoever else runs.
+//!
+//! The whole engine below the rings: the scheduler with its places, preemptions and chunks over
+//! the real engine, with so little room for prefixes that blocks come and go.
+
+mod common;
+
+use std::collections::HashMap;
+use std::time::{Duration, Instant};
+
+use mlxd_engine::{CacheFigures, Engine, Limits, Scheduler, SeqId, SeqSpec, Sink};
+use mlxd_models::MlxEngine;
+use mlxd_protocol::{Command, Priority, Report, RequestId, Sampling, Submit, TokenId, TokenRecord};
+
+/// Two tokens whose logits lie nearer than this, in standard deviations, are one choice: other
+/// chunks and wider steps sum in another order.
+const TIE: f32 = 1e-4;
+
+/// SplitMix64.
+struct Dice(u64);
+
+impl Dice {
+    fn below(&mut self, end: usize) -> usize {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((mixed ^ (mixed >> 31)) % end as u64) as usize
+    }
+
+    fn tokens(&mut self, count: usize, vocab: usize) -> Vec<TokenId> {
+        (0..count).map(|_| self.below(vocab) as TokenId).collect()
+    }
+}
+
+#[derive(Default)]
+struct Seen {
+    tokens: HashMap<u64, Vec<TokenId>>,
+    ended: Vec<u64>,
+    cached: u64,
+}
+
+impl Sink for Seen {
+    fn report(&mut self, report: Report) {
+        match report {
+            Report::Started(started) => self.cached += u64::from(started.cached_tokens),
+            Report::Ended(ended) => panic!("refused: {}", ended.refusal),
+            _ => {}
+        }
+    }
+
+    fn tokens(&mut self, records: &[TokenRecord]) {
+        for record in records {
+            let tokens = self.tokens.entry(record.request).or_default();
+            assert_eq!(record.index as usize, tokens.len());
+            tokens.push(record.token);
+            if record.flags != 0 {
+                self.ended.push(record.request);
+            }
+        }
+    }
+}
+
+/// Longest prompt and longest answer.
+const PROMPT_MAX: usize = 380;
+const NEW_MAX: usize = 30;
+
+/// Prompts as chats make them: new ones, the same again, earlier ones with their answer and
+/// more, and beginnings of earlier ones that go on otherwise.
+fn prompt(dice: &mut Dice, vocab: usize, told: &[Vec<TokenId>]) -> Vec<TokenId> {
+    let mut prompt = match told.len() {
+        0 => Vec::new(),
+        count => told[dice.below(count)].clone(),
+    };
+    match dice.below(5) {
+        0 => prompt.clear(),
+        1 => prompt.truncate(1 + dice.below(prompt.len().max(1))),
+        2 => {}
+        _ => {
+            let more = dice.below(70);
+            prompt.extend(dice.tokens(more, vocab));
+        }
+    }
+    if prompt.is_empty() || prompt.len() > PROMPT_MAX {
+        let count = 1 + dice.below(200);
+        prompt = dice.tokens(count, vocab);
+    }
+    prompt
+}
+
+fn sampling(dice: &mut Dice) -> Sampling {
+    match dice.below(4) {
+        0 => Sampling { temperature: 0.8, top_k: 5, seed: 7, ..Sampling::default() },
+        _ => Sampling::default(),
+    }
+}
+
+/// What `submit` asks for from an engine without kept prefixes and with nothing else to do.
+fn alone(engine: &mut MlxEngine, submit: &Submit) -> Vec<TokenId> {
+    let (seq, count) = (SeqId(1), submit.max_new as usize);
+    let spec = SeqSpec {
+        tokens: submit.tokens.clone(),
+        prompt_len: submit.tokens.len(),
+        sampling: submit.sampling.clone(),
+        logprobs: None,
+        capacity: submit.tokens.len() + count,
+    };
+    engine.open(seq, spec).expect("a valid sequence");
+    while engine.prefill(seq, 512).expect("prefill") > 0 {}
+    let mut out = Vec::new();
+    while out.len() < count {
+        engine.submit(&[seq]).expect("submit");
+        engine.collect(&mut out).expect("collect");
+    }
+    engine.close(seq);
+    out.into_iter().map(|step| step.token).collect()
+}
+
+/// Fails unless the first token that differs was as likely as the one expected.
+fn compare(name: &str, engine: &mut MlxEngine, submit: &Submit, got: &[TokenId]) -> bool {
+    let expected = alone(engine, submit);
+    assert_eq!(got.len(), expected.len(), "{name}");
+    let Some(at) = (0..got.len()).find(|at| got[*at] != expected[*at]) else {
+        return true;
+    };
+    let told = [&submit.tokens[..], &expected[..at]].concat();
+    let logits = engine.logits_along(&told, &[]).expect("logits").remove(0);
+    let mean = logits.iter().sum::<f32>() / logits.len() as f32;
+    let deviation = logits.iter().map(|value| (value - mean).powi(2)).sum::<f32>();
+    let deviation = (deviation / logits.len() as f32).sqrt();
+    let apart = (logits[got[at] as usize] - logits[expected[at] as usize]).abs() / deviation;
+    assert!(
+        submit.sampling.temperature == 0.0 && apart < TIE,
+        "{name}: token {at} of request {} ({} tokens of prompt) is {} and not {}, {apart} \
+         standard deviations apart",
+        submit.request,
+        submit.tokens.len(),
+        got[at],
+        expected[at],
+    );
+    false
+}
+
+/// What a run of many requests did.
+struct Ran {
+    figures: CacheFigures,
+    cached: u64,
+    preemptions: u64,
+    ties: usize,
+}
+
+/// `requests` at random, of which some are given up, over an engine with room for `blocks` blocks.
+fn mix(name: &str, script: &str, requests: u64, bytes_max: u64, seed: u64) -> Ran {
+    let folder = common::made_by(script).join(name);
+    let mut plain = common::load(&folder);
+    let mut spec = common::load_spec(&folder);
+    spec.prefix_cache_bytes_max = bytes_max;
+    let engine = mlxd_models::load(&spec, &mut |_, _| {}).expect("it loads");
+    let vocab = engine.info().vocab_size as usize;
+    let limits = Limits {
+        prefill_chunk_tokens: 150,
+        prefill_chunk_tokens_busy: 40,
+        running_max: 4,
+        queued_max: 16,
+        parked_max: 3,
+        ageing: Duration::ZERO,
+        whole_chunks: false,
+    };
+    let mut scheduler = Scheduler::new(engine, limits);
+    let mut dice = Dice(seed);
+    let mut seen = Seen::default();
+    let mut open: HashMap<u64, Submit> = HashMap::new();
+    let mut told: Vec<Vec<TokenId>> = Vec::new();
+    let (mut next, mut ties, mut compared) = (0, 0, 0);
+    let now = Instant::now();
+    while next < requests || !open.is_empty() {
+        // Crowds and lulls.
+        let crowd = [7, 1, 3][(next / 10 % 3) as usize];
+        while next < requests && open.len() < crowd && dice.below(3) > 0 {
+            let priorities = [Priority::High, Priority::Normal, Priority::Low];
+            let tokens = prompt(&mut dice, vocab, &told);
+            let submit = Submit {
+                request: RequestId(next),
+                trace: format!("request {next}"),
+                prompt_len: tokens.len() as u32,
+                tokens,
+                max_new: 1 + dice.below(NEW_MAX) as u32,
+                stop_tokens: Vec::new(),
+                sampling: sampling(&mut dice),
+                logprobs: None,
+                priority: priorities[dice.below(3)],
+                tenant: 0,
+                weight: 1,
+                deadline_ms: None,
+            };
+            open.insert(next, submit.clone());
+            scheduler.command(Command::Submit(submit), now, &mut seen);
+            next += 1;
+        }
+        if dice.below(150) == 0
+            && let Some(request) = open.keys().copied().min()
+        {
+            open.remove(&request);
+            scheduler.command(Command::Cancel(RequestId(request)), now, &mut seen);
+        }
+        scheduler.tick(now, &mut seen).expect("a unit of work");
+        for request in std::mem::take(&mut seen.ended) {
+            let submit = open.remove(&request).expect("an open request");
+            let got = &seen.tokens[&request];
+            ties += usize::from(!compare(name, &mut plain, &submit, got));
+            compared += 1;
+            told.push([&submit.tokens[..], got].concat());
+        }
+    }
+    assert!(scheduler.is_idle());
+    let figures = scheduler.engine().cache_figures();
+    let preemptions = scheduler.counts().preemptions;
+    println!("{name}: {compared} equal, {ties} by chance of rounding, {preemptions} preemptions");
+    println!("{figures:?}");
+    assert!(compared * 10 > requests * 7, "{compared} of {requests}");
+    Ran { figures, cached: seen.cached, preemptions, ties }
+}
+
+/// Blocks of the smallest kind are some tens of kilobytes.
+const KIB: u64 = 1 << 10;
+
+fn check(name: &str, script: &str, bytes_max: u64, seed: u64) {
+    let ran = mix(name, script, 90, bytes_max, seed);
+    let CacheFigures { hits, evictions, bytes, cached_tokens, .. } = ran.figures;
+    assert!(hits > 15 && evictions > 15 && bytes <= bytes_max, "{:?}", ran.figures);
+    assert!(ran.cached > 500 && ran.cached <= cached_tokens, "{} cached", ran.cached);
+    assert!(ran.preemptions > 3, "{} preemptions", ran.preemptions);
+    assert!(ran.ties <= 2, "{} ties", ran.ties);
+}
+
+#[test]
+fn keys_and_values() {
+    check("arch-llama", "make.py", 512 * KIB, 1);
+    check("arch-qwen3", "make.py", 512 * KIB, 2);
+}
+
+#[test]
+fn windows() {
+    check("arch-llama-sliding", "make.py", 512 * KIB, 3);
+    check("arch-mistral-sliding", "make.py", 512 * KIB, 4);
+}
+
+#[test]
+fn experts() {
+    check("moe", "hybrids.py", 512 * KIB, 5);
+}
+
+#[test]
+fn scans() {
+    check("hybrid", "hybrids.py", 2048 * KIB, 6);
+    check("hybrid-experts", "hybrids.py", 2048 * KIB, 7);
+}
