@@ -16,7 +16,7 @@ pub(crate) fn embed(
     pooling: Pooling,
     texts: &[EmbedText],
 ) -> Result<Vec<Result<Vec<f32>, Refusal>>, EngineFault> {
-    let width = model.vector_width();
+    let width = model.width();
     let checks: Vec<Result<(), Refusal>> =
         texts.iter().map(|text| check(info, width, text)).collect();
     let usable = texts.iter().zip(&checks).filter(|(_, check)| check.is_ok());
@@ -24,16 +24,15 @@ pub(crate) fn embed(
     let vectors = run(model, pooling, &usable).map_err(in_engine("embedding"))?;
     let mut vectors = vectors.into_iter();
     let vector = |(text, check): (&EmbedText, Result<(), Refusal>)| {
-        check.map(|()| shortened(vectors.next().unwrap_or_default(), text.dimensions))
+        check.map(|()| {
+            let vector = vectors.next().unwrap_or_default();
+            shortened(vector, text.dimensions, pooling.normalised)
+        })
     };
     Ok(texts.iter().zip(checks).map(vector).collect())
 }
 
-fn run(
-    model: &dyn Model,
-    pooling: Pooling,
-    texts: &[&EmbedText],
-) -> error::Result<Vec<Vec<f32>>> {
+fn run(model: &dyn Model, pooling: Pooling, texts: &[&EmbedText]) -> error::Result<Vec<Vec<f32>>> {
     let longest = texts.iter().map(|text| text.tokens.len()).max().unwrap_or(0);
     if longest == 0 {
         return Ok(Vec::new());
@@ -53,12 +52,15 @@ fn run(
 }
 
 /// The leading `dimensions` numbers, of length 1 again: what Matryoshka training is for.
-fn shortened(mut vector: Vec<f32>, dimensions: Option<u32>) -> Vec<f32> {
+fn shortened(mut vector: Vec<f32>, dimensions: Option<u32>, normalised: bool) -> Vec<f32> {
     let Some(kept) = dimensions.map(|kept| kept as usize).filter(|kept| *kept < vector.len())
     else {
         return vector;
     };
     vector.truncate(kept);
+    if !normalised {
+        return vector;
+    }
     let length = vector.iter().map(|value| value * value).sum::<f32>().sqrt().max(1e-12);
     vector.iter_mut().for_each(|value| *value /= length);
     vector
@@ -101,9 +103,10 @@ mod tests {
 
     #[test]
     fn shortened_vectors_have_length_one() {
-        assert_eq!(shortened(vec![0.6, 0.8, 5.0], Some(2)), [0.6, 0.8]);
-        assert_eq!(shortened(vec![3.0, 4.0, 0.0], Some(2)), [0.6, 0.8]);
-        assert_eq!(shortened(vec![3.0, 4.0], None), [3.0, 4.0]);
-        assert_eq!(shortened(vec![0.0, 0.0, 1.0], Some(2)), [0.0, 0.0]);
+        assert_eq!(shortened(vec![0.6, 0.8, 5.0], Some(2), true), [0.6, 0.8]);
+        assert_eq!(shortened(vec![3.0, 4.0, 0.0], Some(2), true), [0.6, 0.8]);
+        assert_eq!(shortened(vec![3.0, 4.0], None, true), [3.0, 4.0]);
+        assert_eq!(shortened(vec![0.0, 0.0, 1.0], Some(2), true), [0.0, 0.0]);
+        assert_eq!(shortened(vec![3.0, 4.0, 0.0], Some(2), false), [3.0, 4.0]);
     }
 }

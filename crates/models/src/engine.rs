@@ -9,15 +9,17 @@ use mlx_rs::error::Exception;
 use mlx_rs::transforms::{async_eval, eval};
 use mlx_rs::{Array, Dtype, memory};
 use mlxd_engine::{
-    CacheFigures, Engine, EngineFault, MemoryFigures, Opened, SeqId, SeqSpec, StepToken,
+    CacheFigures, EmbedText, Engine, EngineFault, MemoryFigures, Opened, SeqId, SeqSpec, StepToken,
 };
-use mlxd_protocol::{ModelInfo, Refusal, TokenId};
+use mlxd_protocol::{ModelInfo, Refusal, RefusalCode, TokenId};
 
 use crate::arch::{Model, State};
 use crate::batch::{Batch, Evaluation};
 use crate::check::check;
+use crate::embed;
 use crate::fault::in_engine;
 use crate::keep::Kept;
+use crate::pooling::Pooling;
 use crate::prefix::PrefixCache;
 use crate::sample::{Sampler, Token};
 use crate::steps::{Flight, LastToken};
@@ -38,6 +40,8 @@ pub struct MlxEngine {
     pub(crate) batch: Batch,
     /// State kept for prompts that begin alike.
     pub(crate) prefixes: Option<PrefixCache>,
+    /// How vectors are made, of a model that makes vectors and no text.
+    pub(crate) pooling: Option<Pooling>,
     flights: VecDeque<Flight>,
     /// How many steps were submitted since the start.
     pub(crate) steps: u64,
@@ -113,6 +117,7 @@ impl MlxEngine {
             deterministic,
             sequences: HashMap::new(),
             prefixes: None,
+            pooling: None,
             flights: VecDeque::new(),
             steps: 0,
             _thread: std::marker::PhantomData,
@@ -126,8 +131,8 @@ impl MlxEngine {
     /// Another pipeline than the device's own, for measuring and testing.
     pub fn with_depth(self, depth: usize) -> Self {
         let (model, info, deterministic) = (self.model, self.info, self.deterministic);
-        let prefixes = self.prefixes;
-        Self { prefixes, ..Self::new(model, info, depth, deterministic) }
+        let (prefixes, pooling) = (self.prefixes, self.pooling);
+        Self { prefixes, pooling, ..Self::new(model, info, depth, deterministic) }
     }
 
     /// Logits of the last token of `prompt`, then of each of `forced`, as a decode would
@@ -232,6 +237,12 @@ impl Engine for MlxEngine {
     }
 
     fn open(&mut self, seq: SeqId, spec: SeqSpec) -> Result<Opened, Refusal> {
+        if self.pooling.is_some() {
+            return Err(Refusal {
+                code: RefusalCode::Invalid,
+                message: "this model turns texts into vectors and writes none; use /v1/embeddings, or choose a chat model".to_owned(),
+            });
+        }
         check(&self.info, &spec)?;
         let vocab = self.info.vocab_size as i32;
         let sampler =
@@ -315,6 +326,20 @@ impl Engine for MlxEngine {
         self.keep_end(seq).map_err(in_engine("keeping a sequence's state"))?;
         self.close(seq);
         Ok(())
+    }
+
+    fn embed(
+        &mut self,
+        texts: &[EmbedText],
+    ) -> Result<Vec<Result<Vec<f32>, Refusal>>, EngineFault> {
+        let refusal = || Refusal {
+            code: RefusalCode::Invalid,
+            message: "this model makes no embeddings; choose an embedding model".to_owned(),
+        };
+        match self.pooling {
+            Some(pooling) => embed::embed(self.model.as_ref(), &self.info, pooling, texts),
+            None => Ok(texts.iter().map(|_| Err(refusal())).collect()),
+        }
     }
 
     fn cache_figures(&self) -> CacheFigures {

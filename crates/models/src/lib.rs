@@ -7,9 +7,10 @@
 //! |---|---|
 //! | `config` | `config.json` in, checked numbers out |
 //! | `weights` | headers and the plan checked before MLX sees a file, then the reading |
-//! | `arch` | the dense decoder of Llama, Mistral, Qwen2 and Qwen3 |
+//! | `arch` | decoders of the Llama and Qwen kind, hybrids, BERT's encoder |
 //! | `kv` | keys and values of one layer and one sequence |
 //! | `batch` | sequences that decode together, and their shared keys and values |
+//! | `embed`, `pooling` | texts to vectors |
 //! | `sample` | the choice of a token, on the device |
 //! | `engine`, `check`, `steps` | sequences, what they must be, the pipeline of steps |
 //! | `load` | from a folder to a warm engine |
@@ -41,12 +42,14 @@ mod batch;
 mod check;
 mod config;
 mod device;
+mod embed;
 mod engine;
 mod fault;
 mod keep;
 mod kv;
 mod load;
 mod measure;
+mod pooling;
 mod prefix;
 mod recurrent;
 mod sample;

@@ -5,14 +5,15 @@ use std::time::Instant;
 
 use mlx_rs::memory;
 use mlxd_engine::prefix::{BlockHash, CacheKey};
-use mlxd_engine::{Engine, SeqId, SeqSpec};
+use mlxd_engine::{EmbedText, Engine, SeqId, SeqSpec};
 use mlxd_protocol::{LoadFault, LoadFaultKind, LoadSpec, ModelInfo, Sampling};
 
-use crate::arch::{self, DenseModel, Layout, Model, NemotronModel};
+use crate::arch::{self, BertModel, DenseModel, Layout, Model, NemotronModel};
 use crate::config::{Described, Packing};
 use crate::device::{self, Backend};
 use crate::engine::MlxEngine;
-use crate::fault::{Loaded, in_load};
+use crate::fault::{Loaded, in_load, unsupported};
+use crate::pooling::{Pooling, Taken};
 use crate::weights::{Checkpoint, Plan, Progress, Reader};
 
 /// What a folder's files promise, found without reading a tensor.
@@ -37,18 +38,49 @@ struct Checked {
     checkpoint: Checkpoint,
     plan: Plan,
     quantization: String,
+    pooling: Option<Pooling>,
 }
 
 fn checked(folder: &Path) -> Loaded<Checked> {
     let config = Described::read(folder)?;
-    let checkpoint = Checkpoint::open(folder)?;
+    let pooling = pooling_of(folder, &config)?;
+    let mut checkpoint = Checkpoint::open(folder)?;
+    if !checkpoint.tensors.contains_key(config.embedding()) {
+        match &config {
+            Described::Decoder(_) => checkpoint.rename(arch::decoder_name),
+            Described::Encoder(_) => checkpoint.rename(arch::encoder_name),
+            Described::Hybrid(_) => {}
+        }
+    }
     let inventory = match &config {
         Described::Decoder(config) => arch::inventory(config),
         Described::Hybrid(config) => arch::hybrid_inventory(config),
+        Described::Encoder(config) => arch::encoder_inventory(config),
     };
     let plan = Plan::check(config.quantization(), &inventory, &checkpoint)?;
     let quantization = quantization_name(&config, &checkpoint, &plan);
-    Ok(Checked { config, checkpoint, plan, quantization })
+    Ok(Checked { config, checkpoint, plan, quantization, pooling })
+}
+
+/// How a model makes vectors; `None` for one that writes text.
+fn pooling_of(folder: &Path, config: &Described) -> Loaded<Option<Pooling>> {
+    match config {
+        // What sentence-transformers does with an encoder that says nothing.
+        Described::Encoder(_) => {
+            let mean = Pooling { taken: Taken::Mean, normalised: true };
+            Ok(Some(Pooling::read(folder, None)?.unwrap_or(mean)))
+        }
+        Described::Decoder(config) => {
+            let pooling = Pooling::read(folder, Some(Taken::Last))?;
+            if pooling.is_some() && config.windows.iter().any(Option::is_some) {
+                return Err(unsupported(
+                    "config.json: this build makes no vectors with layers that slide",
+                ));
+            }
+            Ok(pooling)
+        }
+        Described::Hybrid(_) => Ok(None),
+    }
 }
 
 /// Checks everything about `folder` that can be checked without MLX: config, headers, and
@@ -95,6 +127,7 @@ pub fn load_with_layout(
     let model: Box<dyn Model> = match checked.config {
         Described::Decoder(config) => Box::new(DenseModel::load(config, &mut reader, layout)?),
         Described::Hybrid(config) => Box::new(NemotronModel::load(config, &mut reader, layout)?),
+        Described::Encoder(config) => Box::new(BertModel::load(config, &mut reader, layout)?),
     };
     let info = ModelInfo {
         architecture,
@@ -110,13 +143,16 @@ pub fn load_with_layout(
     // On the CPU evaluation blocks, and a step built on an unread one would copy the KV.
     let depth = if backend.is_gpu() { 2 } else { 1 };
     let mut engine = MlxEngine::new(model, info, depth, spec.deterministic);
+    engine.pooling = checked.pooling;
     let crowds = if backend.is_gpu() { crowds(spec.running_max as usize) } else { Vec::new() };
     warm_up(&mut engine, &crowds).map_err(|reason| LoadFault {
         kind: LoadFaultKind::Engine,
         message: format!("the model is loaded but does not run: {reason}"),
     })?;
     engine.trim();
-    engine.keep_prefixes(prefix_root(spec, engine.info()), spec.prefix_cache_bytes_max);
+    if engine.pooling.is_none() {
+        engine.keep_prefixes(prefix_root(spec, engine.info()), spec.prefix_cache_bytes_max);
+    }
     engine.set_load_ms(begin.elapsed().as_millis() as u64);
     Ok(engine)
 }
@@ -147,6 +183,13 @@ fn crowds(running: usize) -> Vec<usize> {
 /// not wait for kernels.
 fn warm_up(engine: &mut MlxEngine, crowds: &[usize]) -> Result<(), String> {
     let context = engine.info().context_tokens as usize;
+    if engine.pooling.is_some() {
+        let text =
+            |tokens: usize| EmbedText { tokens: vec![0; tokens.min(context)], dimensions: None };
+        let vectors = engine.embed(&[text(5), text(16)]).map_err(|fault| fault.to_string())?;
+        let refused = vectors.into_iter().find_map(Result::err);
+        return refused.map_or(Ok(()), |refusal| Err(refusal.message));
+    }
     let sampled = Sampling {
         temperature: 1.0,
         top_p: 0.9,

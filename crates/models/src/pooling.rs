@@ -17,7 +17,7 @@ const FILE_BYTES_MAX: u64 = 1 << 20;
 
 /// Which hidden states make the vector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Pooling {
+pub enum Taken {
     /// Their mean.
     Mean,
     /// The first token's.
@@ -26,20 +26,31 @@ pub enum Pooling {
     Last,
 }
 
+/// How a vector is made of hidden states.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pooling {
+    /// Of which.
+    pub taken: Taken,
+    /// Brought to length 1.
+    pub normalised: bool,
+}
+
 impl Pooling {
-    /// What the files in `folder` say; `None` if there are none.
-    pub fn read(folder: &Path) -> Loaded<Option<Self>> {
+    /// What the files in `folder` say; `None` if there are none. With `unsaid`, the pooling
+    /// module's own file may be missing: conversions leave out folders.
+    pub fn read(folder: &Path, unsaid: Option<Taken>) -> Loaded<Option<Self>> {
         let Some(modules) = read_json(&folder.join("modules.json"))? else {
             return Ok(None);
         };
         let modules =
             modules.as_array().ok_or_else(|| corrupt("modules.json does not hold a list"))?;
-        let mut pooling = None;
+        let (mut taken, mut normalised) = (None, false);
         for module in modules {
             let text = |key: &str| module.get(key).and_then(Value::as_str).unwrap_or_default();
             match text("type").rsplit('.').next().unwrap_or_default() {
-                "Transformer" | "Normalize" => {}
-                "Pooling" => pooling = Some(Self::of_module(folder, text("path"))?),
+                "Transformer" => {}
+                "Normalize" => normalised = true,
+                "Pooling" => taken = Some(Taken::of_module(folder, text("path"), unsaid)?),
                 other => {
                     return Err(unsupported(format!(
                         "modules.json names the module {other:?}; this build knows Transformer, Pooling and Normalize"
@@ -47,19 +58,50 @@ impl Pooling {
                 }
             }
         }
-        Ok(pooling)
+        Ok(taken.map(|taken| Self { taken, normalised }))
     }
 
-    fn of_module(folder: &Path, path: &str) -> Loaded<Self> {
+    /// Vectors, `[rows, width]`, float32, of `hidden`, `[rows, n, width]`, of which
+    /// each row has `lengths` tokens.
+    pub fn apply(self, hidden: &Array, lengths: &[i32]) -> Result<Array> {
+        let (rows, longest, full) = (hidden.dim(0), hidden.dim(1), hidden.dim(2));
+        let counts = Array::from_slice(lengths, &[rows, 1, 1]);
+        let pooled = match self.taken {
+            Taken::First => sys::slice(hidden, &[0, 0, 0], &[rows, 1, full])?,
+            Taken::Last => {
+                let last = counts.subtract(Array::from_int(1))?;
+                take_along_axis(hidden, &last, 1)?
+            }
+            Taken::Mean => {
+                let positions = Array::arange::<i32, i32>(0, longest, None)?;
+                let real = positions.reshape(&[1, longest, 1])?.lt(&counts)?;
+                let hidden = hidden.as_dtype(Dtype::Float32)?;
+                let sum = hidden.multiply(real.as_dtype(Dtype::Float32)?)?.sum_axis(1, true)?;
+                sum.divide(counts.as_dtype(Dtype::Float32)?)?
+            }
+        };
+        let pooled = pooled.as_dtype(Dtype::Float32)?.reshape(&[rows, full])?;
+        if !self.normalised {
+            return Ok(pooled);
+        }
+        let length = sqrt(pooled.square()?.sum_axis(-1, true)?)?;
+        pooled.divide(maximum(length, Array::from_f32(1e-12))?)
+    }
+}
+
+impl Taken {
+    fn of_module(folder: &Path, path: &str, unsaid: Option<Self>) -> Loaded<Self> {
         if Path::new(path).file_name() != Some(path.as_ref()) {
             return Err(corrupt(format!(
                 "modules.json has the path {path:?}, which is not the plain name of a folder"
             )));
         }
         let name = format!("{path}/config.json");
-        let config = read_json(&folder.join(path).join("config.json"))?
-            .ok_or_else(|| missing(format!("{name} is missing, and modules.json names it")))?;
-        Self::of_config(&name, &config)
+        match (read_json(&folder.join(path).join("config.json"))?, unsaid) {
+            (Some(config), _) => Self::of_config(&name, &config),
+            (None, Some(unsaid)) => Ok(unsaid),
+            (None, None) => Err(missing(format!("{name} is missing, and modules.json names it"))),
+        }
     }
 
     fn of_config(name: &str, config: &Value) -> Loaded<Self> {
@@ -82,30 +124,6 @@ impl Pooling {
                 "{name} pools by {other:?}; this build knows mean_tokens, cls_token and lasttoken, one at a time"
             ))),
         }
-    }
-
-    /// Vectors of length 1, `[rows, width]`, float32, of `hidden`, `[rows, n, width]`, of which
-    /// each row has `lengths` tokens.
-    pub fn apply(self, hidden: &Array, lengths: &[i32]) -> Result<Array> {
-        let (rows, longest, full) = (hidden.dim(0), hidden.dim(1), hidden.dim(2));
-        let counts = Array::from_slice(lengths, &[rows, 1, 1]);
-        let pooled = match self {
-            Self::First => sys::slice(hidden, &[0, 0, 0], &[rows, 1, full])?,
-            Self::Last => {
-                let last = counts.subtract(Array::from_int(1))?;
-                take_along_axis(hidden, &last, 1)?
-            }
-            Self::Mean => {
-                let positions = Array::arange::<i32, i32>(0, longest, None)?;
-                let real = positions.reshape(&[1, longest, 1])?.lt(&counts)?;
-                let hidden = hidden.as_dtype(Dtype::Float32)?;
-                let sum = hidden.multiply(real.as_dtype(Dtype::Float32)?)?.sum_axis(1, true)?;
-                sum.divide(counts.as_dtype(Dtype::Float32)?)?
-            }
-        };
-        let pooled = pooled.as_dtype(Dtype::Float32)?.reshape(&[rows, full])?;
-        let length = sqrt(pooled.square()?.sum_axis(-1, true)?)?;
-        pooled.divide(maximum(length, Array::from_f32(1e-12))?)
     }
 }
 
@@ -130,9 +148,7 @@ mod tests {
     use serde_json::json;
 
     fn modules(types: &[(&str, &str)]) -> Value {
-        let entry = |(index, (kind, path)): (usize, &(&str, &str))| {
-            json!({"idx": index, "path": path, "type": format!("sentence_transformers.models.{kind}")})
-        };
+        let entry = |(index, (kind, path)): (usize, &(&str, &str))| json!({"idx": index, "path": path, "type": format!("sentence_transformers.models.{kind}")});
         json!(types.iter().enumerate().map(entry).collect::<Vec<_>>())
     }
 
@@ -141,22 +157,31 @@ mod tests {
         std::fs::write(folder.path().join("modules.json"), modules.to_string()).unwrap();
         std::fs::create_dir(folder.path().join("1_Pooling")).unwrap();
         std::fs::write(folder.path().join("1_Pooling/config.json"), pooling.to_string()).unwrap();
-        Pooling::read(folder.path())
+        Pooling::read(folder.path(), None)
     }
 
     #[test]
     fn every_way_of_saying_it_is_read() {
         let usual = modules(&[("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2")]);
         for (config, wanted) in [
-            (json!({"pooling_mode_mean_tokens": true, "pooling_mode_cls_token": false}), Pooling::Mean),
-            (json!({"pooling_mode_cls_token": true, "include_prompt": true}), Pooling::First),
-            (json!({"pooling_mode_lasttoken": true}), Pooling::Last),
-            (json!({"pooling_mode": "cls"}), Pooling::First),
+            (
+                json!({"pooling_mode_mean_tokens": true, "pooling_mode_cls_token": false}),
+                Taken::Mean,
+            ),
+            (json!({"pooling_mode_cls_token": true, "include_prompt": true}), Taken::First),
+            (json!({"pooling_mode_lasttoken": true}), Taken::Last),
+            (json!({"pooling_mode": "cls"}), Taken::First),
         ] {
+            let wanted = Pooling { taken: wanted, normalised: true };
             assert_eq!(read(&usual, &config).unwrap(), Some(wanted), "{config}");
         }
         let empty = tempfile::tempdir().unwrap();
-        assert_eq!(Pooling::read(empty.path()).unwrap(), None);
+        assert_eq!(Pooling::read(empty.path(), None).unwrap(), None);
+        // What a conversion leaves of a decoder's files, and authors who do not normalise.
+        let bare = modules(&[("Transformer", ""), ("Pooling", "1_Pooling")]);
+        std::fs::write(empty.path().join("modules.json"), bare.to_string()).unwrap();
+        let wanted = Pooling { taken: Taken::Last, normalised: false };
+        assert_eq!(Pooling::read(empty.path(), Some(Taken::Last)).unwrap(), Some(wanted));
     }
 
     #[test]

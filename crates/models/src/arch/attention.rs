@@ -171,6 +171,21 @@ impl Attention {
         attended.reshape(&[rows, 1, heads * width])
     }
 
+    /// The same for whole texts, each from position 0 on and without a window, and without keeping
+    /// keys and values: `qkv`, `[rows, n, …]`, to `[rows, n, heads width]`.
+    pub fn core_of_texts(&self, qkv: &Array, rope: &Rope) -> Result<Array> {
+        let Self { heads, kv_heads, width, .. } = *self;
+        let (rows, length) = (qkv.dim(0), qkv.dim(1));
+        let qkv = qkv.reshape(&[rows, length, heads + 2 * kv_heads, width])?;
+        let qkv = qkv.transpose_axes(&[0, 2, 1, 3])?;
+        let [turned, values] = self.turned(&qkv, rope, &Array::from_int(0))?;
+        let [queries, keys] = self.parted(&turned)?;
+        let mask = Some(Mask::Causal);
+        let attended =
+            fast::scaled_dot_product_attention(&queries, &keys, &values, self.scale(), mask, None)?;
+        attended.transpose_axes(&[0, 2, 1, 3])?.reshape(&[rows, length, heads * width])
+    }
+
     /// Queries and keys of `qkv`, `[rows, heads + 2 kv_heads, n, width]`, in one array, normed
     /// where the model does that, and turned; and the values.
     fn turned(&self, qkv: &Array, rope: &Rope, offsets: &Array) -> Result<[Array; 2]> {

@@ -48,8 +48,11 @@ const POSITIONS: &str = "embeddings.position_embeddings";
 const SEGMENTS: &str = "embeddings.token_type_embeddings";
 const NORM: &str = "embeddings.LayerNorm";
 
-/// Prefixes that a checkpoint may put before every name.
-pub const PREFIXES: [&str; 2] = ["bert.", "roberta."];
+/// A tensor's name without what a checkpoint with a head puts before it.
+pub fn plain_name(name: &str) -> String {
+    let inner = name.strip_prefix("bert.").or_else(|| name.strip_prefix("roberta."));
+    inner.unwrap_or(name).to_owned()
+}
 
 /// Every tensor that an encoder of this config is made of.
 pub fn inventory(config: &EncoderConfig) -> Inventory {
@@ -154,9 +157,8 @@ impl Block {
         let (heads, width) = (config.heads, hidden / config.heads);
         let qkv = self.qkv.apply(x)?.reshape(&[rows, length, 3 * heads, width])?;
         let qkv = qkv.transpose_axes(&[0, 2, 1, 3])?;
-        let part = |from: i32| {
-            sys::slice(&qkv, &[0, from, 0, 0], &[rows, from + heads, length, width])
-        };
+        let part =
+            |from: i32| sys::slice(&qkv, &[0, from, 0, 0], &[rows, from + heads, length, width]);
         let (queries, keys, values) = (part(0)?, part(heads)?, part(2 * heads)?);
         let scale = f64::from(width).powf(-0.5) as f32;
         let attended = match mask {
@@ -168,7 +170,9 @@ impl Block {
                 Mask::Array(mask),
                 None,
             )?,
-            None => fast::scaled_dot_product_attention(&queries, &keys, &values, scale, None, None)?,
+            None => {
+                fast::scaled_dot_product_attention(&queries, &keys, &values, scale, None, None)?
+            }
         };
         let attended = attended.transpose_axes(&[0, 2, 1, 3])?.reshape(&[rows, length, hidden])?;
         let x = self.attended_norm.apply(&self.attended.apply(&attended)?.add(x)?)?;
@@ -227,8 +231,8 @@ impl Model for BertModel {
         Err(no_text())
     }
 
-    fn generates(&self) -> bool {
-        false
+    fn width(&self) -> i32 {
+        self.config.hidden
     }
 
     fn encode(&self, ids: &Array, lengths: &[i32]) -> Result<Array> {

@@ -54,6 +54,12 @@ fn layer(index: usize, part: &str) -> String {
     format!("model.layers.{index}.{part}")
 }
 
+/// A tensor's name as it is where there is a head: a model saved without one leaves out `model.`.
+pub fn name_within(name: &str) -> String {
+    let bare = ["embed_tokens.", "layers.", "norm."].iter().any(|start| name.starts_with(start));
+    if bare { format!("model.{name}") } else { name.to_owned() }
+}
+
 /// Every tensor that a model of this config is made of.
 pub fn inventory(config: &ModelConfig) -> Inventory {
     let mut all = Inventory::default();
@@ -320,6 +326,21 @@ impl Model for DenseModel {
         }
         batch.end();
         Ok(x)
+    }
+
+    fn encode(&self, ids: &Array, _lengths: &[i32]) -> Result<Array> {
+        // Padding comes behind a text, where none of its tokens looks.
+        let mut x = self.embedding.rows(ids)?;
+        for block in &self.blocks {
+            let attend =
+                |attention: &Attention, qkv: &Array| attention.core_of_texts(qkv, &self.rope);
+            x = block.forward(&x, self.config.norm_eps, self.swiglu.as_ref(), attend)?;
+        }
+        fast::rms_norm(&x, Some(&self.norm), self.config.norm_eps)
+    }
+
+    fn width(&self) -> i32 {
+        self.config.hidden
     }
 
     fn logits(&self, hidden: &Array) -> Result<Array> {

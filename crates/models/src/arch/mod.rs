@@ -1,6 +1,7 @@
 //! Architectures: from a config to a model that turns token ids into logits.
 
 mod attention;
+mod bert;
 mod dense;
 mod feed_forward;
 mod fused;
@@ -15,7 +16,8 @@ mod state;
 use mlx_rs::Array;
 use mlx_rs::error::Result;
 
-pub use dense::{DenseModel, inventory};
+pub use bert::{BertModel, inventory as encoder_inventory, plain_name as encoder_name};
+pub use dense::{DenseModel, inventory, name_within as decoder_name};
 pub use nemotron::{NemotronModel, inventory as hybrid_inventory};
 pub use state::{LayerState, State};
 
@@ -45,6 +47,16 @@ pub trait Model {
     /// Runs one token of each row of `batch`, which was [prepared](Batch::prepare), `ids` being
     /// `[rows, 1]` in its order, and returns `[rows, 1, hidden]`.
     fn forward_rows(&self, ids: &Array, batch: &mut Batch) -> Result<Array>;
+
+    /// Runs whole texts, padded behind to the longest, `ids` being `[rows, longest]` and row `i`
+    /// having `lengths[i]` tokens, and returns the last hidden states, `[rows, longest, hidden]`.
+    /// What stands in the place of padding means nothing.
+    fn encode(&self, _ids: &Array, _lengths: &[i32]) -> Result<Array> {
+        Err(Exception::custom("this model makes no vectors of texts"))
+    }
+
+    /// Numbers of a hidden state.
+    fn width(&self) -> i32;
 
     /// Logits `[rows, vocabulary]` of the last position of `hidden`, `[rows, n, hidden]`.
     fn logits(&self, hidden: &Array) -> Result<Array>;

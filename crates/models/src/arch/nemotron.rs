@@ -260,6 +260,10 @@ impl Model for NemotronModel {
         Ok(x)
     }
 
+    fn width(&self) -> i32 {
+        self.config.hidden
+    }
+
     fn logits(&self, hidden: &Array) -> Result<Array> {
         let (rows, length) = (hidden.dim(0), hidden.dim(1));
         let HybridConfig { hidden: width, vocab, norm_eps, .. } = self.config;

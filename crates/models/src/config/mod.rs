@@ -3,6 +3,7 @@
 //! Later code computes shapes and sizes from [`ModelConfig`] without checking again. Every
 //! refusal names the key and what it held.
 
+mod encoder;
 mod hybrid;
 mod keys;
 mod mixture;
@@ -12,6 +13,7 @@ mod rope;
 use std::borrow::Cow;
 use std::path::Path;
 
+pub use encoder::{Activation, EncoderConfig};
 pub use hybrid::{HybridConfig, HybridLayer, MambaConfig, SigmoidMixtureConfig};
 pub use mixture::MixtureConfig;
 pub use quantization::{Packing, Quantization};
@@ -98,6 +100,8 @@ pub enum Described {
     Decoder(ModelConfig),
     /// Layers of several kinds.
     Hybrid(HybridConfig),
+    /// Layers that make vectors and no text.
+    Encoder(EncoderConfig),
 }
 
 impl Described {
@@ -129,6 +133,9 @@ impl Described {
         let model_type = keys.text("model_type")?;
         match model_type.as_str() {
             "nemotron_h" => Ok(Self::Hybrid(HybridConfig::read(&keys, model_type)?)),
+            kind if EncoderConfig::knows(kind) => {
+                Ok(Self::Encoder(EncoderConfig::read(&keys, model_type)?))
+            }
             _ => Ok(Self::Decoder(ModelConfig::from_keys(&keys, model_type)?)),
         }
     }
@@ -138,6 +145,7 @@ impl Described {
         match self {
             Self::Decoder(config) => &config.model_type,
             Self::Hybrid(config) => &config.model_type,
+            Self::Encoder(config) => &config.model_type,
         }
     }
 
@@ -146,6 +154,7 @@ impl Described {
         match self {
             Self::Decoder(config) => config.vocab,
             Self::Hybrid(config) => config.vocab,
+            Self::Encoder(config) => config.vocab,
         }
     }
 
@@ -154,6 +163,7 @@ impl Described {
         match self {
             Self::Decoder(config) => config.context,
             Self::Hybrid(config) => config.context,
+            Self::Encoder(config) => config.context(),
         }
     }
 
@@ -162,6 +172,7 @@ impl Described {
         match self {
             Self::Decoder(_) => "model.embed_tokens.weight",
             Self::Hybrid(_) => "backbone.embeddings.weight",
+            Self::Encoder(_) => "embeddings.word_embeddings.weight",
         }
     }
 
@@ -170,6 +181,7 @@ impl Described {
         match self {
             Self::Decoder(config) => &config.quantization,
             Self::Hybrid(config) => &config.quantization,
+            Self::Encoder(config) => &config.quantization,
         }
     }
 }
@@ -209,6 +221,11 @@ fn without_infinities(text: &[u8]) -> Cow<'_, [u8]> {
 impl ModelConfig {
     fn from_keys(keys: &Keys, model_type: String) -> Loaded<Self> {
         let family = family(&model_type)?;
+        if !keys.flag("is_causal", true)? {
+            return Err(unsupported(format!(
+                "config.json: is_causal is false; this build has {model_type} only where each token sees those before it"
+            )));
+        }
         let hidden = keys.size("hidden_size", WIDTH_MAX)?;
         let layers = keys.size("num_hidden_layers", LAYERS_MAX)? as usize;
         let heads = keys.size("num_attention_heads", HEADS_MAX)?;
@@ -280,7 +297,7 @@ fn family(model_type: &str) -> Loaded<Family> {
         "qwen3" => Ok(Family::Qwen3),
         "qwen3_moe" => Ok(Family::Qwen3Moe),
         other => Err(unsupported(format!(
-            "config.json: model_type {other:?} is not known; this build loads llama, mistral, qwen2, qwen3, qwen3_moe and nemotron_h"
+            "config.json: model_type {other:?} is not known; this build loads llama, mistral, qwen2, qwen3, qwen3_moe, nemotron_h, bert, roberta and xlm-roberta"
         ))),
     }
 }

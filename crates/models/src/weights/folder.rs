@@ -22,6 +22,8 @@ pub struct Checkpoint {
     pub files: Vec<PathBuf>,
     /// Name → where and what.
     pub tensors: HashMap<String, Placed>,
+    /// From a name in the files to the name here.
+    pub names: fn(&str) -> String,
 }
 
 /// A tensor and the file it lies in.
@@ -49,8 +51,11 @@ impl Checkpoint {
             Some(index) => shard_names(index)?,
             None => listed_names(folder)?,
         };
-        let mut checkpoint =
-            Self { files: Vec::with_capacity(names.len()), tensors: HashMap::new() };
+        let mut checkpoint = Self {
+            files: Vec::with_capacity(names.len()),
+            tensors: HashMap::new(),
+            names: str::to_owned,
+        };
         for name in &names {
             checkpoint.add(folder, name)?;
         }
@@ -72,6 +77,12 @@ impl Checkpoint {
         }
         self.files.push(path);
         Ok(())
+    }
+
+    /// Calls the tensors as `names` says: not everybody who saves a model calls them alike.
+    pub fn rename(&mut self, names: fn(&str) -> String) {
+        self.names = names;
+        self.tensors = self.tensors.drain().map(|(name, placed)| (names(&name), placed)).collect();
     }
 
     fn check_index(&self, index: &Index) -> Loaded<()> {

@@ -41,7 +41,7 @@ impl<'a> Reader<'a> {
         for path in &checkpoint.files {
             let arrays = Array::load_safetensors(path)
                 .map_err(|error| corrupt(format!("{}: {error}", path.display())))?;
-            lazy.extend(arrays);
+            lazy.extend(arrays.into_iter().map(|(name, array)| ((checkpoint.names)(&name), array)));
         }
         let sizes = checkpoint
             .tensors
