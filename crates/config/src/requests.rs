@@ -25,6 +25,10 @@ section! {
         top_logprobs_max: u32 = 20, 0..=20;
         /// Tokens of a prompt, whatever the model's context is.
         prompt_tokens_max: usize = 1_048_576, 1..=16_777_216;
+        /// Texts of one request for embeddings; OpenAI's own limit.
+        embedding_inputs_max: usize = 2048, 1..=65_536;
+        /// Of those in the worker at once; the others wait for them.
+        embedding_inputs_open_max: usize = 32, 1..=65_536;
         /// Bytes that a chat template may write.
         template_output_bytes_max: usize = 32 * 1024 * 1024, 1024..=1024 * 1024 * 1024;
         /// Instructions that a chat template may run.

@@ -222,6 +222,10 @@ impl Metrics {
             End::Failed(_) => "failed",
         };
         self.ended(model, reason);
+        if let End::Embedded(_) = end {
+            let tokens = journal.job.prompt.len() as u64;
+            self.prompt_tokens.get_or_create(&Self::model(model)).inc_by(tokens);
+        }
         let tokens = journal.generated();
         self.generated_tokens.get_or_create(&Self::model(model)).inc_by(tokens as u64);
         if let Some(first) = journal.first_token_at().filter(|_| tokens > 1) {

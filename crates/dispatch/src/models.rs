@@ -156,6 +156,8 @@ pub struct OpenModel {
     pub text: Arc<ModelText>,
     /// Tokens of a sequence, prompt and answer together.
     pub context_tokens: u32,
+    /// Numbers of its vectors, of a model that turns texts into vectors and writes none.
+    pub vector_width: Option<u32>,
 }
 
 /// Used when a model's config does not say how long its context is.
@@ -170,10 +172,10 @@ impl OpenModel {
             ChatTemplate::load_within(&found.folder, found.template_limits).map_err(text_fault)?;
         let mut defaults = read_defaults(&found.folder)?;
         defaults.stop_tokens = tokenizer.eos_ids().into();
-        let said = read_context_tokens(&found.folder)?;
+        let (said, vector_width) = read_sizes(&found.folder)?;
         let context_tokens = found.context_tokens_max.map_or(said, |max| max.min(said));
         let text = Arc::new(ModelText { tokenizer, template, defaults });
-        Ok(Self { id: found.id.clone(), text, context_tokens })
+        Ok(Self { id: found.id.clone(), text, context_tokens, vector_width })
     }
 }
 
@@ -198,17 +200,42 @@ fn read_defaults(folder: &Path) -> Result<GenerationDefaults, ModelFault> {
     Ok(defaults)
 }
 
-fn read_context_tokens(folder: &Path) -> Result<u32, ModelFault> {
-    #[derive(Deserialize)]
-    struct Config {
-        max_position_embeddings: Option<u32>,
-        text_config: Option<Box<Config>>,
-    }
+#[derive(Deserialize)]
+struct Config {
+    #[serde(default)]
+    model_type: String,
+    max_position_embeddings: Option<u32>,
+    hidden_size: Option<u32>,
+    pad_token_id: Option<u32>,
+    text_config: Option<Box<Config>>,
+}
+
+/// A module of sentence-transformers.
+#[derive(Deserialize)]
+struct Module {
+    #[serde(default, rename = "type")]
+    kind: String,
+}
+
+/// Tokens of context, and the width of the vectors of a model that makes vectors: an encoder, or
+/// one whose authors say how its hidden states are pooled.
+fn read_sizes(folder: &Path) -> Result<(u32, Option<u32>), ModelFault> {
     let config = read_json::<Config>(&folder.join("config.json"))?
         .ok_or_else(|| ModelFault::broken(format!("{}: no config.json", folder.display())))?;
+    let inner = config.text_config.as_deref();
     let said = config.max_position_embeddings;
-    let said = said.or_else(|| config.text_config.and_then(|text| text.max_position_embeddings));
-    Ok(said.unwrap_or(CONTEXT_TOKENS_UNSAID))
+    let mut context = said
+        .or_else(|| inner.and_then(|text| text.max_position_embeddings))
+        .unwrap_or(CONTEXT_TOKENS_UNSAID);
+    let encodes = matches!(config.model_type.as_str(), "bert" | "roberta" | "xlm-roberta");
+    if encodes && config.model_type != "bert" {
+        // RoBERTa counts positions from behind the padding's id.
+        context = context.saturating_sub(config.pad_token_id.unwrap_or(1).saturating_add(1));
+    }
+    let modules = read_json::<Vec<Module>>(&folder.join("modules.json"))?.unwrap_or_default();
+    let pools = modules.iter().any(|module| module.kind.ends_with(".Pooling"));
+    let width = config.hidden_size.or_else(|| inner.and_then(|text| text.hidden_size));
+    Ok((context, width.filter(|_| encodes || pools)))
 }
 
 #[cfg(test)]
@@ -230,12 +257,20 @@ mod tests {
         write("generation_config.json", r#"{"temperature": 0.6, "do_sample": false}"#);
         assert_eq!(read_defaults(folder.path()).unwrap().temperature, Some(0.0));
 
-        assert!(
-            read_context_tokens(folder.path()).unwrap_err().to_string().contains("config.json")
-        );
+        assert!(read_sizes(folder.path()).unwrap_err().to_string().contains("config.json"));
         write("config.json", r#"{"text_config": {"max_position_embeddings": 77}}"#);
-        assert_eq!(read_context_tokens(folder.path()).unwrap(), 77);
+        assert_eq!(read_sizes(folder.path()).unwrap(), (77, None));
+        write("modules.json", r#"[{"type": "sentence_transformers.models.Transformer"}]"#);
+        write("config.json", r#"{"max_position_embeddings": 9, "hidden_size": 4}"#);
+        assert_eq!(read_sizes(folder.path()).unwrap(), (9, None));
+        write("modules.json", r#"[{"type": "sentence_transformers.models.Pooling"}]"#);
+        assert_eq!(read_sizes(folder.path()).unwrap(), (9, Some(4)));
+        write(
+            "config.json",
+            r#"{"model_type": "xlm-roberta", "max_position_embeddings": 9, "hidden_size": 4}"#,
+        );
+        assert_eq!(read_sizes(folder.path()).unwrap(), (7, Some(4)));
         write("config.json", "{");
-        assert!(read_context_tokens(folder.path()).unwrap_err().to_string().contains("EOF"));
+        assert!(read_sizes(folder.path()).unwrap_err().to_string().contains("EOF"));
     }
 }

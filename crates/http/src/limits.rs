@@ -112,6 +112,10 @@ pub struct RequestLimits {
     pub top_logprobs_max: u8,
     /// Tokens of a prompt, whatever the model's context is.
     pub prompt_tokens_max: usize,
+    /// Texts of one request for embeddings.
+    pub embedding_inputs_max: usize,
+    /// Of those in the worker at once: the others wait, and leave room for other requests.
+    pub embedding_inputs_open_max: usize,
     /// Requests whose prompt is being prepared or waits for it; a further one gets 503.
     pub prepare_queued_max: usize,
     /// How long preparing one prompt may wait and run.
@@ -131,6 +135,8 @@ impl Default for RequestLimits {
             logit_bias_max: 1024,
             top_logprobs_max: 20,
             prompt_tokens_max: 1 << 20,
+            embedding_inputs_max: 2048,
+            embedding_inputs_open_max: 32,
             prepare_queued_max: 256,
             prepare_timeout: Duration::from_secs(30),
         }

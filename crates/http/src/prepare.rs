@@ -119,12 +119,71 @@ pub(crate) struct Prepared {
     pub(crate) echo: String,
 }
 
+/// A model that turns texts into vectors is asked for text.
+fn check_writes(model: &OpenModel) -> Result<(), ApiError> {
+    match model.vector_width {
+        None => Ok(()),
+        Some(_) => Err(ApiError::Invalid {
+            param: Some("model".to_owned()),
+            code: Some("not_a_chat_model"),
+            message: format!(
+                "{} turns texts into vectors and writes none; use /v1/embeddings, or choose a \
+                 chat model",
+                model.id
+            ),
+        }),
+    }
+}
+
+/// Encodes a text that is to become a vector. Blocks.
+pub(crate) fn text(
+    model: &OpenModel,
+    input: Prompt,
+    name: &str,
+    tokens_max: usize,
+) -> Result<Arc<[u32]>, ApiError> {
+    let tokens = match input {
+        Prompt::Text(text) => model.text.tokenizer.encode(&text, true)?,
+        Prompt::Tokens(ids) => {
+            check_ids(model, &ids, name)?;
+            ids
+        }
+    };
+    let (got, context) = (tokens.len(), model.context_tokens as usize);
+    if got == 0 {
+        return Err(ApiError::field(name, format!("'{name}' has no token")));
+    }
+    if got > context.min(tokens_max) {
+        let max = context.min(tokens_max);
+        return Err(ApiError::ContextLength {
+            param: "input",
+            message: format!(
+                "{} takes at most {max} tokens of a text, and '{name}' has {got}; shorten it",
+                model.id
+            ),
+        });
+    }
+    Ok(tokens.into())
+}
+
+fn check_ids(model: &OpenModel, ids: &[u32], name: &str) -> Result<(), ApiError> {
+    let size = model.text.tokenizer.vocab_size();
+    match ids.iter().find(|&&id| id as usize >= size) {
+        None => Ok(()),
+        Some(id) => Err(ApiError::field(
+            name,
+            format!("'{name}' has the token id {id}; the model's ids are 0 to {}", size - 1),
+        )),
+    }
+}
+
 /// Renders and encodes a conversation. Blocks.
 pub(crate) fn chat(
     model: &OpenModel,
     chat: &ValidChat,
     tokens_max: usize,
 ) -> Result<Prepared, ApiError> {
+    check_writes(model)?;
     let Some(template) = &model.text.template else {
         return Err(ApiError::Invalid {
             param: Some("model".to_owned()),
@@ -154,20 +213,12 @@ pub(crate) fn completion(
     echo: bool,
     tokens_max: usize,
 ) -> Result<Prepared, ApiError> {
+    check_writes(model)?;
     let tokenizer = &model.text.tokenizer;
     let (tokens, text) = match prompt {
         Prompt::Text(text) => (tokenizer.encode(&text, true)?, text),
         Prompt::Tokens(ids) => {
-            let size = tokenizer.vocab_size();
-            if let Some(id) = ids.iter().find(|&&id| id as usize >= size) {
-                return Err(ApiError::field(
-                    "prompt",
-                    format!(
-                        "'prompt' has the token id {id}; the model's ids are 0 to {}",
-                        size - 1
-                    ),
-                ));
-            }
+            check_ids(model, &ids, "prompt")?;
             let text = if echo { tokenizer.decode(&ids, true) } else { String::new() };
             (ids, text)
         }

@@ -201,6 +201,10 @@ fn layers(
         };
         return Ok(pattern.chars().take(LAYERS_MAX as usize).map(layer).collect());
     }
+    if matches!(architecture, "bert" | "roberta" | "xlm-roberta") {
+        // An encoder keeps nothing of a text.
+        return Ok(vec![LayerMemory::Nothing; count as usize]);
+    }
     let window = keys.number("sliding_window");
     if let Some(types) = keys.0.get("layer_types").and_then(Value::as_array) {
         let layer = |kind: &Value| match kind.as_str() {

@@ -276,6 +276,8 @@ fn limits(config: &Config) -> HttpLimits {
             logit_bias_max: requests.logit_bias_max,
             top_logprobs_max: requests.top_logprobs_max as u8,
             prompt_tokens_max: requests.prompt_tokens_max,
+            embedding_inputs_max: requests.embedding_inputs_max,
+            embedding_inputs_open_max: requests.embedding_inputs_open_max,
             prepare_queued_max: requests.tokenize_queued_max,
             prepare_timeout: ms(requests.tokenize_timeout_ms),
         },

@@ -81,13 +81,7 @@ const CONSTRAINTS: [&str; 8] = [
 impl Common {
     /// Takes the shared fields. `logprobs` differs between the two kinds and is the caller's.
     pub(crate) fn take(fields: &mut Fields, limits: &RequestLimits) -> Result<Self, ApiError> {
-        let model = fields
-            .text("model")?
-            .filter(|model| !model.is_empty())
-            .or_else(|| limits.model_default.clone())
-            .ok_or_else(|| {
-                ApiError::field("model", "'model' is missing; name one of GET /v1/models")
-            })?;
+        let model = take_model(fields, limits)?;
         refuse_constraints(fields)?;
         let n = fields.integer("n", 1..=i64::from(limits.n_max))?.unwrap_or(1);
         let stream = fields.flag("stream")?.unwrap_or(false);
@@ -196,6 +190,15 @@ fn take_keep(fields: &mut Fields, stream: bool) -> Result<Option<Keep>, ApiError
     }
 }
 
+/// The model asked for, else the one that is meant by none.
+pub(crate) fn take_model(fields: &mut Fields, limits: &RequestLimits) -> Result<String, ApiError> {
+    fields
+        .text("model")?
+        .filter(|model| !model.is_empty())
+        .or_else(|| limits.model_default.clone())
+        .ok_or_else(|| ApiError::field("model", "'model' is missing; name one of GET /v1/models"))
+}
+
 fn take_max_tokens(fields: &mut Fields) -> Result<Option<u32>, ApiError> {
     let range = 1..=i64::from(u32::MAX);
     let newer = fields.integer("max_completion_tokens", range.clone())?;
@@ -204,7 +207,7 @@ fn take_max_tokens(fields: &mut Fields) -> Result<Option<u32>, ApiError> {
 }
 
 /// `timeout`, in seconds.
-fn take_deadline(fields: &mut Fields) -> Result<Option<Duration>, ApiError> {
+pub(crate) fn take_deadline(fields: &mut Fields) -> Result<Option<Duration>, ApiError> {
     let seconds = fields.number("timeout", 0.001..=DEADLINE_S_MAX)?;
     Ok(seconds.map(Duration::from_secs_f32))
 }

@@ -55,7 +55,7 @@ impl ValidCompletion {
                 "'best_of' is supported only when it equals 'n'; leave it out",
             ));
         }
-        let prompts = take_prompts(&mut fields)?;
+        let prompts = take_prompts(&mut fields, "prompt")?;
         let choices = prompts.len().saturating_mul(common.n as usize);
         if choices > limits.n_max as usize {
             let max = limits.n_max;
@@ -68,26 +68,29 @@ impl ValidCompletion {
     }
 }
 
-fn take_prompts(fields: &mut Fields) -> Result<Vec<Prompt>, ApiError> {
-    let list = match fields.take("prompt") {
-        None => return Err(ApiError::field("prompt", "'prompt' is missing")),
+/// The field's texts, each as text or as tokens.
+pub(crate) fn take_prompts(fields: &mut Fields, name: &str) -> Result<Vec<Prompt>, ApiError> {
+    let list = match fields.take(name) {
+        None => return Err(ApiError::field(name, format!("'{name}' is missing"))),
         Some(Value::String(text)) => return Ok(vec![Prompt::Text(text)]),
         Some(Value::Array(list)) => list,
-        Some(other) => return Err(expected("prompt", &other)),
+        Some(other) => return Err(expected(name, &other)),
     };
     match list.first() {
-        None => Err(ApiError::field("prompt", "'prompt' is an empty list")),
-        Some(Value::Number(_)) => Ok(vec![tokens("prompt", &list)?]),
-        Some(_) => list.into_iter().enumerate().map(|(i, value)| one_of_list(i, value)).collect(),
+        None => Err(ApiError::field(name, format!("'{name}' is an empty list"))),
+        Some(Value::Number(_)) => Ok(vec![tokens(name, &list)?]),
+        Some(_) => {
+            let one = |(index, value)| one_of_list(&format!("{name}[{index}]"), value);
+            list.into_iter().enumerate().map(one).collect()
+        }
     }
 }
 
-fn one_of_list(index: usize, value: Value) -> Result<Prompt, ApiError> {
-    let name = format!("prompt[{index}]");
+fn one_of_list(name: &str, value: Value) -> Result<Prompt, ApiError> {
     match value {
         Value::String(text) => Ok(Prompt::Text(text)),
-        Value::Array(ids) => tokens(&name, &ids),
-        other => Err(expected(&name, &other)),
+        Value::Array(ids) => tokens(name, &ids),
+        other => Err(expected(name, &other)),
     }
 }
 

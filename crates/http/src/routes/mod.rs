@@ -2,6 +2,7 @@
 
 mod chat;
 mod completions;
+mod embeddings;
 mod health;
 mod models;
 mod streams;
@@ -17,6 +18,7 @@ pub(crate) fn api<B: Backend>(config: &mut web::ServiceConfig) {
         .app_data(web::PathConfig::default().error_handler(|_, request| no_route(request).into()))
         .service(resource("/v1/chat/completions", "POST", web::post().to(chat::chat::<B>)))
         .service(resource("/v1/completions", "POST", web::post().to(completions::complete::<B>)))
+        .service(resource("/v1/embeddings", "POST", web::post().to(embeddings::embed::<B>)))
         .service(resource("/v1/models", GET, get().to(models::list::<B>)))
         .service(resource("/v1/models/{id:.*}", GET, get().to(models::one::<B>)))
         .service(

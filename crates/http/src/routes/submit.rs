@@ -177,7 +177,7 @@ pub(crate) fn event_stream(
         .body(body)
 }
 
-fn trace_of(request: &HttpRequest) -> TraceId {
+pub(crate) fn trace_of(request: &HttpRequest) -> TraceId {
     let trace = request.extensions().get::<TraceId>().cloned();
     trace.unwrap_or_else(|| TraceId::of(request.headers()))
 }
@@ -206,7 +206,7 @@ fn check_logit_bias(common: &Common, model: &OpenModel) -> Result<(), ApiError> 
     }
 }
 
-fn put_queue_wait(response: &mut HttpResponseBuilder, wait: Option<Duration>) {
+pub(crate) fn put_queue_wait(response: &mut HttpResponseBuilder, wait: Option<Duration>) {
     if let Some(wait) = wait {
         response.insert_header(("x-queue-wait-ms", wait.as_millis().to_string()));
     }
@@ -214,7 +214,7 @@ fn put_queue_wait(response: &mut HttpResponseBuilder, wait: Option<Duration>) {
 
 /// `X-Request-Timeout-Ms`, or `Request-Timeout-Ms` as newer OpenAI clients send it, for requests
 /// whose body names no `timeout`.
-fn deadline_of(request: &HttpRequest) -> Result<Option<Duration>, ApiError> {
+pub(crate) fn deadline_of(request: &HttpRequest) -> Result<Option<Duration>, ApiError> {
     let named = |name: &'static str| Some((name, request.headers().get(name)?));
     let given = named("x-request-timeout-ms").or_else(|| named("request-timeout-ms"));
     let Some((name, value)) = given else {
@@ -232,7 +232,7 @@ fn deadline_of(request: &HttpRequest) -> Result<Option<Duration>, ApiError> {
 }
 
 /// `X-Priority: high`, `normal` or `low`; what is none of them is normal.
-fn priority_of(request: &HttpRequest) -> Priority {
+pub(crate) fn priority_of(request: &HttpRequest) -> Priority {
     let value = request.headers().get("x-priority").and_then(|value| value.to_str().ok());
     match value {
         Some(word) if word.eq_ignore_ascii_case("high") => Priority::High,

@@ -26,6 +26,9 @@ use tokio_util::sync::CancellationToken;
 /// The one model of the fake. Its tokens are bytes, 256 ends an answer.
 pub(super) const MODEL: &str = "org/fake";
 
+/// The same, but its work is vectors of four numbers.
+pub(super) const VECTORS: &str = "org/vectors";
+
 /// Tokens of context of the fake model.
 pub(super) const CONTEXT_TOKENS: u32 = 200;
 
@@ -175,6 +178,7 @@ impl Backend for FakeBackend {
     async fn open_model(&self, name: &str) -> Result<OpenModel, ModelFault> {
         match name {
             MODEL | "alias" => Ok(self.model.clone()),
+            VECTORS => Ok(OpenModel { vector_width: Some(4), ..self.model.clone() }),
             "bare" => Ok(OpenModel {
                 text: Arc::new(ModelText {
                     tokenizer: self.model.text.tokenizer.clone(),
@@ -311,6 +315,7 @@ fn model() -> OpenModel {
             defaults,
         }),
         context_tokens: CONTEXT_TOKENS,
+        vector_width: None,
     }
 }
 

@@ -3,6 +3,7 @@
 mod admin;
 mod answers;
 mod client;
+mod embeddings;
 mod errors;
 mod fake;
 mod kept;
