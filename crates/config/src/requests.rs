@@ -37,6 +37,9 @@ section! {
         tokenize_timeout_ms: u64 = 30_000, 10..=3_600_000;
         /// Requests that wait for tokenising at once; a further one gets 503.
         tokenize_queued_max: usize = 256, 1..=65_536;
+        /// Bytes kept of conversations that were tokenised, texts and ids, all models together, so that
+        /// the next turn tokenises what is new in it. 0 keeps nothing.
+        tokenize_cache_bytes_max: usize = 16 * 1024 * 1024, 0..=4 * 1024 * 1024 * 1024;
         /// How long a request may wait for its model to be loaded and for a place in it.
         queue_timeout_ms: u64 = 600_000, 10..=86_400_000;
         /// How long an answer may stand still after its worker died, before it ends with an error.

@@ -118,6 +118,8 @@ pub struct RequestLimits {
     pub embedding_inputs_open_max: usize,
     /// Requests whose prompt is being prepared or waits for it; a further one gets 503.
     pub prepare_queued_max: usize,
+    /// Bytes kept of conversations that were tokenised, texts and ids, all models together.
+    pub prepare_cache_bytes_max: usize,
     /// How long preparing one prompt may wait and run.
     pub prepare_timeout: Duration,
 }
@@ -138,6 +140,7 @@ impl Default for RequestLimits {
             embedding_inputs_max: 2048,
             embedding_inputs_open_max: 32,
             prepare_queued_max: 256,
+            prepare_cache_bytes_max: 16 << 20,
             prepare_timeout: Duration::from_secs(30),
         }
     }

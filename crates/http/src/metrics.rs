@@ -2,6 +2,7 @@
 
 use crate::streams::log::Gone;
 use mlxd_dispatch::Pace;
+use mlxd_text::SegmentFigures;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::encoding::text::encode_registry;
 use prometheus_client::metrics::counter::Counter;
@@ -72,6 +73,9 @@ pub(crate) struct HttpMetrics {
     requests: Family<ByStatus, Counter>,
     seconds: Family<ByRoute, Histogram, fn() -> Histogram>,
     request_bytes: Counter,
+    reused_text: Counter,
+    encoded_text: Counter,
+    kept_text: Gauge,
     streams: StreamMetrics,
     in_flight: Gauge,
     places: Arc<Semaphore>,
@@ -105,6 +109,24 @@ impl HttpMetrics {
         );
         registry.register("request_body_bytes", "Bytes of bodies read", request_bytes.clone());
         registry.register("answers_in_flight", "Answers being made", in_flight.clone());
+        let (reused_text, encoded_text) = (Counter::default(), Counter::default());
+        let kept_text = Gauge::default();
+        registry.register(
+            "conversation_reused_bytes",
+            "Bytes of conversations whose tokens were there from an earlier turn",
+            reused_text.clone(),
+        );
+        registry.register(
+            "conversation_encoded_bytes",
+            "Bytes of conversations that were tokenised",
+            encoded_text.clone(),
+        );
+        registry.register_with_unit(
+            "conversation_kept",
+            "Held of conversations for their next turn",
+            Unit::Bytes,
+            kept_text.clone(),
+        );
         let streams = StreamMetrics::default();
         streams.register(&mut registry);
         Self {
@@ -112,6 +134,9 @@ impl HttpMetrics {
             requests,
             seconds,
             request_bytes,
+            reused_text,
+            encoded_text,
+            kept_text,
             streams,
             in_flight,
             places: Arc::new(Semaphore::new(streams_max)),
@@ -134,6 +159,14 @@ impl HttpMetrics {
 
     pub(crate) fn count_request_bytes(&self, bytes: usize) {
         self.request_bytes.inc_by(bytes as u64);
+    }
+
+    /// What became of conversations' text so far.
+    pub(crate) fn note_segments(&self, figures: SegmentFigures) {
+        let raise = |counter: &Counter, to: u64| counter.inc_by(to.saturating_sub(counter.get()));
+        raise(&self.reused_text, figures.reused_bytes);
+        raise(&self.encoded_text, figures.encoded_bytes);
+        self.kept_text.set(figures.held_bytes as i64);
     }
 
     /// A place for one more answer; where there is none, how many there are and when one is

@@ -11,7 +11,7 @@ use crate::openai::common::Common;
 use crate::openai::completion::Prompt;
 use mlxd_dispatch::{GenerationDefaults, OpenModel};
 use mlxd_protocol::Sampling;
-use mlxd_text::RenderInput;
+use mlxd_text::{RenderInput, SegmentCache, SegmentFigures};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -32,6 +32,8 @@ const SLOW_PAUSE: u32 = 64;
 pub(crate) struct Preparer {
     /// Short prompts that still go to the blocking threads.
     pause: AtomicU32,
+    /// Of conversations that were tokenised before.
+    segments: Arc<SegmentCache>,
     places: Arc<Semaphore>,
     threads: Arc<Semaphore>,
     places_max: usize,
@@ -44,12 +46,23 @@ impl Preparer {
         let places_max = limits.request.prepare_queued_max;
         Self {
             pause: AtomicU32::new(0),
+            segments: Arc::new(SegmentCache::new(limits.request.prepare_cache_bytes_max)),
             places: Arc::new(Semaphore::new(places_max)),
             threads: Arc::new(Semaphore::new(limits.blocking_threads_max)),
             places_max,
             timeout: limits.request.prepare_timeout,
             retry_after_s: limits.retry_after_s,
         }
+    }
+
+    /// What was tokenised before, for [`chat`].
+    pub(crate) fn segments(&self) -> Arc<SegmentCache> {
+        self.segments.clone()
+    }
+
+    /// How much of the conversations' text had been tokenised before.
+    pub(crate) fn segment_figures(&self) -> SegmentFigures {
+        self.segments.figures()
     }
 
     /// Runs the work that a body of `bytes` makes: here if it is short, else on a blocking thread.
@@ -177,10 +190,11 @@ fn check_ids(model: &OpenModel, ids: &[u32], name: &str) -> Result<(), ApiError>
     }
 }
 
-/// Renders and encodes a conversation. Blocks.
+/// Renders and encodes a conversation; of one that grew, what is new. Blocks.
 pub(crate) fn chat(
     model: &OpenModel,
     chat: &ValidChat,
+    segments: &SegmentCache,
     tokens_max: usize,
 ) -> Result<Prepared, ApiError> {
     check_writes(model)?;
@@ -201,7 +215,7 @@ pub(crate) fn chat(
         extra: Some(&chat.template_arguments),
         ..RenderInput::default()
     })?;
-    let prompt = model.text.tokenizer.encode(&text, false)?;
+    let prompt = model.text.tokenizer.encode_cached(&text, segments)?;
     check_length(model, &prompt, tokens_max, "messages")?;
     Ok(Prepared { prompt: prompt.into(), echo: String::new() })
 }

@@ -279,6 +279,7 @@ fn limits(config: &Config) -> HttpLimits {
             embedding_inputs_max: requests.embedding_inputs_max,
             embedding_inputs_open_max: requests.embedding_inputs_open_max,
             prepare_queued_max: requests.tokenize_queued_max,
+            prepare_cache_bytes_max: requests.tokenize_cache_bytes_max,
             prepare_timeout: ms(requests.tokenize_timeout_ms),
         },
         streams: StreamLimits {

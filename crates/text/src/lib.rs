@@ -7,7 +7,8 @@
 //! The way of a request through this crate:
 //!
 //! 1. [`ChatTemplate::render`] turns a conversation into the prompt text.
-//! 2. [`Tokenizer::encode`] turns the text into token ids, within [`TokenizerLimits`].
+//! 2. [`Tokenizer::encode_cached`] turns the text into token ids, within [`TokenizerLimits`]; what a
+//!    [`SegmentCache`] has of it is not tokenised again.
 //! 3. [`Detokeniser::push`] takes the generated ids one by one and gives the text that is
 //!    certain: whole characters, and nothing that may yet turn out to be part of a stop string.
 //!    It is a [`Decoder`] followed by a [`StopMatcher`].
@@ -19,6 +20,7 @@ mod detokenise;
 mod error;
 mod folder;
 mod pieces;
+mod segments;
 mod stop;
 mod template;
 mod tokenizer;
@@ -26,6 +28,7 @@ mod tokenizer;
 pub use decode::{Decoder, SpecialText};
 pub use detokenise::{Delta, Detokeniser, StopHit};
 pub use error::TextError;
+pub use segments::{SegmentCache, SegmentFigures};
 pub use stop::StopMatcher;
 pub use template::{ChatTemplate, ContentShape, RenderInput, TemplateLimits};
 pub use tokenizer::{SpecialTokens, Tokenizer, TokenizerLimits};

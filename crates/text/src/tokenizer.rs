@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde_json::Value;
 use tokenizers::AddedToken;
@@ -13,6 +14,7 @@ use crate::decode::SpecialText;
 use crate::error::TextError;
 use crate::folder::{read_object, read_text, refuse};
 use crate::pieces::{Joining, Pieces};
+use crate::segments::Cuts;
 
 /// Limits on what a tokenizer takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,11 +74,17 @@ pub struct Tokenizer {
 struct Inner {
     raw: tokenizers::Tokenizer,
     pieces: Pieces,
+    cuts: Cuts,
+    /// No other tokenizer of this process has it.
+    identity: u64,
     eos_ids: Vec<u32>,
     special_ids: Vec<u32>,
     specials: SpecialTokens,
     limits: TokenizerLimits,
 }
+
+/// The next tokenizer's identity.
+static IDENTITIES: AtomicU64 = AtomicU64::new(0);
 
 impl Tokenizer {
     /// Loads a model folder's tokenizer with the default limits.
@@ -144,6 +152,8 @@ impl Tokenizer {
             .collect();
         Ok(Tokenizer {
             inner: Arc::new(Inner {
+                cuts: Cuts::of(&raw),
+                identity: IDENTITIES.fetch_add(1, Ordering::Relaxed),
                 raw,
                 pieces,
                 eos_ids: eos_ids.into_iter().collect(),
@@ -255,6 +265,14 @@ impl Tokenizer {
 
     pub(crate) fn pieces(&self) -> &Pieces {
         &self.inner.pieces
+    }
+
+    pub(crate) fn cuts(&self) -> &Cuts {
+        &self.inner.cuts
+    }
+
+    pub(crate) fn identity(&self) -> u64 {
+        self.inner.identity
     }
 
     pub(crate) fn raw(&self) -> &tokenizers::Tokenizer {

@@ -23,7 +23,8 @@ pub(crate) async fn chat<B: Backend>(
     let model = app.backend.open_model(&chat.common.model).await?;
     let (asked, common) = (model.clone(), chat.common.clone());
     let tokens_max = app.limits.request.prompt_tokens_max;
-    let prepare = move || prepare::chat(&asked, &chat, tokens_max);
+    let segments = app.preparer.segments();
+    let prepare = move || prepare::chat(&asked, &chat, &segments, tokens_max);
     let prepared = app.preparer.prepare(size, prepare).await?;
     let prompts = vec![prepared];
     let submission = Submission { model, common, shape: Shape::Chat, prompts, place };

@@ -27,6 +27,7 @@ pub(crate) async fn ready<B: Backend>(app: Data<App<B>>) -> HttpResponse {
 
 /// Prometheus's text format, in its OpenMetrics edition.
 pub(crate) async fn metrics<B: Backend>(app: Data<App<B>>) -> HttpResponse {
+    app.metrics.note_segments(app.preparer.segment_figures());
     let text = app.metrics.encode_after(app.backend.encode_metrics().await);
     HttpResponse::Ok()
         .content_type("application/openmetrics-text; version=1.0.0; charset=utf-8")
