@@ -9,6 +9,7 @@ use mlx_rs::{Array, Dtype};
 
 use super::linear::{Linear, Matrix, Projection};
 use super::{Layout, Model, State};
+use crate::batch::Batch;
 use crate::config::{Activation, EncoderConfig};
 use crate::fault::{Loaded, in_load};
 use crate::sys;
@@ -228,6 +229,10 @@ impl Model for BertModel {
     }
 
     fn forward(&self, _ids: &Array, _state: &mut State) -> Result<Array> {
+        Err(no_text())
+    }
+
+    fn forward_rows(&self, _ids: &Array, _batch: &mut Batch) -> Result<Array> {
         Err(no_text())
     }
 

@@ -14,7 +14,7 @@ mod rope;
 mod state;
 
 use mlx_rs::Array;
-use mlx_rs::error::Result;
+use mlx_rs::error::{Exception, Result};
 
 pub use bert::{BertModel, inventory as encoder_inventory, plain_name as encoder_name};
 pub use dense::{DenseModel, inventory, name_within as decoder_name};
