@@ -24,6 +24,8 @@ pub(crate) enum Turn {
 pub(crate) struct Waiting {
     pub turn: Turn,
     pub since: Instant,
+    /// Its place in the order of arrival, over all models.
+    pub arrival: u64,
 }
 
 /// A sequence that its model's pump has.
@@ -42,6 +44,8 @@ pub(crate) enum Stage {
     Granted,
     /// Its process is there.
     Alive { pid: u32 },
+    /// Its process died; it keeps its promise for the next one.
+    Between,
     /// It is being unloaded.
     Leaving,
 }

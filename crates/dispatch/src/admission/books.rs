@@ -65,6 +65,7 @@ pub(crate) struct Books {
     pub level: Level,
     reserve: u64,
     critical_since: Option<Instant>,
+    arrivals: u64,
 }
 
 impl Books {
@@ -85,6 +86,7 @@ impl Books {
             level: Level::Normal,
             reserve,
             critical_since: None,
+            arrivals: 0,
         }
     }
 
@@ -135,7 +137,8 @@ impl Books {
             return Err(words::queue_full(model, why, waiting));
         }
         if let Some(account) = self.accounts.get_mut(model) {
-            account.waiting.push_back(Waiting { turn, since: now });
+            self.arrivals += 1;
+            account.waiting.push_back(Waiting { turn, since: now, arrival: self.arrivals });
         }
         Ok(self.pass(now))
     }
@@ -182,7 +185,7 @@ impl Books {
     /// An admin stops the model.
     pub(crate) fn leave(&mut self, model: &ModelId) {
         if let Some(account) = self.accounts.get_mut(model)
-            && matches!(account.stage, Stage::Granted | Stage::Alive { .. })
+            && matches!(account.stage, Stage::Granted | Stage::Alive { .. } | Stage::Between)
         {
             account.stage = Stage::Leaving;
         }
@@ -208,8 +211,9 @@ impl Books {
         account.footprint = None;
         account.loaded_at = None;
         let over = match (account.stage, seen.state) {
-            (Stage::Alive { .. } | Stage::Leaving, Stopped | Fatal) => true,
-            (Stage::Granted, Fatal) => true,
+            // `Stopped` after a grant is from before it.
+            (Stage::Alive { .. } | Stage::Between | Stage::Leaving, Stopped) => true,
+            (_, Fatal) => true,
             // With sequences left it is asked for again at once.
             (Stage::Alive { .. } | Stage::Leaving, Exited) => account.running.is_empty(),
             _ => false,
@@ -218,7 +222,7 @@ impl Books {
             account.stage = Stage::Absent;
             self.ledger.release(model.as_str());
         } else if matches!(account.stage, Stage::Alive { .. }) {
-            account.stage = Stage::Granted;
+            account.stage = Stage::Between;
         }
         self.pass(now)
     }
@@ -336,7 +340,7 @@ impl Books {
         let first = |(id, account): (&ModelId, &Account)| {
             let front = account.waiting.front()?;
             let starves = now.saturating_duration_since(front.since) >= self.limits.starvation;
-            (starves && account.stage != Stage::Leaving).then(|| (front.since, id.clone()))
+            (starves && account.stage != Stage::Leaving).then(|| (front.arrival, id.clone()))
         };
         let Some((_, head)) = self.accounts.iter().filter_map(first).min() else {
             return (None, BTreeSet::new());
@@ -362,10 +366,10 @@ impl Books {
     pub(crate) fn pass(&mut self, now: Instant) -> Vec<Act> {
         let mut acts = Vec::new();
         let (head, closed) = self.starving(now);
-        let mut order: Vec<(Instant, ModelId)> = self
+        let mut order: Vec<(u64, ModelId)> = self
             .accounts
             .iter()
-            .filter_map(|(id, account)| Some((account.waiting.front()?.since, id.clone())))
+            .filter_map(|(id, account)| Some((account.waiting.front()?.arrival, id.clone())))
             .collect();
         order.sort();
         for (_, id) in order {
