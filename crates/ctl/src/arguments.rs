@@ -36,6 +36,12 @@ pub(crate) enum Command {
     Stop(Models),
     /// Stop, then start
     Restart(Models),
+    /// Keep models loaded: neither idleness nor another model's need unloads them
+    Pin(Models),
+    /// Let models be unloaded again
+    Unpin(Models),
+    /// Say what memory a model would need, part by part, and whether that is there
+    Estimate(EstimateOf),
     /// Ask a model a question and show the answer as it comes
     Ask(Ask),
     /// Show the end of a worker's log
@@ -101,6 +107,18 @@ pub(crate) struct Models {
     /// Names as in requests, `GROUP:*`, or `all` for every model in the status table
     #[arg(required = true, value_name = "MODEL")]
     pub(crate) models: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct EstimateOf {
+    /// The model's name
+    pub(crate) model: String,
+    /// Tokens of each sequence, prompt and answer together [default: 4096, or the model's context]
+    #[arg(long, value_name = "N")]
+    pub(crate) context: Option<u32>,
+    /// Sequences at once [default: 1]
+    #[arg(long, value_name = "N")]
+    pub(crate) batch: Option<u32>,
 }
 
 #[derive(Debug, Args)]

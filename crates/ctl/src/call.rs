@@ -1,4 +1,4 @@
-//! `start`, `stop`, `restart` and `signal`: the same call for each model meant, one line for each.
+//! `start`, `stop`, `restart`, `pin`, `unpin` and `signal`: the same call for each model meant, one line for each.
 
 use crate::client::{Failure, Front, Patience};
 use crate::exit::Exit;
@@ -13,6 +13,8 @@ pub(crate) enum Deed {
     Start,
     Stop,
     Restart,
+    Pin,
+    Unpin,
     Signal(SignalName),
 }
 
@@ -23,6 +25,8 @@ impl Deed {
             Self::Start => "start",
             Self::Stop => "stop",
             Self::Restart => "restart",
+            Self::Pin => "pin",
+            Self::Unpin => "unpin",
             Self::Signal(_) => "signal",
         }
     }
@@ -33,6 +37,8 @@ impl Deed {
             Self::Start => "started".to_owned(),
             Self::Stop => "stopped".to_owned(),
             Self::Restart => "restarted".to_owned(),
+            Self::Pin => "pinned".to_owned(),
+            Self::Unpin => "no longer pinned".to_owned(),
             Self::Signal(signal) => format!("sent {signal}"),
         }
     }
@@ -42,7 +48,7 @@ impl Deed {
         match self {
             Self::Start => Some("already_started"),
             Self::Stop => Some("not_running"),
-            Self::Restart | Self::Signal(_) => None,
+            Self::Restart | Self::Pin | Self::Unpin | Self::Signal(_) => None,
         }
     }
 
@@ -51,7 +57,8 @@ impl Deed {
         match self {
             Self::Start => true,
             Self::Stop | Self::Restart => model.state != WorkerState::Stopped,
-            Self::Signal(_) => model.pid.is_some(),
+            Self::Unpin => model.residence.pinned,
+            Self::Pin | Self::Signal(_) => model.pid.is_some(),
         }
     }
 
@@ -63,6 +70,8 @@ impl Deed {
             Self::Start => front.post("/admin/v1/start", &named, Patience::Slow).await,
             Self::Stop => front.post("/admin/v1/stop", &named, Patience::Slow).await,
             Self::Restart => front.post("/admin/v1/restart", &named, Patience::Slow).await,
+            Self::Pin => front.post("/admin/v1/pin", &named, Patience::Quick).await,
+            Self::Unpin => front.post("/admin/v1/unpin", &named, Patience::Quick).await,
             Self::Signal(signal) => {
                 let call = SignalCall { model, signal };
                 front.post("/admin/v1/signal", &call, Patience::Quick).await

@@ -60,6 +60,7 @@ impl Failure {
             Self::OtherProtocol { .. } => Exit::NotInstalled,
             Self::Admin(body) => match body.code.as_str() {
                 "load_failed" | "spawn_failed" | "not_running" => Exit::NotRunning,
+                "insufficient_memory" | "memory_full" | "memory_pressure" => Exit::NotRunning,
                 _ => Exit::Generic,
             },
             Self::Socket { .. } | Self::NoPlace(_) | Self::Broken(_) | Self::Terminal(_) => {

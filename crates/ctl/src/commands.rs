@@ -6,8 +6,8 @@ use crate::client::{Failure, Front, Patience, check_protocol};
 use crate::exit::Exit;
 use crate::selection::{Selection, no_group};
 use crate::{
-    ask, events, generate, output, pid, pull, reload, service, shelf, socket, status, tail, top,
-    why,
+    ask, estimate, events, generate, output, pid, pull, reload, service, shelf, socket, status,
+    tail, top, why,
 };
 use mlxd_protocol::PROTOCOL_VERSION;
 use mlxd_protocol::admin::{ModelStatus, Status, Version};
@@ -43,6 +43,13 @@ pub(crate) async fn run(
         Command::Restart(named) => deed(front(), Deed::Restart, &named.models, as_json).await,
         Command::Signal(signal) => {
             deed(front(), Deed::Signal(signal.signal), &signal.models.models, as_json).await
+        }
+        Command::Pin(named) => deed(front(), Deed::Pin, &named.models, as_json).await,
+        Command::Unpin(named) => deed(front(), Deed::Unpin, &named.models, as_json).await,
+        Command::Estimate(mut of) => {
+            let front = reached(front()).await?;
+            of.model = model_from_here(&of.model)?;
+            estimate::estimate(&front, &of, as_json).await
         }
         Command::Ask(mut arguments) => {
             let front = reached(front()).await?;

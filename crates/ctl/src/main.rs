@@ -9,6 +9,7 @@ mod ask;
 mod call;
 mod client;
 mod commands;
+mod estimate;
 mod events;
 mod exit;
 mod generate;

@@ -44,6 +44,9 @@ pub(crate) fn table(server: &Status, models: &[&ModelStatus], columns: Option<us
             "Nothing is loaded. A model loads at its first request, or with `mlxctl start MODEL`.";
         wrapped(told, columns).iter().for_each(|line| push(&mut text, line));
     }
+    if let Some(line) = memory_line(server) {
+        push(&mut text, &line);
+    }
     push(
         &mut text,
         &format!(
@@ -87,20 +90,58 @@ fn row(model: &ModelStatus) -> [String; 7] {
 
 /// What is said below a row.
 fn note(model: &ModelStatus) -> Option<String> {
-    let reason = model.reason.clone();
-    match model.state {
-        WorkerState::Starting => match (model.load_progress, reason) {
-            (Some(progress), _) => {
-                Some(format!("loading, {:.0} %", progress.clamp(0.0, 1.0) * 100.0))
-            }
-            (None, reason) => reason,
+    let said = match model.state {
+        WorkerState::Starting => match model.load_progress {
+            Some(progress) => Some(format!("loading, {:.0} %", progress.clamp(0.0, 1.0) * 100.0)),
+            None => model.reason.clone(),
         },
         WorkerState::Running if model.queued > 0 => {
             Some(format!("{} running, {} waiting", model.running, model.queued))
         }
         WorkerState::Running => None,
-        _ => reason,
+        _ => model.reason.clone(),
+    };
+    let said: Vec<String> = said.into_iter().chain(memory_note(model)).collect();
+    (!said.is_empty()).then(|| said.join("; "))
+}
+
+/// What a model has to do with memory.
+fn memory_note(model: &ModelStatus) -> Option<String> {
+    let residence = &model.residence;
+    let mut said = Vec::new();
+    if residence.promised_bytes > 0 {
+        said.push(format!("promised {}", units::bytes(residence.promised_bytes)));
     }
+    if residence.pinned {
+        said.push("pinned".to_owned());
+    }
+    if let Some(seconds) = residence.leaves_in_s {
+        said.push(format!("unloaded in {}", units::duration(seconds)));
+    }
+    if residence.waiting > 0 {
+        let what = residence.waits_for.as_ref().map(|what| format!(": {what}"));
+        said.push(format!("{} wait for memory{}", residence.waiting, what.unwrap_or_default()));
+    }
+    (!said.is_empty()).then(|| said.join(", "))
+}
+
+/// The machine's memory, on a line of its own; `None` from an mlxd that does not say.
+fn memory_line(server: &Status) -> Option<String> {
+    let memory = &server.memory;
+    if memory.budget_bytes == 0 {
+        return None;
+    }
+    let waiting = match memory.waiting {
+        0 => String::new(),
+        count => format!(", {count} waiting"),
+    };
+    Some(format!(
+        "memory: {} of {} promised, {} free{waiting}, pressure {}",
+        units::bytes(memory.promised_bytes),
+        units::bytes(memory.budget_bytes),
+        units::bytes(memory.free_bytes),
+        memory.pressure
+    ))
 }
 
 fn widths(rows: &[[String; 7]], columns: Option<usize>) -> [usize; 7] {
@@ -161,7 +202,7 @@ fn wrapped(text: &str, width: Option<usize>) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use mlxd_protocol::admin::Version;
+    use mlxd_protocol::admin::{MemoryStatus, Residence, Version};
 
     fn model(name: &str, state: WorkerState) -> ModelStatus {
         let lives = matches!(state, WorkerState::Running | WorkerState::Starting);
@@ -181,6 +222,7 @@ mod tests {
             queued: 0,
             tokens_per_s: if lives { 241.6 } else { 0.0 },
             deaths: 0,
+            residence: Residence::default(),
             architecture: None,
             quantization: None,
             context_tokens: None,
@@ -193,6 +235,7 @@ mod tests {
             uptime_s: 61,
             memory_bytes: 14_200_000,
             base_url: "http://127.0.0.1:11440/v1".into(),
+            memory: MemoryStatus::default(),
             models,
         }
     }
@@ -252,6 +295,39 @@ mlxd 0.1.0, pid 99, up 0:01:01, 14 MB, serves http://127.0.0.1:11440/v1
             one_line.lines().filter(|line| line.contains(name) && line.contains("RUNNING")).count(),
             1
         );
+    }
+
+    #[test]
+    fn who_holds_memory_and_who_waits_for_it() {
+        let mut holds = model("a", WorkerState::Running);
+        holds.residence.promised_bytes = 3_200_000_000;
+        holds.residence.leaves_in_s = Some(125);
+        let mut stays = model("b", WorkerState::Running);
+        (stays.queued, stays.running) = (1, 2);
+        stays.residence.promised_bytes = 4_000_000_000;
+        stays.residence.pinned = true;
+        let mut waits = model("c", WorkerState::Stopped);
+        waits.residence.waiting = 2;
+        waits.residence.waits_for = Some("c needs 5 GiB; a holds 3 GiB (busy)".into());
+        let mut status = server(vec![holds, stays, waits]);
+        status.memory = MemoryStatus {
+            budget_bytes: 8_000_000_000,
+            promised_bytes: 7_200_000_000,
+            free_bytes: 800_000_000,
+            available_bytes: None,
+            reserve_bytes: 0,
+            pressure: "normal".into(),
+            waiting: 2,
+        };
+        let text = table(&status, &status.models.iter().collect::<Vec<_>>(), Some(80));
+        for line in [
+            "    promised 3.2 GB, unloaded in 0:02:05\n",
+            "    2 running, 1 waiting; promised 4.0 GB, pinned\n",
+            "    2 wait for memory: c needs 5 GiB; a holds 3 GiB (busy)\n",
+            "memory: 7.2 GB of 8.0 GB promised, 800 MB free, 2 waiting, pressure normal\n",
+        ] {
+            assert!(text.contains(line), "{text}");
+        }
     }
 
     #[test]

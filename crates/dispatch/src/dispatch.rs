@@ -1,14 +1,16 @@
 //! The face of the crate: models by name, sequences by journal, workers by state.
 
-use crate::admission::{Admission, Handle, MemoryKeeping};
+use crate::admission::{Admission, Books, Handle, MemoryKeeping};
 use crate::crash::CrashFolder;
 use crate::job::{Generation, Job};
 use crate::journal::{Failure, Journal};
 use crate::link::{Inbox, Pump};
 use crate::metrics::{Metrics, ModelStats};
 use crate::models::{DispatchLimits, FoundModel, ListedModel, ModelFault, ModelSource, OpenModel};
+use mlxd_memory::Load;
 use mlxd_protocol::admin::{
-    AdminErrorBody, ModelStatus, SignalName, Status, Version, Why, WorkerState,
+    AdminErrorBody, Estimate, EstimateCall, ModelStatus, Residence, SignalName, Status, Version,
+    Why, WorkerState,
 };
 use mlxd_protocol::{BenchLeg, BenchSpec, ModelId, PROTOCOL_VERSION, RequestId};
 use mlxd_supervisor::{EventLog, Worker, WorkerView};
@@ -19,6 +21,11 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 use sysinfo::{Pid, ProcessRefreshKind, ProcessesToUpdate, System};
 use tokio::sync::mpsc;
+
+/// What an estimate is made for when the call does not say: tokens of a sequence.
+const ESTIMATE_CONTEXT: u32 = 4096;
+/// More sequences at once no model is configured for.
+const ESTIMATE_BATCH_MAX: u32 = 1024;
 
 /// Notices on their way from a worker's task to its pump.
 const NOTICES_MAX: usize = 16;
@@ -333,7 +340,7 @@ impl Dispatch {
         let memory =
             tokio::task::spawn_blocking(move || resident_bytes(pids)).await.unwrap_or_default();
         let mut models: Vec<_> =
-            slots.iter().map(|(id, slot)| model_status(id, slot, &memory)).collect();
+            slots.iter().map(|(id, slot)| self.model_status(id, slot, &memory)).collect();
         for name in self.0.source.configured() {
             if !models.iter().any(|model| model.name == name) {
                 models.push(never_asked_for(name));
@@ -348,6 +355,7 @@ impl Dispatch {
             uptime_s: self.0.started_at.elapsed().as_secs(),
             memory_bytes: memory.get(&std::process::id()).copied().unwrap_or(0),
             base_url: self.0.base_url.clone(),
+            memory: self.0.admission.read(Books::status),
             models,
         }
     }
@@ -468,7 +476,47 @@ impl Dispatch {
         let pids = slot.worker.view().pid.into_iter().collect();
         let memory =
             tokio::task::spawn_blocking(move || resident_bytes(pids)).await.unwrap_or_default();
-        Ok(model_status(id, slot, &memory))
+        Ok(self.model_status(id, slot, &memory))
+    }
+
+    fn model_status(&self, id: &ModelId, slot: &Slot, memory: &HashMap<u32, u64>) -> ModelStatus {
+        let now = Instant::now();
+        ModelStatus {
+            residence: self.0.admission.read(|books| books.residence(id, now)),
+            ..worker_status(id, slot, memory)
+        }
+    }
+
+    /// Keeps a model loaded whatever others need, or does so no longer. It is not loaded by that.
+    ///
+    /// # Errors
+    /// `unknown_model`.
+    pub async fn pin(&self, name: &str, pinned: bool) -> Result<ModelStatus, AdminErrorBody> {
+        let slot = self.slot(name).await?;
+        self.0.admission.pin(&slot.open.id, pinned);
+        self.settled(&slot, Ok(())).await
+    }
+
+    /// What a model would need, part by part, and whether that fits. Loads nothing.
+    ///
+    /// # Errors
+    /// `unknown_model`, `bad_request`.
+    pub async fn estimate(&self, call: EstimateCall) -> Result<Estimate, AdminErrorBody> {
+        let slot = self.slot(&call.model).await?;
+        let (id, context_max) = (&slot.open.id, slot.open.context_tokens);
+        let context = call.context.unwrap_or(ESTIMATE_CONTEXT.min(context_max));
+        if !(1..=context_max).contains(&context) {
+            let message = format!("{id} has a context of {context_max} tokens, not {context}");
+            return Err(admin_error("bad_request", message));
+        }
+        let batch = call.batch.unwrap_or(1);
+        if !(1..=ESTIMATE_BATCH_MAX).contains(&batch) {
+            let message = format!("a batch has 1 to {ESTIMATE_BATCH_MAX} sequences, not {batch}");
+            return Err(admin_error("bad_request", message));
+        }
+        let load = Load { context: context.into(), batch: batch.into() };
+        let estimate = self.0.admission.read(|books| books.estimate(id, load, Instant::now()));
+        estimate.ok_or_else(|| admin_error("internal", format!("{id} has no account")))
     }
 
     /// Runs a model's engine directly inside its worker, with no ring, text or HTTP.
@@ -496,7 +544,7 @@ impl Dispatch {
         let (newest, reports) = newest.unwrap_or((None, 0));
         let (report, folder) = newest.unzip();
         Ok(Why {
-            status: model_status(&id, &slot, &HashMap::new()),
+            status: self.model_status(&id, &slot, &HashMap::new()),
             report,
             folder: folder.map(|folder| folder.display().to_string()),
             reports: reports as u32,
@@ -544,7 +592,7 @@ impl Dispatch {
     /// Brings the gauges up to date and gives all families in the text format.
     pub async fn encode_metrics(&self) -> String {
         let status = self.status().await;
-        self.0.metrics.observe(&status.models);
+        self.0.metrics.observe(&status);
         self.0.metrics.encode()
     }
 
@@ -602,6 +650,7 @@ fn never_asked_for(name: String) -> ModelStatus {
         queued: 0,
         tokens_per_s: 0.0,
         deaths: 0,
+        residence: Residence::default(),
         architecture: None,
         quantization: None,
         context_tokens: None,
@@ -621,7 +670,8 @@ fn resident_bytes(mut pids: Vec<u32>) -> HashMap<u32, u64> {
     wanted.iter().filter_map(bytes).collect()
 }
 
-fn model_status(id: &ModelId, slot: &Slot, memory: &HashMap<u32, u64>) -> ModelStatus {
+/// All but what admission knows.
+fn worker_status(id: &ModelId, slot: &Slot, memory: &HashMap<u32, u64>) -> ModelStatus {
     let view: WorkerView = slot.worker.view();
     let progress = view.progress();
     let page = |read: fn(&mlxd_ring::Progress) -> u64| progress.as_ref().map_or(0, read);
@@ -643,6 +693,7 @@ fn model_status(id: &ModelId, slot: &Slot, memory: &HashMap<u32, u64>) -> ModelS
         queued: (slot.stats.open() as u32).saturating_sub(running),
         tokens_per_s: if idle { 0.0 } else { page(|p| p.milli_tokens_per_second) as f32 / 1000.0 },
         deaths: view.deaths,
+        residence: Residence::default(),
         architecture: view.info.as_ref().map(|info| info.architecture.clone()),
         quantization: view.info.as_ref().map(|info| info.quantization.clone()),
         context_tokens: view.info.as_ref().map(|info| info.context_tokens),

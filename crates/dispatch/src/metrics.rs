@@ -1,9 +1,11 @@
 //! What dispatch counts, as Prometheus families, and per model for `mlxctl status`.
 
+use crate::admission::is_about_memory;
+use crate::admission::metrics::AdmissionMetrics;
 use crate::job::Job;
-use crate::journal::{End, Journal};
+use crate::journal::{End, Failure, Journal};
 use crate::pace::Pace;
-use mlxd_protocol::admin::{ModelStatus, WorkerState};
+use mlxd_protocol::admin::{Status, WorkerState};
 use mlxd_protocol::{ModelId, Started};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -16,14 +18,14 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ByModel {
-    model: String,
+pub(crate) struct ByModel {
+    pub(crate) model: String,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct ByReason {
-    model: String,
-    reason: &'static str,
+pub(crate) struct ByReason {
+    pub(crate) model: String,
+    pub(crate) reason: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -104,6 +106,7 @@ pub struct Metrics {
     running: Family<ByModel, Gauge>,
     queued: Family<ByModel, Gauge>,
     deaths: Family<ByModel, Gauge>,
+    admission: AdmissionMetrics,
 }
 
 /// 1 ms to about 131 s.
@@ -134,6 +137,7 @@ impl Metrics {
             running: Family::default(),
             queued: Family::default(),
             deaths: Family::default(),
+            admission: AdmissionMetrics::default(),
         };
         metrics.register();
         metrics
@@ -191,6 +195,7 @@ impl Metrics {
         r.register("running", "Sequences in the worker", self.running.clone());
         r.register("queued", "Sequences waiting", self.queued.clone());
         r.register("worker_deaths", "Deaths since the front started", self.deaths.clone());
+        self.admission.register(r);
     }
 
     fn model(model: &ModelId) -> ByModel {
@@ -238,10 +243,25 @@ impl Metrics {
         self.sequences.get_or_create(&ByReason { model: model.to_string(), reason }).inc();
     }
 
-    /// Sets the gauges from `models`.
-    pub(crate) fn observe(&self, models: &[ModelStatus]) {
+    /// A sequence or an admin's start was refused.
+    pub(crate) fn refused_memory(&self, model: &ModelId, failure: &Failure) {
+        if is_about_memory(failure.code) {
+            let label = ByReason { model: model.to_string(), reason: failure.code };
+            self.admission.refusals.get_or_create(&label).inc();
+        }
+    }
+
+    /// A model is unloaded that nobody stopped.
+    pub(crate) fn unloaded(&self, model: &ModelId, reason: &'static str) {
+        let label = ByReason { model: model.to_string(), reason };
+        self.admission.evictions.get_or_create(&label).inc();
+    }
+
+    /// Sets the gauges from `status`.
+    pub(crate) fn observe(&self, status: &Status) {
+        self.admission.observe(status);
         use WorkerState::{Backoff, Exited, Fatal, Running, Starting, Stopped, Stopping};
-        for status in models {
+        for status in &status.models {
             for state in [Stopped, Starting, Running, Backoff, Stopping, Exited, Fatal] {
                 let label = ByState { model: status.name.clone(), state: state.name() };
                 self.state.get_or_create(&label).set((state == status.state).into());

@@ -4,7 +4,9 @@ use mlxd_dispatch::{
     CatalogEntry, Dispatch, End, Entry, EventLog, Failure, Generation, Job, ModelFault, OpenModel,
     Readiness,
 };
-use mlxd_protocol::admin::{AdminErrorBody, ModelStatus, SignalName, Status, Version};
+use mlxd_protocol::admin::{
+    AdminErrorBody, Estimate, EstimateCall, ModelStatus, SignalName, Status, Version,
+};
 use mlxd_protocol::{BenchLeg, BenchSpec, ModelId};
 use std::future::Future;
 use std::path::PathBuf;
@@ -42,6 +44,17 @@ pub(crate) trait Backend: Clone + Send + Sync + 'static {
         model: &str,
         signal: SignalName,
     ) -> impl Future<Output = Result<ModelStatus, AdminErrorBody>>;
+    /// Keeps a model loaded, or does so no longer.
+    fn pin(
+        &self,
+        model: &str,
+        pinned: bool,
+    ) -> impl Future<Output = Result<ModelStatus, AdminErrorBody>>;
+    /// What a model would need.
+    fn estimate(
+        &self,
+        call: EstimateCall,
+    ) -> impl Future<Output = Result<Estimate, AdminErrorBody>>;
     /// What happened lately, and what happens.
     fn events(&self) -> &EventLog;
     /// Runs a model's engine alone, inside its worker.
@@ -133,6 +146,14 @@ impl Backend for Dispatch {
 
     async fn signal(&self, model: &str, signal: SignalName) -> Result<ModelStatus, AdminErrorBody> {
         Dispatch::signal(self, model, signal).await
+    }
+
+    async fn pin(&self, model: &str, pinned: bool) -> Result<ModelStatus, AdminErrorBody> {
+        Dispatch::pin(self, model, pinned).await
+    }
+
+    async fn estimate(&self, call: EstimateCall) -> Result<Estimate, AdminErrorBody> {
+        Dispatch::estimate(self, call).await
     }
 
     fn events(&self) -> &EventLog {

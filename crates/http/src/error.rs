@@ -14,6 +14,9 @@ use serde_json::json;
 /// The code of an answer that was not there in the time that its request gave it.
 const DEADLINE_EXCEEDED: &str = "deadline_exceeded";
 
+/// The code of a request that the machine can never have the memory for.
+const INSUFFICIENT_MEMORY: &str = "insufficient_memory";
+
 /// What a client is told when there is no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum ApiError {
@@ -136,6 +139,9 @@ impl ApiError {
             Self::Failed { failure, .. } if failure.code == DEADLINE_EXCEEDED => {
                 StatusCode::GATEWAY_TIMEOUT
             }
+            Self::Failed { failure, .. } if failure.code == INSUFFICIENT_MEMORY => {
+                StatusCode::INSUFFICIENT_STORAGE
+            }
             Self::Failed { failure, .. } if failure.retry => StatusCode::SERVICE_UNAVAILABLE,
             Self::Failed { .. } | Self::BrokenModel { .. } | Self::Internal { .. } => {
                 StatusCode::INTERNAL_SERVER_ERROR
@@ -214,6 +220,10 @@ impl ResponseError for ApiError {
         let mut response = HttpResponse::build(self.status());
         if let Some(seconds) = self.retry_after_s() {
             response.insert_header((header::RETRY_AFTER, seconds));
+        }
+        if self.status() == StatusCode::INSUFFICIENT_STORAGE {
+            // OpenAI's clients repeat what failed with a 5xx unless they are told not to.
+            response.insert_header(("x-should-retry", "false"));
         }
         if let Self::Method { allowed, .. } = self {
             response.insert_header((header::ALLOW, *allowed));

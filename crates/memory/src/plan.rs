@@ -37,6 +37,8 @@ pub struct Rules {
     pub budget: u64,
     /// Bytes that can be promised now: nobody holds them, and the machine has them.
     pub free: u64,
+    /// Bytes of the budget that nobody holds and the machine has not: other programs take them.
+    pub elsewhere: u64,
     /// A model that was loaded is left alone so long.
     pub residence_min: Duration,
     /// Models loaded at once.
@@ -65,6 +67,8 @@ pub struct Why {
     pub free: u64,
     /// What there is in all.
     pub budget: u64,
+    /// What of it other programs take.
+    pub elsewhere: u64,
     /// Places for models are what is short, not bytes.
     pub places: bool,
     /// Who holds the rest, and why each stays.
@@ -163,6 +167,7 @@ fn why(rules: &Rules, residents: &[Resident], wanted: &Wanted, places: bool) -> 
         needs: wanted.bytes,
         free: rules.free,
         budget: rules.budget,
+        elsewhere: rules.elsewhere,
         places,
         held_by: residents
             .iter()

@@ -17,7 +17,13 @@ fn resident(name: &str, bytes: u64, idle_s: u32) -> Resident {
 
 fn rules(budget: u64, residents: &[Resident]) -> Rules {
     let held: u64 = residents.iter().map(|resident| resident.bytes).sum();
-    Rules { budget, free: budget.saturating_sub(held), residence_min: 10 * S, loaded_max: 8 }
+    Rules {
+        budget,
+        free: budget.saturating_sub(held),
+        elsewhere: 0,
+        residence_min: 10 * S,
+        loaded_max: 8,
+    }
 }
 
 fn want(name: &str, bytes: u64) -> Wanted {
@@ -116,6 +122,7 @@ proptest! {
         let rules = Rules {
             budget,
             free: slack.saturating_sub(outside),
+            elsewhere: outside.min(slack),
             residence_min: 10 * S,
             loaded_max,
         };

@@ -5,7 +5,7 @@ use mlxd_protocol::admin::{ModelChange, ModelChangeKind, Reread, SettingChange};
 use toml::{Table, Value};
 
 /// Sections that are read once, at the start.
-const AT_START_ONLY: [&str; 5] = ["http", "requests", "streams", "log", "paths"];
+const AT_START_ONLY: [&str; 6] = ["http", "memory", "requests", "streams", "log", "paths"];
 
 /// The difference between two configurations, key by key.
 pub fn difference(now: &Config, then: &Config) -> Reread {

@@ -5,6 +5,8 @@
 //! | `GET /admin/v1/status` | | [`Status`] |
 //! | `GET /admin/v1/version` | | [`Version`] |
 //! | `POST /admin/v1/start`, `/stop`, `/restart` | [`ModelCall`] | [`ModelStatus`] once it is so |
+//! | `POST /admin/v1/pin`, `/unpin` | [`ModelCall`] | [`ModelStatus`] once it is so |
+//! | `GET /admin/v1/estimate?model=M&context=N&batch=N` | [`EstimateCall`], in the query | [`Estimate`] |
 //! | `POST /admin/v1/signal` | [`SignalCall`] | [`ModelStatus`] once it is sent |
 //! | `GET /admin/v1/log?model=M&bytes=N&follow=true` | | the worker's log, plain text; with `follow` it never ends; without `model` mlxd's own |
 //! | `GET /admin/v1/events?last=N&follow=true` | | one [`Event`] a line; with `follow` it never ends |
@@ -24,6 +26,7 @@
 
 mod crash;
 mod event;
+mod memory;
 mod reload;
 mod shelf;
 mod signal;
@@ -33,6 +36,7 @@ pub use crash::{
     Why,
 };
 pub use event::{Event, Happening};
+pub use memory::{Estimate, EstimateCall, EstimatePart, MemoryStatus, Residence, Verdict};
 pub use reload::{ModelChange, ModelChangeKind, Reread, SettingChange};
 pub use shelf::{
     ModelOnDisk, ModelShow, PullCall, PullCancelCall, PullFileStatus, PullStage, PullStatus,
@@ -88,6 +92,9 @@ pub struct Status {
     pub memory_bytes: u64,
     /// Base URL of the API, as `http://127.0.0.1:11440/v1`.
     pub base_url: String,
+    /// The machine's memory.
+    #[serde(default)]
+    pub memory: MemoryStatus,
     /// Every model known by configuration or by having been asked for, in name order.
     pub models: Vec<ModelStatus>,
 }
@@ -132,6 +139,9 @@ pub struct ModelStatus {
     pub tokens_per_s: f32,
     /// Deaths since the front started.
     pub deaths: u32,
+    /// What it has to do with memory.
+    #[serde(default)]
+    pub residence: Residence,
     /// `qwen3`, …, once loaded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub architecture: Option<String>,
@@ -173,7 +183,7 @@ pub struct AdminError {
 pub struct AdminErrorBody {
     /// Stable: `unknown_model`, `already_started`, `not_running`, `load_failed`, `spawn_failed`,
     /// `bad_request`, `bad_config`, `no_log`, `in_use`, `not_pulling`, `pull_failed`, `cancelled`,
-    /// `shutting_down`, `internal`.
+    /// `insufficient_memory`, `memory_full`, `memory_pressure`, `shutting_down`, `internal`.
     pub code: String,
     /// For people.
     pub message: String,

@@ -102,10 +102,12 @@ impl Kind {
         }
         let given = given.iter().filter(|word| !word.starts_with('-')).count();
         match (*command, given) {
-            ("status" | "start" | "stop" | "restart" | "pid", _) => Self::Models { many: true },
+            ("status" | "start" | "stop" | "restart" | "pid" | "pin" | "unpin", _) => {
+                Self::Models { many: true }
+            }
             ("signal", 0) => Self::Signals,
             ("signal", _) => Self::Models { many: true },
-            ("ask" | "tail" | "why", 0) => Self::Models { many: false },
+            ("ask" | "tail" | "why" | "estimate", 0) => Self::Models { many: false },
             ("help" | "man", 0) => Self::Commands,
             ("completions", 0) => Self::Shells,
             ("service", 0) => Self::Service,

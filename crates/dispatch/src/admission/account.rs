@@ -113,7 +113,7 @@ impl Account {
         }
     }
 
-    fn ordinary(&self) -> Load {
+    pub(crate) fn ordinary(&self) -> Load {
         let context = self.needs.shape.as_ref().map_or(ORDINARY.context, |shape| shape.context);
         Load { context: ORDINARY.context.min(context), ..ORDINARY }
     }
@@ -133,14 +133,19 @@ impl Account {
     }
 
     /// What the first in line needs besides the `held` bytes that the model has, or will have for
-    /// being there. Where such a load was measured, that decides, with a margin; else the formula.
+    /// being there.
     pub(crate) fn turn_bytes(&self, turn: &Turn, held: u64) -> u64 {
         let Turn::Sequence(journal) = turn else { return 0 };
         let tokens = tokens_max(journal);
         let batch = self.running.len() as u64 + 1;
         let others = self.running.values().map(|running| tokens_max(&running.journal));
         let context = (others.sum::<u64>() + tokens).div_ceil(batch);
-        let after = Load { context, batch };
+        self.more_bytes(tokens, Load { context, batch }, held)
+    }
+
+    /// What one more sequence of `tokens` needs besides the `held` bytes, with `after` running
+    /// then. Where such a load was measured, that decides, with a margin; else the formula.
+    fn more_bytes(&self, tokens: u64, after: Load, held: u64) -> u64 {
         match self.measured.has(after) {
             true => {
                 let peak = self.measured.peak_bytes(&self.needs, after);
@@ -148,6 +153,13 @@ impl Account {
             }
             false => self.sequence_bytes(tokens),
         }
+    }
+
+    /// What the model and the sequences of `load` would be promised, from nothing on.
+    pub(crate) fn load_bytes(&self, load: Load) -> u64 {
+        (1..=load.batch).fold(self.base_bytes(), |held, batch| {
+            held + self.more_bytes(load.context, Load { batch, ..load }, held)
+        })
     }
 
     pub(crate) fn is_pinned(&self) -> bool {

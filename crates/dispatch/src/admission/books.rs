@@ -25,7 +25,9 @@ pub(crate) enum Act {
     /// Tell an admin that the model has its promise.
     Start(Reply),
     /// Unload the model.
-    Unload(ModelId, String),
+    Unload(ModelId, Leave),
+    /// End the model's worker: it took more than it may.
+    Condemn(ModelId, String),
     /// End a sequence that no pump has.
     Fail(ModelId, Arc<Journal>, Failure),
     /// Tell an admin why not.
@@ -36,6 +38,17 @@ pub(crate) enum Act {
     Forget(ModelId),
     /// Have the worker give back what it only keeps for reuse.
     Trim(ModelId),
+}
+
+/// Why a model is unloaded that nobody stopped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Leave {
+    /// For another one.
+    Room(ModelId),
+    /// Nobody used it for long enough.
+    Idle,
+    /// The system is critically short of memory.
+    Pressure,
 }
 
 /// What is seen of a model's worker.
@@ -63,7 +76,7 @@ pub(crate) struct Books {
     pub accounts: BTreeMap<ModelId, Account>,
     pub machine: Option<MachineMemory>,
     pub level: Level,
-    reserve: u64,
+    pub(super) reserve: u64,
     critical_since: Option<Instant>,
     arrivals: u64,
 }
@@ -73,9 +86,9 @@ impl Books {
     pub(crate) fn new(limits: MemoryLimits, machine: Option<MachineMemory>) -> Self {
         let total = machine.map_or(0, |memory| memory.total);
         let reserve = limits.reserve.unwrap_or_else(|| mlxd_memory::machine::reserve(total));
-        let of_machine = |memory: MachineMemory| {
-            memory.working_set.min(memory.available.saturating_sub(reserve))
-        };
+        // What other programs take of it now may come back: that only limits what is free.
+        let of_machine =
+            |memory: MachineMemory| memory.working_set.min(memory.total.saturating_sub(reserve));
         // A machine that says nothing of itself limits nothing.
         let budget = limits.budget.unwrap_or_else(|| machine.map_or(u64::MAX >> 1, of_machine));
         Self {
@@ -223,6 +236,9 @@ impl Books {
             self.ledger.release(model.as_str());
         } else if matches!(account.stage, Stage::Alive { .. }) {
             account.stage = Stage::Between;
+            // The next one is not held to what this one took.
+            let base = account.base_bytes();
+            self.ledger.correct(model.as_str(), base);
         }
         self.pass(now)
     }
@@ -279,10 +295,12 @@ impl Books {
         self.machine.map_or(free, |memory| free.min(outside(memory)))
     }
 
-    fn rules(&self) -> Rules {
+    pub(super) fn rules(&self) -> Rules {
+        let free = self.free();
         Rules {
             budget: self.ledger.budget(),
-            free: self.free(),
+            elsewhere: self.ledger.free() - free,
+            free,
             residence_min: self.limits.residence_min,
             loaded_max: self.limits.loaded_max,
         }
@@ -290,7 +308,7 @@ impl Books {
 
     /// Who holds memory, as the plan for `model` sees it. Models that are closed count as idle
     /// once what runs is finished.
-    fn residents(
+    pub(super) fn residents(
         &self,
         model: &ModelId,
         closed: &BTreeSet<ModelId>,
@@ -411,8 +429,7 @@ impl Books {
             Plan::Fits => self.promise(model, now, acts),
             Plan::Evict(names) => {
                 for name in names {
-                    let reason = format!("to make room for {model}");
-                    self.unload(&name, reason, acts);
+                    self.unload(&name, Leave::Room(model.clone()), acts);
                 }
                 false
             }
@@ -472,7 +489,7 @@ impl Books {
         }
     }
 
-    fn unload(&mut self, name: &str, reason: String, acts: &mut Vec<Act>) {
+    fn unload(&mut self, name: &str, reason: Leave, acts: &mut Vec<Act>) {
         let found = self.accounts.iter_mut().find(|(id, _)| id.as_str() == name);
         if let Some((id, account)) = found {
             account.stage = Stage::Leaving;
@@ -488,6 +505,7 @@ impl Books {
     ) -> (Vec<Act>, Vec<(MeasuredKey, Measured)>) {
         self.machine = look.memory.or(self.machine);
         let mut news = Vec::new();
+        let mut acts = self.condemn_outgrown(look);
         for (id, account) in &mut self.accounts {
             let Stage::Alive { pid } = account.stage else { continue };
             let Some((footprint, cache)) = look.workers.get(&pid) else { continue };
@@ -504,11 +522,36 @@ impl Books {
                 self.ledger.correct(id.as_str(), account.base_bytes().max(beyond));
             }
         }
-        let mut acts = self.heed_pressure(look.level, now);
+        acts.extend(self.heed_pressure(look.level, now));
         self.unload_idle(now, &mut acts);
         self.end_overdue(now, &mut acts);
         acts.extend(self.pass(now));
         (acts, news)
+    }
+
+    /// Ends who took more than it may, where the system does not.
+    fn condemn_outgrown(&self, look: &Look) -> Vec<Act> {
+        let outgrown = |(id, account): (&ModelId, &Account)| {
+            let Stage::Alive { pid } = account.stage else { return None };
+            // What a process shares with a GPU's driver says little of what it takes.
+            let counted = account.key.as_ref().is_none_or(|key| key.backend != "cuda");
+            let (footprint, _) = look.workers.get(&pid).filter(|_| counted)?;
+            let may = self.containment(id)?;
+            let promised = self.ledger.held(id.as_str())?.total();
+            let why = words::outgrown(footprint.bytes, promised, may);
+            (footprint.bytes > may).then(|| Act::Condemn(id.clone(), why))
+        };
+        self.accounts.iter().filter_map(outgrown).collect()
+    }
+
+    /// An admin keeps a model loaded, or does so no longer.
+    pub(crate) fn pin(&mut self, model: &ModelId, pinned: bool, now: Instant) -> Vec<Act> {
+        if let Some(account) = self.accounts.get_mut(model) {
+            account.pinned = Some(pinned);
+            // Its idle time counts from here.
+            account.used_at = now;
+        }
+        self.pass(now)
     }
 
     /// First caches go, then idle models; new work is refused last.
@@ -526,7 +569,7 @@ impl Books {
         if level == Level::Critical {
             let idle = self.idle(|_| true);
             for name in idle {
-                self.unload(&name, "the system is critically short of memory".into(), &mut acts);
+                self.unload(&name, Leave::Pressure, &mut acts);
             }
         }
         acts
@@ -550,7 +593,7 @@ impl Books {
             account.ttl().is_some_and(|ttl| idle_for >= ttl)
         };
         for name in self.idle(over) {
-            self.unload(&name, "nobody used it for its ttl_s or keep_alive".into(), acts);
+            self.unload(&name, Leave::Idle, acts);
         }
     }
 
@@ -574,11 +617,6 @@ impl Books {
         let percent = self.limits.overrun_percent?;
         let held = self.ledger.held(model.as_str())?.total();
         Some(held.saturating_add(held / 100 * u64::from(percent)).saturating_add(FLOOR))
-    }
-
-    /// Sequences that wait for memory to serve this model.
-    pub(crate) fn waiting(&self, model: &ModelId) -> usize {
-        self.accounts.get(model).map_or(0, |account| account.waiting.len())
     }
 }
 

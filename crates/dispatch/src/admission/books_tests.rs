@@ -6,7 +6,7 @@ use super::limits::{KeepAlive, Lifetime, MemoryLimits};
 use crate::job::{Job, Tenant};
 use crate::journal::{Failure, Journal};
 use mlxd_memory::{Footprint, Form, Level, MachineMemory, ModelShape, Needs, WeightBytes};
-use mlxd_protocol::admin::WorkerState;
+use mlxd_protocol::admin::{Verdict, WorkerState};
 use mlxd_protocol::{ModelId, ModelInfo, Priority, RequestId, Sampling};
 use proptest::prelude::*;
 use serde_json::json;
@@ -50,6 +50,7 @@ struct World {
     unloading: BTreeSet<ModelId>,
     failed: Vec<(u64, Failure)>,
     trimmed: Vec<ModelId>,
+    condemned: Vec<String>,
     pids: u32,
 }
 
@@ -76,6 +77,7 @@ impl World {
             unloading: BTreeSet::new(),
             failed: Vec::new(),
             trimmed: Vec::new(),
+            condemned: Vec::new(),
             pids: 100,
         }
     }
@@ -133,6 +135,7 @@ impl World {
                 }
                 Act::Forget(_) => {}
                 Act::Trim(model) => self.trimmed.push(model),
+                Act::Condemn(_, why) => self.condemned.push(why),
             }
         }
     }
@@ -188,6 +191,21 @@ impl World {
     fn look(&mut self, look: Look) {
         let (acts, _) = self.books.look(&look, self.now);
         self.perform(acts);
+    }
+
+    fn waiting(&self, model: &str) -> usize {
+        self.books.accounts[&id(model)].waiting.len()
+    }
+
+    fn pin(&mut self, model: &str, pinned: bool) {
+        let acts = self.books.pin(&id(model), pinned, self.now);
+        self.perform(acts);
+    }
+
+    /// A look that finds this process to take so many MiB now, and at its peak.
+    fn look_at(&mut self, pid: u32, mib: u64, peak_mib: u64) {
+        let footprint = Footprint { bytes: mib * MIB, peak_bytes: Some(peak_mib * MIB) };
+        self.look(Look { workers: HashMap::from([(pid, (footprint, 0))]), ..Look::default() });
     }
 
     fn runs(&self, request: u64) -> bool {
@@ -283,10 +301,11 @@ fn a_pinned_model_is_part_of_never_and_unpinning_helps() {
     world.settle();
     world.end(first);
     world.pass_time(60 * S);
-    world.books.accounts.get_mut(&id("a")).unwrap().pinned = Some(true);
+    world.pin("a", true);
     let failure = world.ask_with("b", 256, None).unwrap_err();
     assert!(failure.message.contains("a holds") && failure.message.contains("(pinned)"));
-    world.books.accounts.get_mut(&id("a")).unwrap().pinned = Some(false);
+    world.pin("a", false);
+    world.pass_time(60 * S);
     let second = world.ask("b", 256);
     world.settle();
     assert!(world.runs(second));
@@ -435,16 +454,80 @@ fn what_a_worker_really_takes_corrects_the_ledger() {
     world.settle();
     world.end(request);
     let pid = world.workers[&id("a")];
-    let look = |mib| {
-        let footprint = Footprint { bytes: mib * MIB, peak_bytes: Some(mib * MIB) };
-        Look { workers: HashMap::from([(pid, (footprint, 0))]), ..Look::default() }
-    };
-    world.look(look(3000));
+    world.look_at(pid, 3000, 3000);
     let held = world.books.ledger.held("a").unwrap();
     assert!(held.base >= 3000 * MIB, "{held:?}");
-    world.look(look(100));
+    world.look_at(pid, 100, 3000);
     let held = world.books.ledger.held("a").unwrap();
     assert!(held.base < 3100 * MIB, "{held:?}");
+}
+
+#[test]
+fn who_outgrows_the_promise_is_ended_and_the_ledger_forgets_it() {
+    let mut world = World::new(4000, &["a", "b"]);
+    world.ask("a", 256);
+    world.settle();
+    let pid = world.workers[&id("a")];
+    let may = world.books.containment(&id("a")).unwrap() / MIB;
+    world.look_at(pid, may - 1, may - 1);
+    assert!(world.condemned.is_empty());
+    let may = world.books.containment(&id("a")).unwrap() / MIB;
+    world.look_at(pid, may + 1, may + 1);
+    let [why] = &world.condemned[..] else { panic!("{:?}", world.condemned) };
+    assert!(why.contains("outgrew its memory") && why.contains("overrun_percent"), "{why}");
+    let held = |world: &World| world.books.ledger.held("a").unwrap().base;
+    let overgrown = held(&world);
+    world.workers.remove(&id("a"));
+    world.seen(&id("a"), WorkerState::Backoff);
+    assert!(held(&world) < overgrown, "the next one is not held to what this one took");
+}
+
+#[test]
+fn an_estimate_says_what_admission_then_does() {
+    let mut world = World::new(room_for_one(), &["a", "b"]);
+    let estimate = |world: &World, model: &str, context, batch| {
+        let load = mlxd_memory::Load { context, batch };
+        world.books.estimate(&id(model), load, world.now).unwrap()
+    };
+    let four = estimate(&world, "a", 256, 4);
+    assert_eq!(four.needs_bytes, (world.base() + 4) * MIB);
+    assert_eq!((four.verdict, four.promised_bytes), (Verdict::Fits, 0));
+    assert!(four.parts.iter().any(|part| part.name == "weights" && part.bytes == 200 * MIB));
+    let requests: Vec<u64> = (0..4).map(|_| world.ask("a", 256)).collect();
+    assert_eq!(world.books.ledger.promised(), four.needs_bytes);
+    assert_eq!(estimate(&world, "b", 256, 1).verdict, Verdict::Waits);
+    world.settle();
+    requests.into_iter().for_each(|request| world.end(request));
+    world.pass_time(60 * S);
+    let other = estimate(&world, "b", 256, 1);
+    assert_eq!(other.verdict, Verdict::Evicts);
+    assert!(other.message.contains("once a is unloaded"), "{}", other.message);
+    let never = estimate(&world, "b", 8192, 8);
+    assert_eq!(never.verdict, Verdict::Never);
+    assert!(never.message.contains("can never fit"), "{}", never.message);
+    // Measured, it is what was measured.
+    let pid = world.workers[&id("a")];
+    world.look_at(pid, 300, 300);
+    world.look_at(pid, 300, 300);
+    assert_eq!(estimate(&world, "a", 256, 1).measured_loaded_bytes, Some(300 * MIB));
+}
+
+#[test]
+fn what_other_programs_take_is_no_reason_for_never() {
+    let mut limits = MemoryLimits { reserve: Some(100 * MIB), ..MemoryLimits::default() };
+    limits.waiting_max = 4;
+    let mut world = World::with(&["a"], |given| *given = limits.clone());
+    world.books = Books::new(limits, Some(memory(200)));
+    world.books.register(&id("a"), needs(200), Lifetime::default(), world.now);
+    assert_eq!(world.books.ledger.budget(), 7900 * MIB);
+    let waits = world.ask("a", 256);
+    assert!(!world.runs(waits));
+    let residence = world.books.residence(&id("a"), world.now);
+    let why = residence.waits_for.unwrap();
+    assert!(why.contains("100 MiB of 7.71 GiB are free"), "{why}");
+    assert!(why.contains("other programs take 7.62 GiB"), "{why}");
+    world.look(Look { memory: Some(memory(4000)), ..Look::default() });
+    assert!(world.runs(waits));
 }
 
 #[test]
@@ -453,11 +536,7 @@ fn a_measured_load_decides_from_then_on() {
     let request = world.ask("a", 2048);
     world.settle();
     let pid = world.workers[&id("a")];
-    let look = |mib: u64, peak: u64| {
-        let footprint = Footprint { bytes: mib * MIB, peak_bytes: Some(peak * MIB) };
-        Look { workers: HashMap::from([(pid, (footprint, 0))]), ..Look::default() }
-    };
-    world.look(look(900, 1000));
+    world.look_at(pid, 900, 1000);
     world.end(request);
     let before = world.books.ledger.free();
     let account = &world.books.accounts[&id("a")];
@@ -506,7 +585,7 @@ fn who_is_gone_no_longer_waits() {
     let waiting = world.ask("b", 256);
     let acts = world.books.cancel(&id("b"), RequestId(waiting));
     assert!(matches!(&acts[..], [Act::Forget(_)]));
-    assert_eq!(world.books.waiting(&id("b")), 0);
+    assert_eq!(world.waiting("b"), 0);
     let acts = world.books.cancel(&id("a"), RequestId(busy));
     assert!(matches!(&acts[..], [Act::Cancel(..)]), "it was handed over meanwhile");
     assert!(world.books.cancel(&id("a"), RequestId(99)).is_empty());
@@ -600,9 +679,7 @@ proptest! {
                     }
                 }
                 Move::Wait(seconds) => world.pass_time(seconds * S),
-                Move::Pin(model, pin) => {
-                    world.books.accounts.get_mut(&id(names[model])).unwrap().pinned = Some(pin);
-                }
+                Move::Pin(model, pin) => world.pin(names[model], pin),
             }
             prop_assert!(world.books.ledger.promised() <= world.books.ledger.budget());
             for model in world.pumps.values() {
@@ -620,7 +697,7 @@ proptest! {
                 None => break,
             }
         }
-        let waiting: usize = names.iter().map(|name| world.books.waiting(&id(name))).sum();
+        let waiting: usize = names.iter().map(|name| world.waiting(name)).sum();
         prop_assert_eq!(waiting, 0, "somebody waits for ever");
         let lifetime = Lifetime { ttl: Some(S), pinned: false };
         names.iter().for_each(|name| {

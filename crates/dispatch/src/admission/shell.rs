@@ -1,13 +1,13 @@
 //! Performs what [`Books`] decide, and looks at the machine.
 
 use super::account::{Account, Turn};
-use super::books::{Act, Books, Look, Seen};
+use super::books::{Act, Books, Leave, Look, Seen};
 use super::limits::{Lifetime, MemoryKeeping};
 use crate::journal::{End, Failure, Journal};
 use crate::link::Inbox;
 use crate::metrics::{Metrics, ModelStats};
 use mlxd_memory::{Footprint, Level, Machine, MeasuredFile, Needs, Pressure};
-use mlxd_protocol::admin::Happening;
+use mlxd_protocol::admin::{DeathCause, Happening};
 use mlxd_protocol::{ModelId, RequestId};
 use mlxd_supervisor::{EventLog, Gate, Worker, WorkerView};
 use std::collections::HashMap;
@@ -112,7 +112,12 @@ impl Admission {
 
     /// Takes a sequence that is counted as open already.
     pub(crate) fn ask(&self, model: &ModelId, journal: Arc<Journal>) -> Result<(), Failure> {
-        let acts = locked(&self.0.books).ask(model, Turn::Sequence(journal), Instant::now())?;
+        self.take(model, Turn::Sequence(journal))
+    }
+
+    fn take(&self, model: &ModelId, turn: Turn) -> Result<(), Failure> {
+        let asked = locked(&self.0.books).ask(model, turn, Instant::now());
+        let acts = asked.inspect_err(|failure| self.0.metrics.refused_memory(model, failure))?;
         self.perform(acts);
         Ok(())
     }
@@ -120,8 +125,7 @@ impl Admission {
     /// Waits for the model's promise, for an admin who wants it loaded.
     pub(crate) async fn admit(&self, model: &ModelId) -> Result<(), Failure> {
         let (reply, answer) = oneshot::channel();
-        let acts = locked(&self.0.books).ask(model, Turn::Start(reply), Instant::now())?;
-        self.perform(acts);
+        self.take(model, Turn::Start(reply))?;
         answer.await.unwrap_or_else(|_| {
             Err(Failure {
                 code: "shutting_down",
@@ -156,12 +160,7 @@ impl Admission {
 
     /// Keeps a model loaded, or does so no longer.
     pub(crate) fn pin(&self, model: &ModelId, pinned: bool) {
-        let mut books = locked(&self.0.books);
-        if let Some(account) = books.accounts.get_mut(model) {
-            account.pinned = Some(pinned);
-        }
-        let acts = books.pass(Instant::now());
-        drop(books);
+        let acts = locked(&self.0.books).pin(model, pinned, Instant::now());
         self.perform(acts);
     }
 
@@ -205,11 +204,19 @@ impl Admission {
                     handle.worker.trim();
                 }
             }
-            Act::Unload(model, reason) => self.unload(model, reason),
+            Act::Unload(model, reason) => self.unload(model, &reason),
+            Act::Condemn(model, why) => {
+                let handle = self.handle(&model);
+                let of_life = handle.and_then(|h| Some((h.worker.view().incarnation?, h.worker)));
+                if let Some((incarnation, worker)) = of_life {
+                    worker.condemn(incarnation, DeathCause::Condemned { why });
+                }
+            }
         }
     }
 
     fn fail(&self, model: &ModelId, journal: &Arc<Journal>, failure: Failure) {
+        self.0.metrics.refused_memory(model, &failure);
         let end = End::Failed(failure);
         journal.finish(end.clone());
         if let Some(handle) = self.handle(model) {
@@ -218,8 +225,10 @@ impl Admission {
         }
     }
 
-    fn unload(&self, model: ModelId, reason: String) {
+    fn unload(&self, model: ModelId, leave: &Leave) {
         let Some(handle) = self.handle(&model) else { return };
+        self.0.metrics.unloaded(&model, leave.label());
+        let reason = leave.words();
         tracing::info!(%model, reason, "unloading");
         self.0.events.push(Some(model.as_str()), Happening::Unloading { reason });
         let this = self.clone();

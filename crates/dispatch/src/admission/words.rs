@@ -1,5 +1,6 @@
 //! Refusals in words: what is needed, what there is, who holds the rest, what to do.
 
+use super::books::Leave;
 use crate::journal::Failure;
 use mlxd_memory::{Bytes, Stays, Why};
 use mlxd_protocol::ModelId;
@@ -34,12 +35,50 @@ pub(crate) fn numbers(model: &ModelId, why: &Why) -> String {
         let held = held_by(why);
         return format!("{model} needs a place, and max_loaded models are loaded: {held}");
     }
+    let elsewhere = match why.elsewhere {
+        0 => String::new(),
+        bytes => format!(", other programs take {}", Bytes(bytes)),
+    };
     format!(
-        "{model} needs {}, {} of {} are free; {}",
+        "{model} needs {}, {} of {} are free; {}{elsewhere}",
         Bytes(why.needs),
         Bytes(why.free),
         Bytes(why.budget),
         held_by(why)
+    )
+}
+
+/// Whether a failure is about memory.
+pub(crate) fn is_about_memory(code: &str) -> bool {
+    [NEVER, FULL, PRESSED].contains(&code)
+}
+
+impl Leave {
+    /// For people.
+    pub(crate) fn words(&self) -> String {
+        match self {
+            Self::Room(model) => format!("to make room for {model}"),
+            Self::Idle => "nobody used it for its ttl_s or keep_alive".into(),
+            Self::Pressure => "the system is critically short of memory".into(),
+        }
+    }
+
+    /// For metrics.
+    pub(crate) fn label(&self) -> &'static str {
+        match self {
+            Self::Room(_) => "room",
+            Self::Idle => "idle",
+            Self::Pressure => "pressure",
+        }
+    }
+}
+
+pub(crate) fn outgrown(takes: u64, promised: u64, may: u64) -> String {
+    format!(
+        "it outgrew its memory: it takes {} and was promised {} (overrun_percent under [memory] lets it have {})",
+        Bytes(takes),
+        Bytes(promised),
+        Bytes(may)
     )
 }
 

@@ -4,6 +4,7 @@ mod bench;
 mod events;
 mod front;
 mod log;
+mod memory;
 mod shelf;
 
 pub use front::{AdminAnswer, FrontAdmin};
@@ -52,6 +53,7 @@ pub(crate) fn admin<B: Backend>(config: &mut web::ServiceConfig) {
         .route("/admin/v1/reread", web::post().to(reread::<B>))
         .route("/admin/v1/update", web::post().to(update::<B>))
         .route("/admin/v1/shutdown", web::post().to(shutdown::<B>))
+        .configure(memory::routes::<B>)
         .configure(shelf::routes::<B>);
 }
 
@@ -78,7 +80,8 @@ impl ResponseError for Refused {
             "bad_request" | "bad_config" => StatusCode::BAD_REQUEST,
             "unknown_model" | "no_log" | "not_pulling" => StatusCode::NOT_FOUND,
             "already_started" | "not_running" | "in_use" => StatusCode::CONFLICT,
-            "shutting_down" => StatusCode::SERVICE_UNAVAILABLE,
+            "shutting_down" | "memory_full" | "memory_pressure" => StatusCode::SERVICE_UNAVAILABLE,
+            "insufficient_memory" => StatusCode::INSUFFICIENT_STORAGE,
             _ => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }

@@ -19,7 +19,7 @@ pub(crate) fn take(fields: &mut Fields) -> Result<Option<KeepAlive>, ApiError> {
         _ => None,
     };
     match seconds {
-        Some(seconds) if seconds < 0.0 || seconds > LONGEST_S => Ok(Some(KeepAlive::Forever)),
+        Some(seconds) if !(0.0..=LONGEST_S).contains(&seconds) => Ok(Some(KeepAlive::Forever)),
         Some(seconds) if seconds.is_finite() => {
             Ok(Some(KeepAlive::For(Duration::from_secs_f64(seconds))))
         }

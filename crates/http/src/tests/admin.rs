@@ -30,6 +30,27 @@ async fn an_admin_sends_signals_asks_why_and_reloads() {
 }
 
 #[actix_web::test]
+async fn an_admin_pins_models_and_asks_what_they_need() {
+    let front = Front::start(HttpLimits::default());
+    let admin = async |method: &str, path: &str, body: &str| {
+        let answer = over_socket(&front.socket, method, path, body).await;
+        (answer.status, answer.json())
+    };
+    let call = json!({"model": MODEL}).to_string();
+    for (deed, pinned) in [("pin", true), ("unpin", false)] {
+        let (status, answer) = admin("POST", &format!("/admin/v1/{deed}"), &call).await;
+        assert_eq!((status, &answer["residence"]["pinned"]), (200, &json!(pinned)));
+    }
+    let of = |query: &str| format!("/admin/v1/estimate?model=org%2Ffake{query}");
+    let (status, answer) = admin("GET", &of("&context=7&batch=2"), "").await;
+    assert_eq!((status, &answer["context"], &answer["batch"]), (200, &json!(7), &json!(2)));
+    assert_eq!((&answer["verdict"], &answer["needs_bytes"]), (&json!("fits"), &json!(5)));
+    assert_eq!(admin("GET", &of("&context=many"), "").await.0, 400);
+    assert_eq!(admin("GET", "/admin/v1/estimate?model=x", "").await.0, 404);
+    front.stop().await;
+}
+
+#[actix_web::test]
 async fn events_are_read_and_followed_until_the_shutdown() {
     let front = Front::start(HttpLimits::default());
     for pid in 1..=3 {

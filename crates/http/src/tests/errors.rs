@@ -3,7 +3,7 @@
 use super::client::{Response, get, post, read_until, request};
 use super::fake::{CONTEXT_TOKENS, Front, MODEL};
 use crate::limits::{HttpLimits, RequestLimits};
-use mlxd_dispatch::End;
+use mlxd_dispatch::{End, Failure};
 use serde_json::{Value, json};
 use std::time::Duration;
 use tokio::io::AsyncWriteExt;
@@ -181,6 +181,29 @@ async fn a_refusal_of_the_worker_is_the_clients_fault() {
         let refusal = Refusal { code, message: "said the worker".into() };
         front.sequence().await.end("", End::Refused(refusal));
         refused(&answer.await.unwrap(), status, word, &["said the worker"]);
+    }
+    front.stop().await;
+}
+
+#[actix_web::test]
+async fn want_of_memory_says_whether_to_come_back() {
+    let mut front = Front::start(HttpLimits::default());
+    let at = front.address;
+    for (code, retry, status) in [
+        ("insufficient_memory", false, 507),
+        ("memory_full", true, 503),
+        ("memory_pressure", true, 503),
+    ] {
+        let body = chat_body("hello");
+        let ends = async {
+            let message = "org/fake needs 9 GiB, 2 GiB of 8 GiB are free".into();
+            let failure = Failure { code, message, retry };
+            front.sequence().await.end("", End::Failed(failure));
+        };
+        let (response, ()) = tokio::join!(post(at, CHAT, &body), ends);
+        refused(&response, status, code, &["needs 9 GiB", "2 GiB of 8 GiB"]);
+        assert_eq!(response.header("retry-after").is_some(), retry);
+        assert_eq!(response.header("x-should-retry"), (!retry).then_some("false"));
     }
     front.stop().await;
 }

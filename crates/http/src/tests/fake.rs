@@ -10,7 +10,8 @@ use mlxd_dispatch::{
 };
 use mlxd_protocol::ModelId;
 use mlxd_protocol::admin::{
-    AdminErrorBody, ModelStatus, Reread, SignalName, Status, Version, Why, WorkerState,
+    AdminErrorBody, Estimate, EstimateCall, MemoryStatus, ModelStatus, Reread, SignalName, Status,
+    Verdict, Version, Why, WorkerState,
 };
 use mlxd_text::{ChatTemplate, SpecialTokens, TemplateLimits, Tokenizer, TokenizerLimits};
 use std::net::SocketAddr;
@@ -219,6 +220,7 @@ impl Backend for FakeBackend {
             uptime_s: 1,
             memory_bytes: 2,
             base_url: "http://127.0.0.1:1/v1".into(),
+            memory: MemoryStatus::default(),
             models: Vec::new(),
         }
     }
@@ -239,6 +241,29 @@ impl Backend for FakeBackend {
         let mut status = self.model_status(model, WorkerState::Running)?;
         status.reason = Some(signal.to_string());
         Ok(status)
+    }
+
+    async fn pin(&self, model: &str, pinned: bool) -> Result<ModelStatus, AdminErrorBody> {
+        let mut status = self.model_status(model, WorkerState::Running)?;
+        status.residence.pinned = pinned;
+        Ok(status)
+    }
+
+    async fn estimate(&self, call: EstimateCall) -> Result<Estimate, AdminErrorBody> {
+        self.model_status(&call.model, WorkerState::Running)?;
+        Ok(Estimate {
+            model: call.model,
+            context: call.context.unwrap_or(1),
+            batch: call.batch.unwrap_or(1),
+            parts: Vec::new(),
+            measured_loaded_bytes: None,
+            measured_peak_bytes: None,
+            needs_bytes: 5,
+            promised_bytes: 0,
+            memory: MemoryStatus::default(),
+            verdict: Verdict::Fits,
+            message: "it fits".into(),
+        })
     }
 
     fn events(&self) -> &EventLog {

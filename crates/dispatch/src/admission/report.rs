@@ -1,0 +1,91 @@
+//! What the books tell an admin: who holds what, who waits for what, what a model would need.
+
+use super::account::Account;
+use super::books::Books;
+use super::words;
+use mlxd_memory::{Load, Part, Plan, Wanted, plan};
+use mlxd_protocol::ModelId;
+use mlxd_protocol::admin::{Estimate, EstimatePart, MemoryStatus, Residence, Verdict};
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+impl Books {
+    /// The machine's memory as it is planned with.
+    pub(crate) fn status(&self) -> MemoryStatus {
+        let waiting: usize = self.accounts.values().map(|account| account.waiting.len()).sum();
+        MemoryStatus {
+            budget_bytes: self.ledger.budget(),
+            promised_bytes: self.ledger.promised(),
+            free_bytes: self.free(),
+            available_bytes: self.machine.map(|memory| memory.available),
+            reserve_bytes: self.reserve,
+            pressure: self.level.name().to_owned(),
+            waiting: waiting as u32,
+        }
+    }
+
+    /// What `model` has to do with memory.
+    pub(crate) fn residence(&self, model: &ModelId, now: Instant) -> Residence {
+        let Some(account) = self.accounts.get(model) else { return Residence::default() };
+        let why = account.why.as_ref().filter(|_| !account.waiting.is_empty());
+        Residence {
+            promised_bytes: self.ledger.held(model.as_str()).unwrap_or_default().total(),
+            pinned: account.is_pinned(),
+            waiting: account.waiting.len() as u32,
+            waits_for: why.map(|why| words::numbers(model, why)),
+            leaves_in_s: leaves_in_s(account, now),
+        }
+    }
+
+    /// What `model` would need for `load`, and whether that fits; `None` for one that is not known.
+    pub(crate) fn estimate(&self, model: &ModelId, load: Load, now: Instant) -> Option<Estimate> {
+        let account = self.accounts.get(model)?;
+        let needs_bytes = account.load_bytes(load);
+        let promised_bytes = self.ledger.held(model.as_str()).unwrap_or_default().total();
+        let wanted =
+            Wanted { name: model.to_string(), bytes: needs_bytes.saturating_sub(promised_bytes) };
+        let residents = self.residents(model, &BTreeSet::new(), now);
+        let (verdict, message) = match plan(&self.rules(), &residents, &wanted) {
+            Plan::Fits => (Verdict::Fits, "it fits".to_owned()),
+            Plan::Evict(names) => (
+                Verdict::Evicts,
+                format!("it fits once {} is unloaded, idle now", names.join(", ")),
+            ),
+            Plan::Wait(why) => {
+                let numbers = words::numbers(model, &why);
+                (
+                    Verdict::Waits,
+                    format!("it does not fit now, and a request would wait: {numbers}"),
+                )
+            }
+            Plan::Never(why) => (Verdict::Never, words::never(model, &why).message),
+        };
+        let measured = &account.measured;
+        let part = |part: Part| EstimatePart {
+            name: part.name.to_owned(),
+            bytes: part.bytes,
+            how: part.how,
+        };
+        Some(Estimate {
+            model: model.to_string(),
+            context: load.context as u32,
+            batch: load.batch as u32,
+            parts: account.needs.parts(load).into_iter().map(part).collect(),
+            measured_loaded_bytes: measured.loaded_bytes,
+            measured_peak_bytes: measured
+                .has(load)
+                .then(|| measured.peak_bytes(&account.needs, load)),
+            needs_bytes,
+            promised_bytes,
+            memory: self.status(),
+            verdict,
+            message,
+        })
+    }
+}
+
+fn leaves_in_s(account: &Account, now: Instant) -> Option<u64> {
+    let idle = account.is_loaded() && account.running.is_empty() && account.waiting.is_empty();
+    let ttl = account.ttl().filter(|_| idle && !account.is_pinned())?;
+    Some(ttl.saturating_sub(now.saturating_duration_since(account.used_at)).as_secs())
+}
