@@ -98,14 +98,25 @@ impl Tokenizer {
     /// As [`Tokenizer::load`], with limits.
     pub fn load_within(folder: &Path, limits: TokenizerLimits) -> Result<Tokenizer, TextError> {
         let path = folder.join("tokenizer.json");
+        let config = tokenizer_config(folder)?;
         let json = read_text(&path, limits.file_bytes_max)?.ok_or_else(|| {
+            // Python of its own, which other tools run when they are told to trust it.
+            let own_code = config.get("auto_map").is_some();
             refuse(
                 &path,
-                "is missing; a model that ships tokenizer.model alone has to be saved again with \
-                 a fast tokenizer",
+                match own_code {
+                    true => {
+                        "is missing: this model's tokenizer is a program of its own (auto_map in \
+                         tokenizer_config.json), which mlxd never runs; take a conversion that has \
+                         a tokenizer.json"
+                    }
+                    false => {
+                        "is missing; a model that ships tokenizer.model alone has to be saved \
+                         again with a fast tokenizer"
+                    }
+                },
             )
         })?;
-        let config = tokenizer_config(folder)?;
         let mut eos = Vec::new();
         for name in ["generation_config.json", "config.json"] {
             if let Some(object) = read_object(&folder.join(name))? {

@@ -71,8 +71,15 @@ fn tokens_of_the_configuration_are_added_and_special() {
 #[test]
 fn files_that_lie_give_errors_that_name_them() {
     let good = kinds::named("byte-level").json;
-    let cases: [(&[(&str, &str)], &str); 7] = [
+    let cases: [(&[(&str, &str)], &str); 8] = [
         (&[], "tokenizer.json: is missing"),
+        (
+            &[(
+                "tokenizer_config.json",
+                r#"{"auto_map": {"AutoTokenizer": ["own.Tokenizer", null]}}"#,
+            )],
+            "own (auto_map in tokenizer_config.json), which mlxd never runs",
+        ),
         (&[("tokenizer.json", "{")], "tokenizer.json: does not parse"),
         (&[("tokenizer.json", "{}")], "tokenizer.json: does not parse"),
         (

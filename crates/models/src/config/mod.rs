@@ -220,7 +220,7 @@ fn without_infinities(text: &[u8]) -> Cow<'_, [u8]> {
 
 impl ModelConfig {
     fn from_keys(keys: &Keys, model_type: String) -> Loaded<Self> {
-        let family = family(&model_type)?;
+        let family = family(&model_type, keys.has("auto_map"))?;
         if !keys.flag("is_causal", true)? {
             return Err(unsupported(format!(
                 "config.json: is_causal is false; this build has {model_type} only where each token sees those before it"
@@ -289,16 +289,24 @@ impl ModelConfig {
     }
 }
 
-fn family(model_type: &str) -> Loaded<Family> {
+/// `own_code`: the repository brings Python of its own, which other tools run when they are told to
+/// trust it.
+fn family(model_type: &str, own_code: bool) -> Loaded<Family> {
     match model_type {
         "llama" => Ok(Family::Llama),
         "mistral" => Ok(Family::Mistral),
         "qwen2" => Ok(Family::Qwen2),
         "qwen3" => Ok(Family::Qwen3),
         "qwen3_moe" => Ok(Family::Qwen3Moe),
-        other => Err(unsupported(format!(
-            "config.json: model_type {other:?} is not known; this build loads llama, mistral, qwen2, qwen3, qwen3_moe, nemotron_h, bert, roberta and xlm-roberta"
-        ))),
+        other => {
+            let code = match own_code {
+                true => "; its repository brings code of its own (auto_map), which mlxd never runs",
+                false => "",
+            };
+            Err(unsupported(format!(
+                "config.json: model_type {other:?} is not known{code}; this build loads llama, mistral, qwen2, qwen3, qwen3_moe, nemotron_h, bert, roberta and xlm-roberta"
+            )))
+        }
     }
 }
 
@@ -429,7 +437,12 @@ mod tests {
         let qwen3 = with("model_type", json!("qwen3")).expect_err("qwen3 needs rope_theta");
         assert!(qwen3.message.contains("rope_theta"), "{}", qwen3.message);
         let other = with("model_type", json!("gpt_neox")).unwrap_err();
-        assert!(other.message.contains("gpt_neox"));
+        assert!(other.message.contains("gpt_neox") && !other.message.contains("never runs"));
+        let mut config = base();
+        config["model_type"] = json!("newest");
+        config["auto_map"] = json!({"AutoModelForCausalLM": "modeling_newest.NewestForCausalLM"});
+        let other = Described::parse(config.to_string().as_bytes()).unwrap_err();
+        assert!(other.message.contains("which mlxd never runs"), "{}", other.message);
     }
 
     #[test]
