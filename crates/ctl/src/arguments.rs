@@ -74,15 +74,8 @@ pub(crate) enum Command {
         /// The model's name
         model: String,
     },
-    /// Delete models from disk; what another revision shares stays
-    Rm {
-        /// Names; `NAME@REVISION` deletes that revision alone
-        #[arg(required = true, value_name = "MODEL")]
-        models: Vec<String>,
-        /// Stop what is loaded first
-        #[arg(long)]
-        force: bool,
-    },
+    /// Delete models from disk, never a loaded one; what another revision shares stays
+    Rm(Rm),
     /// Check the configuration file, and show what it would change
     Reread,
     /// Check the configuration file, and put to work what changed; other models run on
@@ -194,6 +187,22 @@ pub(crate) struct Pull {
     /// The hub's address [default: HF_ENDPOINT here, else as mlxd is configured]
     #[arg(long, value_name = "URL")]
     pub(crate) endpoint: Option<String>,
+    /// Do not use the network: say whether it is here and whole [also: HF_HUB_OFFLINE=1]
+    #[arg(long)]
+    pub(crate) offline: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Rm {
+    /// Names; `NAME@REVISION` deletes that revision alone
+    #[arg(required = true, value_name = "MODEL")]
+    pub(crate) models: Vec<String>,
+    /// Do not ask; needed where nobody can be asked
+    #[arg(short, long)]
+    pub(crate) yes: bool,
+    /// Stop what is loaded first
+    #[arg(long)]
+    pub(crate) force: bool,
 }
 
 #[derive(Debug, Args)]

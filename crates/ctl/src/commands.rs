@@ -77,8 +77,8 @@ pub(crate) async fn run(
             let model = model_from_here(&model)?;
             shelf::show(&reached(front()).await?, &model, as_json).await
         }
-        Command::Rm { models, force } => {
-            shelf::remove(&reached(front()).await?, &models, force, as_json).await
+        Command::Rm(arguments) => {
+            shelf::remove(&reached(front()).await?, &arguments, as_json).await
         }
         Command::Reread => reload::reload(&reached(front()).await?, false, as_json).await,
         Command::Update => reload::reload(&reached(front()).await?, true, as_json).await,

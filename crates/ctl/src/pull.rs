@@ -35,7 +35,7 @@ pub(crate) async fn pull(front: &Front, arguments: Pull, as_json: bool) -> Resul
         model: arguments.model.clone(),
         endpoint: arguments.endpoint.or(environment.hf_endpoint),
         token,
-        offline: environment.hf_offline,
+        offline: arguments.offline || environment.hf_offline,
     };
     // Registered before there is anything to call off.
     let mut interrupt = signal(SignalKind::interrupt())?;

@@ -1,5 +1,6 @@
 //! `mlxctl list`, `show` and `rm`: models on disk.
 
+use crate::arguments::Rm;
 use crate::client::{Failure, Front, Patience};
 use crate::exit::Exit;
 use crate::output::{self, harmless};
@@ -7,6 +8,7 @@ use crate::units;
 use mlxd_protocol::admin::{
     ModelOnDisk, ModelShow, PullStatus, RemoveCall, Removed, Shelf, WorkerState,
 };
+use std::io::{IsTerminal, Write, stderr, stdin};
 
 /// Every model on disk, and what is being pulled.
 pub(crate) async fn list(front: &Front, as_json: bool) -> Result<Exit, Failure> {
@@ -29,16 +31,14 @@ pub(crate) async fn show(front: &Front, model: &str, as_json: bool) -> Result<Ex
 }
 
 /// Deletes models from disk, one after the other; goes on after a refusal.
-pub(crate) async fn remove(
-    front: &Front,
-    models: &[String],
-    force: bool,
-    as_json: bool,
-) -> Result<Exit, Failure> {
+pub(crate) async fn remove(front: &Front, arguments: &Rm, as_json: bool) -> Result<Exit, Failure> {
+    if !arguments.yes && !confirmed(front, &arguments.models).await? {
+        return Ok(Exit::Generic);
+    }
     let mut exit = Exit::Success;
     let mut removed = Vec::new();
-    for model in models {
-        let call = RemoveCall { model: model.clone(), force };
+    for model in &arguments.models {
+        let call = RemoveCall { model: model.clone(), force: arguments.force };
         match front.post::<Removed>("/admin/v1/remove", &call, Patience::Slow).await {
             Ok(done) if as_json => removed.push(done),
             Ok(done) => output::line(&harmless(&removal(&done)))?,
@@ -53,6 +53,33 @@ pub(crate) async fn remove(
         output::json(&removed)?;
     }
     Ok(exit)
+}
+
+/// Asks whoever sits at the terminal. Elsewhere nobody can say yes.
+async fn confirmed(front: &Front, models: &[String]) -> Result<bool, Failure> {
+    if !stdin().is_terminal() {
+        eprintln!("mlxctl: nothing was deleted: nobody can be asked here; say --yes");
+        return Ok(false);
+    }
+    let shelf: Shelf = front.get("/admin/v1/models").await?;
+    eprint!("{} [y/N] ", harmless(&question(models, &shelf)));
+    stderr().flush()?;
+    let mut answer = String::new();
+    stdin().read_line(&mut answer)?;
+    let yes = ["y", "yes"].contains(&answer.trim().to_lowercase().as_str());
+    if !yes {
+        eprintln!("mlxctl: nothing was deleted");
+    }
+    Ok(yes)
+}
+
+/// Names what would go, with its size where that is known.
+fn question(models: &[String], shelf: &Shelf) -> String {
+    let named = |name: &String| match shelf.models.iter().find(|model| model.name == *name) {
+        Some(model) => format!("{name} ({})", units::bytes(model.bytes)),
+        None => name.clone(),
+    };
+    format!("delete {} from disk?", models.iter().map(named).collect::<Vec<_>>().join(", "))
 }
 
 fn removal(done: &Removed) -> String {
@@ -240,6 +267,13 @@ state          STOPPED
 folder         /c (hub)
 "
         );
+    }
+
+    #[test]
+    fn who_is_asked_sees_what_would_go() {
+        let shelf = Shelf { models: vec![model("a/b", WorkerState::Stopped)], pulls: Vec::new() };
+        let models = ["a/b".to_owned(), "c@v1".to_owned()];
+        assert_eq!(question(&models, &shelf), "delete a/b (335 MB), c@v1 from disk?");
     }
 
     #[test]

@@ -77,12 +77,14 @@ impl Prompt {
     }
 
     fn perform(&self, command: Command, socket: Option<PathBuf>, as_json: bool) -> Exit {
+        // A pull is called off by Ctrl-C, which takes a call of its own.
+        let minds_interrupts = matches!(command, Command::Pull(_));
         let done = self.runtime.block_on(async {
             tokio::select! {
                 biased;
                 done = commands::run(command, socket, as_json) => done,
                 // Ends the command, not the prompt.
-                _ = tokio::signal::ctrl_c() => Ok(Exit::Generic),
+                _ = tokio::signal::ctrl_c(), if !minds_interrupts => Ok(Exit::Generic),
             }
         });
         done.unwrap_or_else(|failure| {
