@@ -13,6 +13,7 @@ mod managed;
 mod mlxctl;
 mod openai_client;
 mod processes;
+mod pull;
 mod replay;
 mod replay_bounds;
 mod replay_mlx;
