@@ -9,7 +9,7 @@ use crate::section::{Section, SetError};
 use crate::value::{Given, expand_home};
 use crate::{
     HttpConfig, HubConfig, LogConfig, MemoryConfig, ModelTable, ModelsConfig, PathsConfig,
-    RequestsConfig, StreamsConfig, WorkersConfig,
+    RequestsConfig, RouteRule, RouteTable, RoutesConfig, StreamsConfig, WorkersConfig,
 };
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -21,6 +21,8 @@ pub struct Config {
     pub http: HttpConfig,
     /// `[models]` and `[models."name"]`
     pub models: ModelsConfig,
+    /// The `[routes."name"]` tables
+    pub routes: RoutesConfig,
     /// `[workers]`
     pub workers: WorkersConfig,
     /// `[memory]`
@@ -102,7 +104,10 @@ impl Config {
 
     /// Section names, in the order of the file.
     pub fn section_names() -> &'static [&'static str] {
-        &["http", "models", "workers", "memory", "requests", "streams", "hub", "log", "paths"]
+        &[
+            "http", "models", "routes", "workers", "memory", "requests", "streams", "hub", "log",
+            "paths",
+        ]
     }
 
     /// The keys of a section; none for an unknown one.
@@ -126,11 +131,18 @@ impl Config {
         ModelTable::KEYS
     }
 
+    /// The keys of a `[routes."name"]` table, and those of one of its rules.
+    pub fn route_keys() -> (&'static [&'static str], &'static [&'static str]) {
+        (RouteTable::KEYS, RouteRule::KEYS)
+    }
+
     /// Sets one key of one section.
     pub(crate) fn set(&mut self, section: &str, key: &str, given: Given<'_>) -> Result<(), Fault> {
         let result = match section {
             "http" => self.http.set(key, given),
             "models" => self.models.all.set(key, given),
+            // It has tables only.
+            "routes" => Err(SetError::UnknownKey),
             "workers" => self.workers.set(key, given),
             "memory" => self.memory.set(key, given),
             "requests" => self.requests.set(key, given),
@@ -153,6 +165,7 @@ impl Config {
         vec![
             (HttpConfig::NAME, self.http.show()),
             (crate::ModelsSection::NAME, self.models.all.show()),
+            ("routes", Vec::new()),
             (WorkersConfig::NAME, self.workers.show()),
             (MemoryConfig::NAME, self.memory.show()),
             (RequestsConfig::NAME, self.requests.show()),
@@ -227,16 +240,35 @@ impl Config {
                 workers.backoff_initial_ms, workers.backoff_max_ms
             ));
         }
-        let mut owners: BTreeMap<&str, &str> =
-            self.models.tables.keys().map(|name| (name.as_str(), name.as_str())).collect();
-        for (name, table) in &self.models.tables {
-            for alias in &table.aliases {
-                if let Some(owner) = owners.insert(alias, name).filter(|owner| owner != name) {
-                    wrong(format!(
-                        "the name {alias:?} belongs to both [models.{owner:?}] and [models.{name:?}]"
-                    ));
-                }
+        self.check_names(&mut wrong);
+        if let Some(round) = self.routes.cycle() {
+            let way: Vec<String> = round.iter().map(|name| format!("{name:?}")).collect();
+            wrong(format!("[routes] leads round in a circle: {}", way.join(" to ")));
+        }
+    }
+
+    /// No two things may have one name.
+    fn check_names(&self, wrong: &mut impl FnMut(String)) {
+        let models =
+            self.models.tables.iter().map(|(name, table)| ("models", name, &table.aliases));
+        let routes = self.routes.tables.iter();
+        let routes = routes.map(|(name, route)| ("routes", name, &route.table.aliases));
+        let tables: Vec<(&str, &String, &Vec<String>)> = models.chain(routes).collect();
+        let mut owners: BTreeMap<&str, (&str, &str)> = BTreeMap::new();
+        let mut claim = |name, table: (_, _)| {
+            let other = owners.insert(name, table).filter(|other| *other != table);
+            if let Some((kind, owner)) = other {
+                let (own_kind, own) = table;
+                wrong(format!(
+                    "the name {name:?} belongs to both [{kind}.{owner:?}] and [{own_kind}.{own:?}]"
+                ));
             }
+        };
+        for (kind, name, _) in &tables {
+            claim(name.as_str(), (*kind, name.as_str()));
+        }
+        for (kind, name, aliases) in &tables {
+            aliases.iter().for_each(|alias| claim(alias.as_str(), (*kind, name.as_str())));
         }
     }
 

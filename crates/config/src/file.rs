@@ -1,12 +1,15 @@
 //! The text of `mlxd.toml` laid over a [`Config`], with the place of everything that is wrong.
 
+use crate::ModelTable;
 use crate::config::{Config, key_fault, nearest_section};
 use crate::problem::{Fault, Origin, Problem};
+use crate::routes::{ROUTE_KEYS, RULES_MAX, RouteRule};
 use crate::section::Section;
 use crate::value::Given;
 use std::ops::Range;
 use std::path::Path;
-use toml::de::{DeTable, DeValue};
+use toml::Spanned;
+use toml::de::{DeString, DeTable, DeValue};
 
 /// Lays `text` over `config`; what is wrong goes to `problems`, the rest is taken.
 pub(crate) fn read_file(config: &mut Config, path: &Path, text: &str, problems: &mut Vec<Problem>) {
@@ -43,7 +46,9 @@ pub(crate) fn read_file(config: &mut Config, path: &Path, text: &str, problems: 
             let is_model = name_text == "models"
                 && given.is_table()
                 && !Config::keys("models").contains(&key_text);
-            if is_model {
+            if name_text == "routes" && given.is_table() {
+                read_route(config, key_text, given, &places, key.span(), problems);
+            } else if is_model {
                 read_model(config, key_text, given, &places, key.span(), problems);
             } else if let Err(fault) = config.set(name_text, key_text, Given::Toml(given)) {
                 // A wrong value is shown where it stands, an unknown key where it is written.
@@ -66,32 +71,112 @@ fn read_model(
     span: Range<usize>,
     problems: &mut Vec<Problem>,
 ) {
-    if name.is_empty()
-        || name.len() > 512
-        || name.chars().any(|c| c.is_control() || c.is_whitespace())
-    {
-        let fault = Fault::Value {
-            key: "models".to_owned(),
-            given: format!("[models.{name:?}]"),
-            must_be: "named without blanks and control characters, 1 to 512 bytes".to_owned(),
-        };
+    if let Err(fault) = check_name("models", name) {
         problems.push(Problem { origin: places.of(span), fault });
         return;
     }
     let section = format!("models.{name:?}");
     let model = config.models.tables.entry(name.to_owned()).or_default();
     for (key, value) in table.as_table().into_iter().flatten() {
-        let key_text = key.get_ref().as_ref();
-        let given = Given::Toml(value.get_ref());
-        if let Err(error) = model.set(key_text, given) {
-            let keys = <crate::ModelTable as Section>::KEYS;
-            let fault = key_fault(&section, key_text, given, keys, error);
-            let span = match fault {
-                Fault::Value { .. } => value.span(),
-                _ => key.span(),
-            };
-            problems.push(Problem { origin: places.of(span), fault });
+        set_key(model, ModelTable::KEYS, &section, key, value, places, problems);
+    }
+}
+
+/// One `[routes."name"]` table with its rules.
+fn read_route(
+    config: &mut Config,
+    name: &str,
+    table: &DeValue<'_>,
+    places: &Places<'_>,
+    span: Range<usize>,
+    problems: &mut Vec<Problem>,
+) {
+    if let Err(fault) = check_name("routes", name) {
+        problems.push(Problem { origin: places.of(span), fault });
+        return;
+    }
+    let section = format!("routes.{name:?}");
+    let route = config.routes.tables.entry(name.to_owned()).or_default();
+    let mut leads_on = false;
+    for (key, value) in table.as_table().into_iter().flatten() {
+        leads_on |= ["rules", "fallback"].contains(&key.get_ref().as_ref());
+        if key.get_ref() != "rules" {
+            set_key(&mut route.table, &ROUTE_KEYS, &section, key, value, places, problems);
+            continue;
         }
+        let rules = value.get_ref().as_array().filter(|rules| {
+            rules.len() <= RULES_MAX && rules.iter().all(|rule| rule.get_ref().is_table())
+        });
+        let Some(rules) = rules else {
+            let fault = Fault::Value {
+                key: format!("{section}.rules"),
+                given: Given::Toml(value.get_ref()).shown(),
+                must_be: format!("at most {RULES_MAX} tables, written as [[{section}.rules]]"),
+            };
+            problems.push(Problem { origin: places.of(value.span()), fault });
+            continue;
+        };
+        for rule in rules {
+            route.rules.push(read_rule(&format!("{section}.rules"), rule, places, problems));
+        }
+    }
+    if !leads_on {
+        let message = format!("[{section}] has neither rules nor a fallback, so it leads nowhere");
+        problems.push(Problem { origin: places.of(span), fault: Fault::Together(message) });
+    }
+}
+
+fn read_rule(
+    section: &str,
+    table: &Spanned<DeValue<'_>>,
+    places: &Places<'_>,
+    problems: &mut Vec<Problem>,
+) -> RouteRule {
+    let mut rule = RouteRule::default();
+    let keys = table.get_ref().as_table();
+    for (key, value) in keys.into_iter().flatten() {
+        set_key(&mut rule, RouteRule::KEYS, section, key, value, places, problems);
+    }
+    if !keys.is_some_and(|keys| keys.contains_key("model")) {
+        let message = format!("a rule of [{section}] has no model");
+        problems.push(Problem { origin: places.of(table.span()), fault: Fault::Together(message) });
+    }
+    rule
+}
+
+/// Names of tables come from requests.
+fn check_name(section: &str, name: &str) -> Result<(), Fault> {
+    let is_good = (1..=512).contains(&name.len())
+        && !name.chars().any(|c| c.is_control() || c.is_whitespace());
+    if is_good {
+        return Ok(());
+    }
+    Err(Fault::Value {
+        key: section.to_owned(),
+        given: format!("[{section}.{name:?}]"),
+        must_be: "named without blanks and control characters, 1 to 512 bytes".to_owned(),
+    })
+}
+
+/// Sets one key of a named table, which has these.
+fn set_key<S: Section>(
+    table: &mut S,
+    keys: &[&str],
+    section: &str,
+    key: &Spanned<DeString<'_>>,
+    value: &Spanned<DeValue<'_>>,
+    places: &Places<'_>,
+    problems: &mut Vec<Problem>,
+) {
+    let key_text = key.get_ref().as_ref();
+    let given = Given::Toml(value.get_ref());
+    if let Err(error) = table.set(key_text, given) {
+        let fault = key_fault(section, key_text, given, keys, error);
+        let span = match fault {
+            Fault::Value { .. } => value.span(),
+            _ => key.span(),
+        };
+        problems.push(Problem { origin: places.of(span), fault });
     }
 }
 

@@ -19,6 +19,7 @@ mod paths;
 mod problem;
 mod render;
 mod requests;
+mod routes;
 mod secret;
 mod section;
 mod streams;
@@ -42,6 +43,7 @@ pub use models::{Device, ModelSettings, ModelTable, ModelsConfig, ModelsSection}
 pub use paths::{Environment, Folders, PathsConfig, PathsError, own_folder};
 pub use problem::{Fault, Origin, Problem, Problems};
 pub use requests::RequestsConfig;
+pub use routes::{Modality, RouteConfig, RouteRule, RouteTable, RoutesConfig, RulePriority};
 pub use secret::Secret;
 pub use streams::StreamsConfig;
 pub use workers::WorkersConfig;

@@ -17,6 +17,15 @@ impl Config {
                     write_section(&mut text, &header, &table.show());
                 }
             }
+            if name == "routes" {
+                for (route, config) in &self.routes.tables {
+                    let header = format!("routes.{}", toml::Value::String(route.clone()));
+                    write_section(&mut text, &header, &config.table.show());
+                    for rule in &config.rules {
+                        write_section(&mut text, &format!("[{header}.rules]"), &rule.show());
+                    }
+                }
+            }
         }
         text
     }

@@ -67,6 +67,9 @@ fn every_key_is_there_once_and_no_other() {
     known.extend(
         Config::model_keys().iter().map(|key| ("models.\"example\"".to_owned(), key.to_string())),
     );
+    let (route, rule) = Config::route_keys();
+    known.extend(route.iter().map(|key| ("routes.\"auto\"".to_owned(), key.to_string())));
+    known.extend(rule.iter().map(|key| ("[routes.\"auto\".rules]".to_owned(), key.to_string())));
     let unique: BTreeSet<_> = names.iter().cloned().collect();
     assert_eq!(unique.len(), names.len(), "a key is documented twice");
     assert_eq!(unique, known.into_iter().collect::<BTreeSet<_>>());
