@@ -1,6 +1,6 @@
 """Our engine beside mlx-lm's own loop, on the same checkpoints, in the same run.
 
-    python benches/gpu_overhead.py --direct PATH/direct_loop [--shapes 0.5B,3B,7B] [--out FILE]
+    python benches/gpu_overhead.py --direct PATH/direct_loop [--shapes 0.5B,3B,7B,14B] [--out FILE]
 
 Makes random 4-bit checkpoints shaped as Qwen2.5 (`tiny` tries this out on a CPU; `10M` is a dense
 float32 model of 9 million parameters, the size to measure a CPU with), then measures on each
@@ -50,6 +50,9 @@ SHAPES = {
     "7B": dict(QWEN, hidden_size=3584, num_hidden_layers=28, intermediate_size=18944,
                num_attention_heads=28, num_key_value_heads=4, vocab_size=152064,
                tie_word_embeddings=False),
+    "14B": dict(QWEN, hidden_size=5120, num_hidden_layers=48, intermediate_size=13824,
+                num_attention_heads=40, num_key_value_heads=8, vocab_size=152064,
+                tie_word_embeddings=False),
 }
 BITS, GROUP = 4, 64
 # For --check: every packing that has kernels of its own, in every type, small.

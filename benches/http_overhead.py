@@ -1,6 +1,6 @@
 """mlxd over HTTP beside mlx-lm's own loop and server, on the same checkpoints, in the same run.
 
-    python benches/http_overhead.py --programs FOLDER [--shapes 0.5B,3B,7B] [--server] [--out FILE]
+    python benches/http_overhead.py --programs FOLDER [--shapes 0.5B,3B,7B] [--server] [--first] [--out FILE]
 
 FOLDER holds `mlxd` and `mlxd-worker`. Checkpoints are those of gpu_overhead.py, with a tokenizer
 that has one word for each id. Legs, each in tokens a second over the whole request (prompt of 40
@@ -9,6 +9,9 @@ tokens included, greedy, median of the runs), for 50, 100 and 200 new tokens:
   direct         our engine alone, inside its worker (`/admin/v1/bench`)
   http           `POST /v1/completions`, streamed, to the last byte
   mlx_lm server  `mlx_lm.server`, the same request, with --server
+Runs of `direct` and `http` take turns, and each prompt is another: nothing is found in the prefix cache.
+With --first also the time to the first token of prompts of 2,048 and 8,000 tokens: direct, over HTTP,
+and over HTTP again, when all of the prompt is in the prefix cache.
 Ratios are of figures from this one run.
 """
 
@@ -25,7 +28,7 @@ import time
 from pathlib import Path
 
 import mlx.core as mx
-from gpu_overhead import SHAPES, make, measure_mlx_lm, prompt_of
+from gpu_overhead import PROMPT, SHAPES, make, measure_mlx_lm, prompt_of
 from mlx_lm.utils import load_model
 
 START_S = 180
@@ -75,28 +78,87 @@ def timed_request(connection, body, new):
     return seconds
 
 
+def body_of(model, prompt, new, more):
+    return dict(model=model, prompt=prompt, max_tokens=new, temperature=0, stream=True,
+                stream_options=dict(include_usage=True), **more)
+
+
 def measure_http(connection, prompt, lengths, runs, model, more):
     speeds = {}
     for new in lengths:
-        body = dict(model=model, prompt=prompt, max_tokens=new, temperature=0, stream=True,
-                    stream_options=dict(include_usage=True), **more)
+        body = body_of(model, prompt, new, more)
         timed_request(connection, body, new)
         seconds = [timed_request(connection, body, new) for _ in range(runs)]
         speeds[new] = new / statistics.median(seconds)
     return speeds
 
 
-def measure_direct(admin, folder, lengths, runs):
-    speeds = {}
+def words(config, run, tokens=PROMPT):
+    """A text of so many tokens, another for each run."""
+    size = config["vocab_size"]
+    return " ".join(f"t{(7919 * index + 13 + 101 * run) % size}" for index in range(tokens))
+
+
+def direct(admin, folder, question, new, runs=1):
+    call = dict(model=str(folder), question=question, new_tokens=new, warmup_runs=0, runs=runs)
+    return json.loads(post(UnixConnection(admin), "/admin/v1/bench", call).read())["leg"]
+
+
+def measure_in_turns(connection, admin, folder, config, lengths, runs):
+    """`http` and `direct`, run by run."""
+    found = {"http": {}, "direct": {}}
+    run = 0
     for new in lengths:
-        question = " ".join(f"t{index}" for index in range(40))
-        call = dict(model=str(folder), question=question, new_tokens=new, warmup_runs=1, runs=runs)
-        answer = json.loads(post(UnixConnection(admin), "/admin/v1/bench", call).read())
-        speeds[new] = new / statistics.median(answer["leg"]["seconds"])
-    return speeds
+        seconds = {"http": [], "direct": []}
+        for turn in range(runs + 1):
+            run += 1
+            body = body_of(str(folder), words(config, run), new, dict(ignore_eos=True))
+            http_seconds = timed_request(connection, body, new)
+            direct_seconds = direct(admin, folder, words(config, run), new)["seconds"][0]
+            if turn > 0:
+                seconds["http"].append(http_seconds)
+                seconds["direct"].append(direct_seconds)
+        for leg, taken in seconds.items():
+            found[leg][new] = new / statistics.median(taken)
+    return found
 
 
-def mlxd_legs(programs, folder, prompt, lengths, runs):
+def first_delta(connection, body):
+    """Seconds to the first piece of text, and how many prompt tokens were cached."""
+    begin = time.perf_counter()
+    first, cached = None, 0
+    for line in post(connection, "/v1/completions", body):
+        if not line.startswith(b"data: {"):
+            continue
+        said = json.loads(line[6:])
+        if first is None and any(choice["text"] for choice in said["choices"]):
+            first = time.perf_counter() - begin
+        if said.get("usage"):
+            cached = said["usage"].get("prompt_tokens_details", {}).get("cached_tokens", 0)
+    return first, cached
+
+
+def measure_first(connection, admin, folder, config, runs):
+    found = {}
+    for tokens in (2048, 8000):
+        legs = {"direct": [], "cold": [], "cached": []}
+        for run in range(runs + 1):
+            text = words(config, 1000 + tokens + run, tokens)
+            body = body_of(str(folder), text, 2, dict(ignore_eos=True))
+            cold, none = first_delta(connection, body)
+            cached, all_but_one = first_delta(connection, body)
+            if none or all_but_one < tokens - 65:
+                raise RuntimeError(f"{none}, then {all_but_one} cached of {tokens}")
+            alone = direct(admin, folder, text, 1)["first_token_seconds"][0]
+            if run > 0:
+                for leg, seconds in zip(legs, (alone, cold, cached)):
+                    legs[leg].append(seconds)
+        found[tokens] = {leg: 1e3 * statistics.median(taken) for leg, taken in legs.items()}
+    return found
+
+
+def mlxd_legs(arguments, folder, config, lengths):
+    programs, runs = arguments.programs, arguments.runs
     with tempfile.TemporaryDirectory() as home:
         environment = dict(os.environ, MLXD_PATHS_RUNTIME=f"{home}/run",
                            MLXD_PATHS_STATE=f"{home}/state", MLXD_PATHS_LOGS=f"{home}/logs")
@@ -107,9 +169,13 @@ def mlxd_legs(programs, folder, prompt, lengths, runs):
             card = wait_for(lambda: json.loads(Path(f"{home}/run/mlxd.json").read_text()), server)
             host = card["base_url"].split("/")[2]
             connection = http.client.HTTPConnection(host)
-            found = {"http": measure_http(connection, prompt, lengths, runs, str(folder),
-                                          dict(ignore_eos=True))}
-            found["direct"] = measure_direct(card["admin_socket"], folder, lengths, runs)
+            admin = card["admin_socket"]
+            found = measure_in_turns(connection, admin, folder, config, lengths, runs)
+            if arguments.first:
+                for tokens, legs in measure_first(connection, admin, folder, config, 3).items():
+                    text = "  ".join(f"{leg} {ms:.1f} ms" for leg, ms in legs.items())
+                    print(f"first token of {tokens}: {text}; HTTP {legs['cold'] / legs['direct']:.3f}×, "
+                          f"cached {100 * legs['cached'] / legs['cold']:.1f} %", flush=True)
             return found
         except Exception:
             log.flush()
@@ -161,6 +227,7 @@ def main():
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--lengths", default="50,100,200")
     parser.add_argument("--server", action="store_true", help="measure mlx_lm.server too")
+    parser.add_argument("--first", action="store_true", help="times to the first token too")
     parser.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "overhead")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
@@ -177,7 +244,7 @@ def main():
         found = {"mlx_lm": measure_mlx_lm(model, prompt, lengths, arguments.runs)}
         del model
         mx.clear_cache()
-        found.update(mlxd_legs(arguments.programs, folder, prompt, lengths, arguments.runs))
+        found.update(mlxd_legs(arguments, folder, SHAPES[name], lengths))
         if arguments.server:
             try:
                 found["mlx_lm server"] = server_leg(folder, prompt, lengths, arguments.runs)
