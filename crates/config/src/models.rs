@@ -46,6 +46,9 @@ section! {
         ageing_ms: u64 = 10_000, 0..=86_400_000;
         /// Bytes of KV kept, per model, for prompts that begin as earlier ones did. 0 keeps none.
         prefix_cache_bytes_max: u64 = 1 << 30, 0..=1 << 50;
+        /// Tokens guessed from the sequence itself and checked in one pass, at the most, while a
+        /// sequence runs alone and that is measured faster. 0 never guesses.
+        guesses_max: u32 = 8, 0..=64;
         /// `auto`, `cpu` or `gpu`.
         device: Device = Device::Auto, OneOf;
         /// Bytes of freed buffers that MLX keeps for reuse. Left out: MLX's own rule.
@@ -88,6 +91,8 @@ section! {
         ageing_ms: Option<u64> = None, Optional(0..=86_400_000);
         /// See `[models]`.
         prefix_cache_bytes_max: Option<u64> = None, Optional(0..=1 << 50);
+        /// See `[models]`.
+        guesses_max: Option<u32> = None, Optional(0..=64);
         /// See `[models]`.
         device: Option<Device> = None, Optional(OneOf);
         /// See `[models]`.
@@ -143,6 +148,8 @@ pub struct ModelSettings {
     pub ageing_ms: u64,
     /// Bytes of KV kept for prompts that begin as earlier ones did.
     pub prefix_cache_bytes_max: u64,
+    /// Tokens guessed and checked in one pass at the most.
+    pub guesses_max: u32,
     /// Where it computes.
     pub device: Device,
     /// Bytes MLX may keep in its buffer cache; `None` leaves MLX's rule.
@@ -174,6 +181,7 @@ impl ModelsConfig {
             prefix_cache_bytes_max: own
                 .prefix_cache_bytes_max
                 .unwrap_or(all.prefix_cache_bytes_max),
+            guesses_max: own.guesses_max.unwrap_or(all.guesses_max),
             device: own.device.unwrap_or(all.device),
             cache_bytes_max: own.cache_bytes_max.or(all.cache_bytes_max),
             ttl_s: own.ttl_s.or(all.ttl_s),

@@ -110,6 +110,7 @@ impl Models {
                 parked_max: settings.parked_max,
                 ageing_ms: settings.ageing_ms,
                 prefix_cache_bytes_max: settings.prefix_cache_bytes_max,
+                guesses_max: settings.guesses_max,
                 cache_bytes_max: settings.cache_bytes_max,
                 deterministic: settings.deterministic,
             },

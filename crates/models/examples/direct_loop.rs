@@ -100,6 +100,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         parked_max: 0,
         ageing_ms: 0,
         prefix_cache_bytes_max: 0,
+        guesses_max: 0,
         cache_bytes_max: None,
         deterministic: false,
     };

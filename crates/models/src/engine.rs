@@ -22,6 +22,7 @@ use crate::keep::Kept;
 use crate::pooling::Pooling;
 use crate::prefix::PrefixCache;
 use crate::sample::{Sampler, Token};
+use crate::speculate::{Ahead, Guessing};
 use crate::steps::{Flight, LastToken};
 
 /// Tokens of an earlier worker's answer decoded again in one call of
@@ -31,8 +32,8 @@ const DECODED_AGAIN_MAX: usize = 4;
 /// A loaded model and its sequences. Bound to the thread that loaded it: MLX's lazy arrays are.
 pub struct MlxEngine {
     pub(crate) model: Box<dyn Model>,
-    info: ModelInfo,
-    depth: usize,
+    pub(crate) info: ModelInfo,
+    pub(crate) depth: usize,
     /// See [`LoadSpec::deterministic`](mlxd_protocol::LoadSpec::deterministic).
     pub(crate) deterministic: bool,
     pub(crate) sequences: HashMap<SeqId, Sequence>,
@@ -42,7 +43,9 @@ pub struct MlxEngine {
     pub(crate) prefixes: Option<PrefixCache>,
     /// How vectors are made, of a model that makes vectors and no text.
     pub(crate) pooling: Option<Pooling>,
-    flights: VecDeque<Flight>,
+    pub(crate) flights: VecDeque<Flight>,
+    /// Tokens guessed ahead.
+    pub(crate) guessing: Guessing,
     /// How many steps were submitted since the start.
     pub(crate) steps: u64,
     /// mlx-rs calls arrays `Send`; they are not, and this says so.
@@ -59,6 +62,10 @@ pub(crate) struct Sequence {
     pub(crate) kept: Option<Kept>,
     /// Where the next step's input is, once it comes from a draw.
     pub(crate) last: Option<LastToken>,
+    /// Every token that is known here, those included that were not given out yet.
+    pub(crate) known: Vec<TokenId>,
+    /// Tokens that came ahead of their step.
+    pub(crate) ahead: Ahead,
 }
 
 impl Sequence {
@@ -119,6 +126,7 @@ impl MlxEngine {
             prefixes: None,
             pooling: None,
             flights: VecDeque::new(),
+            guessing: Guessing::new(0),
             steps: 0,
             _thread: std::marker::PhantomData,
         }
@@ -131,8 +139,8 @@ impl MlxEngine {
     /// Another pipeline than the device's own, for measuring and testing.
     pub fn with_depth(self, depth: usize) -> Self {
         let (model, info, deterministic) = (self.model, self.info, self.deterministic);
-        let (prefixes, pooling) = (self.prefixes, self.pooling);
-        Self { prefixes, pooling, ..Self::new(model, info, depth, deterministic) }
+        let (prefixes, pooling, guessing) = (self.prefixes, self.pooling, self.guessing);
+        Self { prefixes, pooling, guessing, ..Self::new(model, info, depth, deterministic) }
     }
 
     /// Logits of the last token of `prompt`, then of each of `forced`, as a decode would
@@ -250,6 +258,8 @@ impl Engine for MlxEngine {
         let (kept, cached_tokens) = self.begin(seq, &spec.tokens);
         let sequence = Sequence {
             state: Some(self.model.state(spec.capacity as i32)),
+            known: spec.tokens.clone(),
+            ahead: Ahead::default(),
             tokens: spec.tokens,
             prompt_len: spec.prompt_len,
             sampler,
@@ -262,6 +272,7 @@ impl Engine for MlxEngine {
 
     fn prefill(&mut self, seq: SeqId, tokens_max: usize) -> Result<usize, EngineFault> {
         let fault = in_engine("prefill");
+        self.guessing.interrupt();
         self.restore(seq).map_err(&fault)?;
         let sequence = self.sequences.get_mut(&seq).ok_or_else(|| unknown("prefill", seq))?;
         let model = self.model.as_ref();
@@ -299,14 +310,8 @@ impl Engine for MlxEngine {
         let Some(flight) = self.flights.pop_front() else {
             return Ok(());
         };
-        if self.depth == 1 {
-            eval(flight.arrays()).map_err(&fault)?;
-        }
-        for (seq, token) in flight.read().map_err(&fault)? {
+        for (seq, token) in self.read(flight).map_err(&fault)? {
             let Token { id: token, logprob, top } = token;
-            if !self.sequences.contains_key(&seq) {
-                continue;
-            }
             if token >= self.info.vocab_size {
                 return Err(EngineFault {
                     doing: "decode",
@@ -323,6 +328,7 @@ impl Engine for MlxEngine {
     }
 
     fn finish(&mut self, seq: SeqId) -> Result<(), EngineFault> {
+        self.forget_ahead(seq).map_err(in_engine("decode"))?;
         self.keep_end(seq).map_err(in_engine("keeping a sequence's state"))?;
         self.close(seq);
         Ok(())
@@ -353,6 +359,7 @@ impl Engine for MlxEngine {
     }
 
     fn close(&mut self, seq: SeqId) {
+        self.guessing.interrupt();
         let sequence = self.sequences.remove(&seq);
         self.let_go(sequence.and_then(|sequence| sequence.kept));
         // Its slot is taken away when the next step is built, once for all that end together.

@@ -13,6 +13,7 @@
 //! | `embed`, `pooling` | texts to vectors |
 //! | `sample` | the choice of a token, on the device |
 //! | `engine`, `check`, `steps` | sequences, what they must be, the pipeline of steps |
+//! | `speculate` | tokens guessed from the sequence itself, several checked at once |
 //! | `load` | from a folder to a warm engine |
 //! | `measure` | the device and a model outside of serving |
 //!
@@ -53,6 +54,7 @@ mod pooling;
 mod prefix;
 mod recurrent;
 mod sample;
+mod speculate;
 mod steps;
 mod sys;
 mod weights;
@@ -62,3 +64,4 @@ pub use engine::MlxEngine;
 pub use load::{Summary, check, load, load_with_layout};
 pub use measure::{MeasureError, Steps, measure};
 pub use sample::probe;
+pub use speculate::Guessed;

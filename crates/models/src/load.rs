@@ -14,6 +14,7 @@ use crate::device::{self, Backend};
 use crate::engine::MlxEngine;
 use crate::fault::{Loaded, in_load, unsupported};
 use crate::pooling::{Pooling, Taken};
+use crate::speculate::Guessing;
 use crate::weights::{Checkpoint, Plan, Progress, Reader};
 
 /// What a folder's files promise, found without reading a tensor.
@@ -144,6 +145,7 @@ pub fn load_with_layout(
     let depth = if backend.is_gpu() { 2 } else { 1 };
     let mut engine = MlxEngine::new(model, info, depth, spec.deterministic);
     engine.pooling = checked.pooling;
+    engine.guessing = Guessing::new(spec.guesses_max);
     let crowds = if backend.is_gpu() { crowds(spec.running_max as usize) } else { Vec::new() };
     warm_up(&mut engine, &crowds).map_err(|reason| LoadFault {
         kind: LoadFaultKind::Engine,

@@ -8,7 +8,9 @@ use mlx_rs::Array;
 use mlx_rs::error::{Exception, Result};
 use mlx_rs::ops::concatenate;
 use mlx_rs::ops::indexing::take_axis;
+use mlx_rs::transforms::eval;
 use mlxd_engine::{EngineFault, SeqId};
+use mlxd_protocol::TokenId;
 
 use crate::engine::{MlxEngine, Sequence, unknown};
 use crate::sample::{Drawn, Sampler, Token, draw_rows};
@@ -28,6 +30,10 @@ pub(crate) struct LastToken {
 #[derive(Debug)]
 pub(crate) struct Flight {
     parts: Vec<(Vec<SeqId>, Drawn)>,
+    /// What the graphs gave, once it was waited for.
+    read: Option<Vec<(SeqId, Token)>>,
+    /// Rows whose token comes ahead of its step.
+    ahead: Vec<SeqId>,
     /// The rows in the order they were asked for.
     asked: Vec<SeqId>,
 }
@@ -38,19 +44,16 @@ impl Flight {
         self.parts.iter().flat_map(|(_, drawn)| drawn.arrays())
     }
 
-    /// Waits for the step and gives its tokens in the order that was asked for.
-    pub(crate) fn read(self) -> Result<Vec<(SeqId, Token)>> {
-        let mut read = Vec::with_capacity(self.asked.len());
-        for (rows, drawn) in &self.parts {
-            read.extend(rows.iter().copied().zip(drawn.read()?));
-        }
-        let mut ordered = Vec::with_capacity(self.asked.len());
-        for seq in self.asked {
-            if let Some(place) = read.iter().position(|(of, _)| *of == seq) {
-                ordered.push(read.swap_remove(place));
-            }
-        }
-        Ok(ordered)
+    /// Whether it has a token of `seq` that nobody has seen.
+    pub(crate) fn is_unread(&self, seq: SeqId) -> bool {
+        self.read.is_none() && self.parts.iter().any(|(rows, _)| rows.contains(&seq))
+    }
+}
+
+impl LastToken {
+    /// A token that is known, of a step that drew for one sequence.
+    pub(crate) fn known(token: TokenId, step: u64) -> Self {
+        Self { tokens: Array::from_slice(&[token], &[1, 1]), row: 0, drawn_at: (step, 0) }
     }
 }
 
@@ -82,18 +85,86 @@ impl MlxEngine {
     }
 
     /// Builds a step.
-    pub(crate) fn step(&mut self, rows: &[SeqId]) -> Result<Flight> {
+    pub(crate) fn step(&mut self, asked: &[SeqId]) -> Result<Flight> {
+        let mut ahead = Vec::new();
+        for seq in asked {
+            if self.comes_ahead(*seq)? {
+                ahead.push(*seq);
+            }
+        }
+        let rows: Vec<SeqId> = asked.iter().copied().filter(|seq| !ahead.contains(seq)).collect();
         let together = rows.len() > 1 && !self.deterministic;
         let parts = if together {
-            self.gather(rows)?;
+            self.gather(&rows)?;
             vec![self.step_together()?]
+        } else if rows.is_empty() {
+            Vec::new()
         } else {
             self.gather(&[])?;
+            if asked.len() == 1 && self.guess(asked[0])? {
+                return Ok(Flight {
+                    parts: Vec::new(),
+                    read: None,
+                    ahead: asked.to_vec(),
+                    asked: asked.to_vec(),
+                });
+            }
             let alone =
                 |(part, seq): (usize, &SeqId)| Ok((vec![*seq], self.step_alone(*seq, part)?));
             rows.iter().enumerate().map(alone).collect::<Result<_>>()?
         };
-        Ok(Flight { parts, asked: rows.to_vec() })
+        Ok(Flight { parts, read: None, ahead, asked: asked.to_vec() })
+    }
+
+    /// Waits for what a step computed.
+    fn wait_for(&mut self, flight: &mut Flight) -> Result<()> {
+        if flight.read.is_some() {
+            return Ok(());
+        }
+        if self.depth == 1 && !flight.parts.is_empty() {
+            eval(flight.arrays())?;
+        }
+        let mut read = Vec::with_capacity(flight.asked.len());
+        for (rows, drawn) in &flight.parts {
+            read.extend(rows.iter().copied().zip(drawn.read()?));
+        }
+        for (seq, token) in &read {
+            if let Some(sequence) = self.sequences.get_mut(seq) {
+                sequence.known.push(token.id);
+            }
+        }
+        flight.read = Some(read);
+        Ok(())
+    }
+
+    /// Waits for every step in flight.
+    pub(crate) fn read_flights(&mut self) -> Result<()> {
+        let mut flights = std::mem::take(&mut self.flights);
+        let waited = flights.iter_mut().try_for_each(|flight| self.wait_for(flight));
+        self.flights = flights;
+        waited
+    }
+
+    /// Waits for a step and gives its tokens in the order that was asked for, without those of
+    /// rows that were closed meanwhile.
+    pub(crate) fn read(&mut self, mut flight: Flight) -> Result<Vec<(SeqId, Token)>> {
+        self.wait_for(&mut flight)?;
+        let mut read = flight.read.unwrap_or_default();
+        match (flight.asked.as_slice(), flight.ahead.as_slice()) {
+            ([_], []) => self.guessing.step_done(),
+            ([_], _) => {}
+            _ => self.guessing.interrupt(),
+        }
+        for seq in flight.ahead {
+            read.extend(self.take_ahead(seq)?.map(|token| (seq, token)));
+        }
+        let mut ordered = Vec::with_capacity(read.len());
+        for seq in flight.asked.into_iter().filter(|seq| self.sequences.contains_key(seq)) {
+            if let Some(place) = read.iter().position(|(of, _)| *of == seq) {
+                ordered.push(read.swap_remove(place));
+            }
+        }
+        Ok(ordered)
     }
 
     /// Makes the batch consist of `rows`.

@@ -91,6 +91,9 @@ pub struct LoadSpec {
     /// Bytes of KV kept for prompts that begin as earlier ones did; 0 keeps none. Nothing is kept
     /// where `deterministic` is true.
     pub prefix_cache_bytes_max: u64,
+    /// Tokens guessed from the sequence itself and checked in one pass, at the most, where that is
+    /// measured faster than steps; 0 never guesses. Not where `deterministic` is true.
+    pub guesses_max: u32,
     /// Bytes MLX may keep in its buffer cache; `None` leaves MLX's default.
     pub cache_bytes_max: Option<u64>,
     /// A sequence that an earlier incarnation began goes on with the very tokens that it would

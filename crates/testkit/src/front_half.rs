@@ -143,6 +143,7 @@ impl FrontHalf {
             parked_max: 64,
             ageing_ms: 10_000,
             prefix_cache_bytes_max: 0,
+            guesses_max: 0,
             cache_bytes_max: None,
             deterministic: false,
         }

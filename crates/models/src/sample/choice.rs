@@ -8,7 +8,7 @@ use mlx_rs::error::Result;
 use mlx_rs::ops::indexing::{argmax_axis, take_along_axis, take_axis};
 use mlx_rs::ops::{argsort_axis, concatenate, select, softmax_axis};
 use mlx_rs::{Array, Dtype};
-use mlxd_protocol::Sampling;
+use mlxd_protocol::{Sampling, TokenId};
 
 use super::{Drawn, Sampler, draw_key, likeliest};
 use crate::sys;
@@ -92,6 +92,41 @@ pub fn draw_rows(logits: &Array, samplers: &mut [&mut Sampler]) -> Result<Drawn>
         }
     };
     Ok(Drawn { tokens, logprobs })
+}
+
+/// Draws as one sequence would in steps one after the other, from `logits`, `[n, vocab]`, if the
+/// first draws gave `guesses`, one less than rows: `[n, 1]`, and the sampler as it is after each
+/// draw. What comes behind a draw that is not its guess means nothing.
+pub fn draw_along(
+    logits: &Array,
+    sampler: &Sampler,
+    guesses: &[TokenId],
+) -> Result<(Drawn, Vec<Sampler>)> {
+    let count = guesses.len() + 1;
+    let mut samplers = Vec::with_capacity(count);
+    if !sampler.alone() {
+        for row in 0..count {
+            samplers.push(Sampler { index: sampler.index + row as u64, ..sampler.clone() });
+        }
+        let choices: Vec<Choice> = samplers.iter().map(Sampler::choice).collect();
+        let tokens = choose(logits, Manner::of(&sampler.sampling, sampler.vocab), &choices)?;
+        samplers.iter_mut().for_each(|sampler| sampler.index += 1);
+        return Ok((Drawn { tokens, logprobs: (0..count).map(|_| None).collect() }, samplers));
+    }
+    let (mut tokens, mut logprobs) = (Vec::with_capacity(count), Vec::with_capacity(count));
+    let mut before = sampler.clone();
+    for row in 0..count {
+        let mut after = before.clone();
+        let mut drawn = after.draw(&rows_of(logits, &[row])?)?;
+        tokens.push(drawn.tokens);
+        logprobs.push(drawn.logprobs.pop().flatten());
+        samplers.push(after);
+        if let Some(guess) = guesses.get(row) {
+            before.remember(&Array::from_slice(&[*guess], &[1, 1]))?;
+            before.index += 1;
+        }
+    }
+    Ok((Drawn { tokens: concatenate(&tokens, 0)?, logprobs }, samplers))
 }
 
 /// The rows of `array` that `rows` names, in that order.

@@ -14,8 +14,8 @@ use crate::sys;
 
 mod choice;
 
-pub use choice::draw_rows;
 use choice::{Choice, Manner, choose};
+pub use choice::{draw_along, draw_rows};
 
 /// What one step of one or more rows produced, not evaluated.
 #[derive(Debug)]
@@ -47,7 +47,7 @@ pub struct Token {
 }
 
 /// Draws the tokens of one sequence.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Sampler {
     sampling: Sampling,
     logprobs: Option<u8>,

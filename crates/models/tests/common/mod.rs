@@ -75,6 +75,7 @@ pub fn load_spec(folder: &Path) -> LoadSpec {
         parked_max: 4,
         ageing_ms: 10_000,
         prefix_cache_bytes_max: 0,
+        guesses_max: 0,
         cache_bytes_max: None,
         deterministic: false,
     }
