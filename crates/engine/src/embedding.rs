@@ -4,6 +4,7 @@
 //! units of the scheduler's work.
 
 use crate::scheduler::{Sink, refuse};
+use crate::waiting::class;
 use mlxd_protocol::{Command, Embed, LoadSpec, Refusal, RefusalCode};
 
 /// Texts of one pass at the most.
@@ -12,13 +13,30 @@ const ROWS_MAX: usize = 64;
 /// Tokens of one pass at the most, padding counted, while nothing else runs.
 pub(crate) const PADDED_TOKENS_MAX: usize = 8192;
 
+/// Passes that a text is left out of lift it by one priority, so that none waits for ever.
+const PASSES_LIFT: u32 = 16;
+
 /// Waiting texts, first come first served within a priority.
 #[derive(Debug, Clone)]
 pub struct EmbedQueue {
     /// In order of arrival.
-    waiting: Vec<Embed>,
+    waiting: Vec<Waiting>,
     waiting_max: usize,
     busy_tokens_max: usize,
+}
+
+/// A text, and how many passes went without it.
+#[derive(Debug, Clone)]
+struct Waiting {
+    embed: Embed,
+    passes: u32,
+}
+
+impl Waiting {
+    /// Its priority as a number, 0 the most urgent, less what waiting has lifted it.
+    fn level(&self) -> u32 {
+        class(self.embed.priority).saturating_sub(self.passes / PASSES_LIFT)
+    }
 }
 
 impl From<&LoadSpec> for EmbedQueue {
@@ -42,13 +60,13 @@ impl EmbedQueue {
         match command {
             Command::Embed(embed) => {
                 match self.room(draining) {
-                    Ok(()) => self.waiting.push(embed),
+                    Ok(()) => self.waiting.push(Waiting { embed, passes: 0 }),
                     Err(refusal) => refuse(&embed.trace, embed.request, refusal, sink),
                 }
                 None
             }
             Command::Cancel(request) => {
-                let position = self.waiting.iter().position(|embed| embed.request == request);
+                let position = self.waiting.iter().position(|text| text.embed.request == request);
                 match position {
                     Some(position) => {
                         self.waiting.remove(position);
@@ -90,28 +108,29 @@ impl EmbedQueue {
     /// length as fit beside it. Fewer where sequences wait for their next step meanwhile.
     pub fn next_pass(&mut self, busy: bool) -> Vec<Embed> {
         let tokens_max = if busy { self.busy_tokens_max } else { PADDED_TOKENS_MAX };
-        let urgent = self.waiting.iter().map(|embed| embed.priority).min();
-        let first = self.waiting.iter().position(|embed| Some(embed.priority) == urgent);
+        let urgent = self.waiting.iter().map(Waiting::level).min();
+        let first = self.waiting.iter().position(|text| Some(text.level()) == urgent);
         let Some(first) = first else {
             return Vec::new();
         };
-        let first = self.waiting.remove(first);
+        let first = self.waiting.remove(first).embed;
         let length = first.tokens.len();
         let mut longest = length;
         let mut pass = vec![first];
         let mut index = 0;
         while index < self.waiting.len() && pass.len() < ROWS_MAX {
-            let candidate = self.waiting[index].tokens.len();
+            let candidate = self.waiting[index].embed.tokens.len();
             let padded = longest.max(candidate) * (pass.len() + 1);
             // Of much different length, it would mostly be padding.
             let alike = candidate <= 2 * length && length <= 2 * candidate;
             if alike && padded <= tokens_max {
                 longest = longest.max(candidate);
-                pass.push(self.waiting.remove(index));
+                pass.push(self.waiting.remove(index).embed);
             } else {
                 index += 1;
             }
         }
+        self.waiting.iter_mut().for_each(|text| text.passes = text.passes.saturating_add(1));
         pass
     }
 }
@@ -188,6 +207,22 @@ mod tests {
         assert_eq!(queue.take(cancel(7), false, &mut heard), Some(cancel(7)));
         assert_eq!(queue.take(cancel(2), false, &mut heard), None);
         assert!(queue.is_empty());
+    }
+
+    #[test]
+    fn no_flood_of_urgent_texts_keeps_another_waiting_for_ever() {
+        let (mut queue, mut heard) = (queue(10), Heard::default());
+        queue.take(text(0, 1, Priority::Low), false, &mut heard);
+        let mut passes = 0;
+        loop {
+            // Too long to share a pass with the other.
+            queue.take(text(1 + passes, 1000, Priority::High), false, &mut heard);
+            if names(&queue.next_pass(true)) == [0] {
+                break;
+            }
+            passes += 1;
+        }
+        assert_eq!(passes, 2 * u64::from(PASSES_LIFT));
     }
 
     proptest! {
