@@ -6,6 +6,7 @@ mod curl;
 mod demo_answers;
 mod deterministic;
 mod disconnect;
+mod embeddings;
 mod fixture;
 mod http_errors;
 mod leftovers;
@@ -20,4 +21,5 @@ mod replay_mlx;
 mod resume;
 #[cfg(target_os = "linux")]
 mod systemd;
+mod turns;
 mod two_instances;
