@@ -49,6 +49,11 @@ section! {
         /// Tokens guessed from the sequence itself and checked in one pass, at the most, while a
         /// sequence runs alone and that is measured faster. 0 never guesses.
         guesses_max: u32 = 8, 0..=64;
+        /// Bytes of it kept on the disk as well, per model. 0 keeps none there: what was written
+        /// to a model, and what it answered, could be read out of these files.
+        prefix_disk_bytes_max: u64 = 0, 0..=1 << 50;
+        /// Bytes of it written to the disk in an hour at the most, per model.
+        prefix_disk_write_bytes_per_hour_max: u64 = 8 << 30, 0..=1 << 50;
         /// `auto`, `cpu` or `gpu`.
         device: Device = Device::Auto, OneOf;
         /// Bytes of freed buffers that MLX keeps for reuse. Left out: MLX's own rule.
@@ -93,6 +98,10 @@ section! {
         prefix_cache_bytes_max: Option<u64> = None, Optional(0..=1 << 50);
         /// See `[models]`.
         guesses_max: Option<u32> = None, Optional(0..=64);
+        /// See `[models]`.
+        prefix_disk_bytes_max: Option<u64> = None, Optional(0..=1 << 50);
+        /// See `[models]`.
+        prefix_disk_write_bytes_per_hour_max: Option<u64> = None, Optional(0..=1 << 50);
         /// See `[models]`.
         device: Option<Device> = None, Optional(OneOf);
         /// See `[models]`.
@@ -150,6 +159,10 @@ pub struct ModelSettings {
     pub prefix_cache_bytes_max: u64,
     /// Tokens guessed and checked in one pass at the most.
     pub guesses_max: u32,
+    /// Bytes of it kept on the disk as well.
+    pub prefix_disk_bytes_max: u64,
+    /// Bytes of it written to the disk in an hour.
+    pub prefix_disk_write_bytes_per_hour_max: u64,
     /// Where it computes.
     pub device: Device,
     /// Bytes MLX may keep in its buffer cache; `None` leaves MLX's rule.
@@ -182,6 +195,10 @@ impl ModelsConfig {
                 .prefix_cache_bytes_max
                 .unwrap_or(all.prefix_cache_bytes_max),
             guesses_max: own.guesses_max.unwrap_or(all.guesses_max),
+            prefix_disk_bytes_max: own.prefix_disk_bytes_max.unwrap_or(all.prefix_disk_bytes_max),
+            prefix_disk_write_bytes_per_hour_max: own
+                .prefix_disk_write_bytes_per_hour_max
+                .unwrap_or(all.prefix_disk_write_bytes_per_hour_max),
             device: own.device.unwrap_or(all.device),
             cache_bytes_max: own.cache_bytes_max.or(all.cache_bytes_max),
             ttl_s: own.ttl_s.or(all.ttl_s),

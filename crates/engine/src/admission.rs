@@ -153,7 +153,8 @@ impl<E: Engine> Scheduler<E> {
             let tokens_max = if self.limits.whole_chunks { chunk } else { budget };
             let left = self.engine.prefill(row.seq, tokens_max)?;
             let ran = row.chunk_ran(now, left);
-            self.prefilled_tokens += ran as u64;
+            let found = self.engine.found(row.seq).map_or(0, |tokens| row.found(tokens));
+            self.prefilled_tokens += ran.saturating_sub(found) as u64;
             self.shares.prefilled(row.ticket.tenant, &mut row.deposit, ran);
             budget = budget.saturating_sub(ran.max(PREFILL_CALL_TOKENS));
             if budget < PREFILL_CALL_TOKENS {

@@ -78,6 +78,27 @@ pub struct CacheFigures {
     pub cached_tokens: u64,
     /// Blocks dropped to make room.
     pub evictions: u64,
+    /// What is kept beyond the process's life.
+    pub disk: DiskFigures,
+}
+
+/// What an engine keeps on the disk of that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct DiskFigures {
+    /// Bytes of files.
+    pub bytes: u64,
+    /// Bytes that files may have; 0 where nothing is kept on the disk.
+    pub bytes_max: u64,
+    /// Files, one for each block.
+    pub blocks: u64,
+    /// Blocks read since the start.
+    pub reads: u64,
+    /// Bytes written since the start.
+    pub written_bytes: u64,
+    /// Blocks not written: no room in the queue, the budget or on the disk.
+    pub skipped: u64,
+    /// Files thrown away because they were not what their names say.
+    pub damaged: u64,
 }
 
 /// What MLX holds, in bytes.
@@ -166,8 +187,17 @@ pub trait Engine {
         CacheFigures::default()
     }
 
-    /// Drops what is kept for later sequences.
+    /// How much of a sequence was found by now: more than [`open`](Engine::open) said where some
+    /// of it came from elsewhere meanwhile. `None`: nothing was added.
+    fn found(&self, _seq: SeqId) -> Option<usize> {
+        None
+    }
+
+    /// Drops what is kept for later sequences in memory.
     fn clear_cache(&mut self) {}
+
+    /// Drops what is kept for later sequences on the disk.
+    fn clear_disk(&mut self) {}
 
     /// What is held now.
     fn memory(&self) -> MemoryFigures;

@@ -89,6 +89,14 @@ impl Row {
         }
     }
 
+    /// Notes how much the engine had of it in all. Returns how much that is more than was known.
+    pub(crate) fn found(&mut self, tokens: usize) -> usize {
+        let tokens = tokens.min(self.prompt_len) as u32;
+        let more = tokens.saturating_sub(self.cached_tokens);
+        self.cached_tokens += more;
+        more as usize
+    }
+
     /// Prompt and generated tokens so far.
     pub(crate) fn tokens(&self) -> usize {
         self.prompt_len + self.generated as usize

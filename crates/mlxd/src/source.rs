@@ -4,7 +4,7 @@ use crate::instance::segments_folder;
 use crate::memory;
 use mlxd_config::{Config, Device, Folders};
 use mlxd_dispatch::{FoundModel, ListedModel, ModelFault, ModelSource};
-use mlxd_protocol::{DeviceChoice, LoadSpec, ModelId};
+use mlxd_protocol::{DeviceChoice, LoadSpec, ModelId, PrefixDisk};
 use mlxd_store::{ModelEntry, NamedFolder, Store, StoreError, StorePaths};
 use mlxd_supervisor::{LifeLimits, LogFolder, SegmentSpec, WorkerLog, WorkerSpec};
 use mlxd_text::TemplateLimits;
@@ -111,6 +111,11 @@ impl Models {
                 ageing_ms: settings.ageing_ms,
                 prefix_cache_bytes_max: settings.prefix_cache_bytes_max,
                 guesses_max: settings.guesses_max,
+                prefix_disk: (settings.prefix_disk_bytes_max > 0).then(|| PrefixDisk {
+                    folder: self.folders.cache.join("prefixes").join(file_name(id.as_str())),
+                    bytes_max: settings.prefix_disk_bytes_max,
+                    write_bytes_per_hour_max: settings.prefix_disk_write_bytes_per_hour_max,
+                }),
                 cache_bytes_max: settings.cache_bytes_max,
                 deterministic: settings.deterministic,
             },
@@ -134,7 +139,7 @@ impl Models {
             },
             log: WorkerLog {
                 folder: self.logs.clone(),
-                name: log_name(id.as_str()),
+                name: format!("{}.log", file_name(id.as_str())),
                 bytes_max: workers.log_bytes_max,
             },
             leftovers_folder: segments_folder(&self.folders.state),
@@ -239,17 +244,17 @@ fn beside_mlxd() -> PathBuf {
     std::env::current_exe().map_or_else(|_| "mlxd-worker".into(), beside)
 }
 
-/// A file name for a model's log: what a file name may not hold is replaced, and a short hash
+/// A file name for a model: what a file name may not hold is replaced, and a short hash
 /// keeps apart what that makes equal.
-fn log_name(model: &str) -> String {
+fn file_name(model: &str) -> String {
     let plain = |c: char| {
         if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' }
     };
     let name: String = model.chars().map(plain).collect();
     let name = &name[name.len().saturating_sub(100)..];
     match name == model {
-        true => format!("{name}.log"),
-        false => format!("{name}-{:08x}.log", fnv1a(model)),
+        true => name.to_owned(),
+        false => format!("{name}-{:08x}", fnv1a(model)),
     }
 }
 
@@ -262,11 +267,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn log_names_are_file_names_and_differ() {
-        assert_eq!(log_name("mlxd-demo"), "mlxd-demo.log");
-        let names = [log_name("a/b"), log_name("a_b"), log_name("a\\b")];
+    fn file_names_differ_as_models_do() {
+        assert_eq!(file_name("mlxd-demo"), "mlxd-demo");
+        let names = [file_name("a/b"), file_name("a_b"), file_name("a\\b")];
         assert!(names.iter().all(|name| !name.contains(['/', '\\'])));
         assert!(names[0] != names[1] && names[1] != names[2] && names[0] != names[2]);
-        assert!(log_name(&"x".repeat(500)).len() < 120);
+        assert!(file_name(&"x".repeat(500)).len() < 120);
     }
 }

@@ -273,8 +273,12 @@ impl Engine for MlxEngine {
     fn prefill(&mut self, seq: SeqId, tokens_max: usize) -> Result<usize, EngineFault> {
         let fault = in_engine("prefill");
         self.guessing.interrupt();
-        self.restore(seq).map_err(&fault)?;
+        let restored = self.restore(seq).map_err(&fault)?;
+        let found = self.found_of(seq).unwrap_or(0);
         let sequence = self.sequences.get_mut(&seq).ok_or_else(|| unknown("prefill", seq))?;
+        if !restored {
+            return Ok(sequence.unfilled().saturating_sub(found).max(1));
+        }
         let model = self.model.as_ref();
         let prompt = sequence.unfilled_prompt();
         if self.deterministic && prompt == 0 {
@@ -350,6 +354,16 @@ impl Engine for MlxEngine {
 
     fn cache_figures(&self) -> CacheFigures {
         self.prefixes.as_ref().map(PrefixCache::figures).unwrap_or_default()
+    }
+
+    fn found(&self, seq: SeqId) -> Option<usize> {
+        self.found_of(seq)
+    }
+
+    fn clear_disk(&mut self) {
+        if let Some(prefixes) = &self.prefixes {
+            prefixes.clear_disk();
+        }
     }
 
     fn clear_cache(&mut self) {

@@ -2,13 +2,15 @@
 //!
 //! In: the whole blocks of a prompt as soon as their chunk has run, so that a sequence that is
 //! given up or waits still serves others; the rest, with what was generated, at the proper end.
-//! Out: at the first call of `prefill`, whole or not at all.
+//! Out: at the first call of `prefill`, whole or not at all; where blocks come from the disk, at
+//! the call that has read the last of them.
 
 use mlx_rs::error::Result;
 use mlxd_engine::SeqId;
 use mlxd_engine::prefix::{BlockHash, Lease};
 use mlxd_protocol::TokenId;
 
+use crate::disk::DiskTier;
 use crate::engine::{MlxEngine, Sequence};
 use crate::prefix::{PrefixCache, history};
 
@@ -18,6 +20,8 @@ pub(crate) struct Kept {
     lease: Lease,
     /// What was found is in its state.
     restored: bool,
+    /// How many tokens that are, or will be.
+    found: usize,
     /// Tokens collected since it was opened.
     generated: Vec<TokenId>,
 }
@@ -41,19 +45,37 @@ impl MlxEngine {
         // The last token is always run: its logits are wanted.
         let lease = prefixes.open(&tokens[..tokens.len() - 1]);
         let found = prefixes.found(&lease);
-        (Some(Kept { lease, restored: false, generated: Vec::new() }), found)
+        (Some(Kept { lease, restored: false, found, generated: Vec::new() }), found)
     }
 
-    /// Puts what was found into the state, the first time.
-    pub(crate) fn restore(&mut self, seq: SeqId) -> Result<()> {
+    /// Keeps on the disk too what is kept, and looks for it there.
+    pub(crate) fn keep_prefixes_on(&mut self, disk: DiskTier) {
+        if let Some(prefixes) = &mut self.prefixes {
+            prefixes.store_on(disk);
+        }
+    }
+
+    /// How many tokens of a sequence were found.
+    pub(crate) fn found_of(&self, seq: SeqId) -> Option<usize> {
+        self.sequences.get(&seq)?.kept.as_ref().map(|kept| kept.found)
+    }
+
+    /// Puts what was found into the state, the first time. False: there is more to find first.
+    pub(crate) fn restore(&mut self, seq: SeqId) -> Result<bool> {
         let sequence = self.sequences.get_mut(&seq);
-        if let Some(Sequence { kept: Some(kept), state: Some(state), .. }) = sequence
+        if let Some(Sequence { kept: Some(kept), state: Some(state), tokens, .. }) = sequence
             && let Some(prefixes) = &mut self.prefixes
-            && !std::mem::replace(&mut kept.restored, true)
+            && !kept.restored
         {
+            let more = prefixes.fetch(&mut kept.lease, &tokens[..tokens.len() - 1])?;
+            kept.found = prefixes.found(&kept.lease);
+            if more {
+                return Ok(false);
+            }
+            kept.restored = true;
             prefixes.restore(&mut kept.lease, state)?;
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Keeps the blocks that a chunk completed.

@@ -11,6 +11,8 @@
 //! | `kv` | keys and values of one layer and one sequence |
 //! | `batch` | sequences that decode together, and their shared keys and values |
 //! | `embed`, `pooling` | texts to vectors |
+//! | `prefix`, `keep` | state kept for prompts that begin as earlier ones did |
+//! | `disk`, `fingerprint` | the part of it that outlives the process, and what it depends on |
 //! | `sample` | the choice of a token, on the device |
 //! | `engine`, `check`, `steps` | sequences, what they must be, the pipeline of steps |
 //! | `speculate` | tokens guessed from the sequence itself, several checked at once |
@@ -43,9 +45,11 @@ mod batch;
 mod check;
 mod config;
 mod device;
+mod disk;
 mod embed;
 mod engine;
 mod fault;
+mod fingerprint;
 mod keep;
 mod kv;
 mod load;

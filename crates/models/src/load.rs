@@ -4,15 +4,16 @@ use std::path::Path;
 use std::time::Instant;
 
 use mlx_rs::memory;
-use mlxd_engine::prefix::{BlockHash, CacheKey};
 use mlxd_engine::{EmbedText, Engine, SeqId, SeqSpec};
 use mlxd_protocol::{LoadFault, LoadFaultKind, LoadSpec, ModelInfo, Sampling};
 
 use crate::arch::{self, BertModel, DenseModel, Layout, Model, NemotronModel};
 use crate::config::{Described, Packing};
 use crate::device::{self, Backend};
+use crate::disk::{DiskLimits, DiskTier};
 use crate::engine::MlxEngine;
 use crate::fault::{Loaded, in_load, unsupported};
+use crate::fingerprint;
 use crate::pooling::{Pooling, Taken};
 use crate::speculate::Guessing;
 use crate::weights::{Checkpoint, Plan, Progress, Reader};
@@ -153,21 +154,35 @@ pub fn load_with_layout(
     })?;
     engine.trim();
     if engine.pooling.is_none() {
-        engine.keep_prefixes(prefix_root(spec, engine.info()), spec.prefix_cache_bytes_max);
+        keep_prefixes(&mut engine, spec);
     }
     engine.set_load_ms(begin.elapsed().as_millis() as u64);
     Ok(engine)
 }
 
-/// What kept state depends on besides the tokens.
-fn prefix_root(spec: &LoadSpec, info: &ModelInfo) -> BlockHash {
-    BlockHash::root(&CacheKey {
-        model: &spec.folder.to_string_lossy(),
-        // One process has one tokenizer.
-        tokenizer: "",
-        quantization: &format!("{} {}", info.quantization, info.backend),
-        build: env!("CARGO_PKG_VERSION"),
-    })
+/// A model serves without kept prefixes too: what stands in their way is said, and no fault.
+fn keep_prefixes(engine: &mut MlxEngine, spec: &LoadSpec) {
+    let root = match fingerprint::root(&spec.folder, engine.info()) {
+        Ok(root) => root,
+        Err(error) => {
+            let folder = spec.folder.display();
+            tracing::warn!(%folder, %error, "no prefixes are kept: the model's files changed");
+            return;
+        }
+    };
+    engine.keep_prefixes(root, spec.prefix_cache_bytes_max);
+    let Some(disk) = &spec.prefix_disk else { return };
+    let limits = DiskLimits {
+        bytes_max: disk.bytes_max,
+        write_bytes_per_hour_max: disk.write_bytes_per_hour_max,
+    };
+    match DiskTier::open(&disk.folder, limits) {
+        Ok(tier) => engine.keep_prefixes_on(tier),
+        Err(error) => {
+            let folder = disk.folder.display();
+            tracing::warn!(%folder, %error, "no prefixes are kept on the disk");
+        }
+    }
 }
 
 /// What was measured faster; the crate's page has the figures.

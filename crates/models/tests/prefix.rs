@@ -6,11 +6,15 @@
 mod common;
 
 use std::collections::HashMap;
+use std::fs;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use mlxd_engine::{CacheFigures, Engine, Limits, Scheduler, SeqId, SeqSpec, Sink};
 use mlxd_models::MlxEngine;
-use mlxd_protocol::{Command, Priority, Report, RequestId, Sampling, Submit, TokenId, TokenRecord};
+use mlxd_protocol::{
+    Command, PrefixDisk, Priority, Report, RequestId, Sampling, Submit, TokenId, TokenRecord,
+};
 
 /// Two tokens whose logits lie nearer than this, in standard deviations, are one choice: other
 /// chunks and wider steps sum in another order.
@@ -149,11 +153,18 @@ struct Ran {
 }
 
 /// `requests` at random, of which some are given up, over an engine with room for `blocks` blocks.
-fn mix(name: &str, script: &str, requests: u64, bytes_max: u64, seed: u64) -> Ran {
+fn mix(
+    name: &str,
+    script: &str,
+    requests: u64,
+    (bytes_max, disk): (u64, Option<PrefixDisk>),
+    seed: u64,
+) -> Ran {
     let folder = common::made_by(script).join(name);
     let mut plain = common::load(&folder);
     let mut spec = common::load_spec(&folder);
     spec.prefix_cache_bytes_max = bytes_max;
+    spec.prefix_disk = disk;
     let engine = mlxd_models::load(&spec, &mut |_, _| {}).expect("it loads");
     let vocab = engine.info().vocab_size as usize;
     let limits = Limits {
@@ -224,7 +235,7 @@ fn mix(name: &str, script: &str, requests: u64, bytes_max: u64, seed: u64) -> Ra
 const KIB: u64 = 1 << 10;
 
 fn check(name: &str, script: &str, bytes_max: u64, seed: u64) {
-    let ran = mix(name, script, 90, bytes_max, seed);
+    let ran = mix(name, script, 90, (bytes_max, None), seed);
     let CacheFigures { hits, evictions, bytes, cached_tokens, .. } = ran.figures;
     assert!(hits > 15 && evictions > 15 && bytes <= bytes_max, "{:?}", ran.figures);
     assert!(ran.cached > 500 && ran.cached <= cached_tokens, "{} cached", ran.cached);
@@ -253,4 +264,138 @@ fn experts() {
 fn scans() {
     check("hybrid", "hybrids.py", 2048 * KIB, 6);
     check("hybrid-experts", "hybrids.py", 2048 * KIB, 7);
+}
+
+fn disk(folder: &Path) -> PrefixDisk {
+    PrefixDisk { folder: folder.to_owned(), bytes_max: 1 << 30, write_bytes_per_hour_max: 1 << 30 }
+}
+
+/// Much more is on the disk than in memory, so that blocks come back from it all the time.
+#[test]
+fn blocks_that_come_back_from_the_disk() {
+    for (name, script, bytes_max, seed) in [
+        ("arch-llama", "make.py", 400 * KIB, 21),
+        ("arch-llama-sliding", "make.py", 400 * KIB, 22),
+        ("hybrid", "hybrids.py", 900 * KIB, 23),
+        ("moe", "hybrids.py", 400 * KIB, 24),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let ran = mix(name, script, 60, (bytes_max, Some(disk(folder.path()))), seed);
+        let CacheFigures { disk, evictions, .. } = ran.figures;
+        assert!(disk.reads > 10 && disk.damaged == 0 && evictions > 10, "{:?}", ran.figures);
+        assert!(ran.cached > 500 && ran.ties <= 2, "{} cached, {} ties", ran.cached, ran.ties);
+    }
+}
+
+/// A process's life: the answers to some prompts, how much of each was found, and what was kept.
+type Life = (Vec<Vec<TokenId>>, Vec<usize>, CacheFigures);
+
+fn life(name: &str, script: &str, disk: Option<PrefixDisk>) -> Life {
+    let mut spec = common::load_spec(&common::made_by(script).join(name));
+    spec.prefix_cache_bytes_max = if disk.is_some() { 1 << 30 } else { 0 };
+    spec.prefix_disk = disk;
+    let mut engine = mlxd_models::load(&spec, &mut |_, _| {}).expect("it loads");
+    let mut dice = Dice(77);
+    let (mut answers, mut found) = (Vec::new(), Vec::new());
+    for (index, length) in [130, 300, 70].into_iter().enumerate() {
+        let seq = SeqId(index as u64);
+        let tokens = dice.tokens(length, engine.info().vocab_size as usize);
+        let sampling = Sampling::default();
+        let capacity = length + 20;
+        let prompt_len = length;
+        let logprobs = None;
+        let spec = SeqSpec { tokens, prompt_len, sampling, logprobs, capacity };
+        engine.open(seq, spec).expect("a valid sequence");
+        while engine.prefill(seq, 512).expect("prefill") > 0 {}
+        let mut out = Vec::new();
+        while out.len() < 20 {
+            engine.submit(&[seq]).expect("submit");
+            engine.collect(&mut out).expect("collect");
+        }
+        found.push(engine.found(seq).unwrap_or(0));
+        engine.finish(seq).expect("an end");
+        answers.push(out.into_iter().map(|step| step.token).collect());
+    }
+    let figures = engine.cache_figures();
+    (answers, found, figures)
+}
+
+fn damage(folder: &Path, dice: &mut Dice) -> usize {
+    let files: Vec<_> = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect();
+    for file in &files {
+        let mut bytes = fs::read(file).unwrap();
+        let at = dice.below(bytes.len());
+        bytes[at] ^= 1 << dice.below(8);
+        fs::write(file, bytes).unwrap();
+    }
+    files.len()
+}
+
+#[test]
+fn what_is_on_the_disk_outlives_the_process() {
+    let kinds = [
+        ("arch-llama", "make.py"),
+        ("arch-llama-sliding", "make.py"),
+        ("hybrid", "hybrids.py"),
+        ("moe", "hybrids.py"),
+    ];
+    for (name, script) in kinds {
+        let folder = tempfile::tempdir().unwrap();
+        let (expected, ..) = life(name, script, None);
+        let ask = |what: &str, disk: PrefixDisk| -> (Vec<usize>, CacheFigures) {
+            let (answers, found, figures) = life(name, script, Some(disk));
+            println!("{name}, {what}: {found:?}, {:?}", figures.disk);
+            assert_eq!(answers, expected, "{name}, {what}");
+            (found, figures)
+        };
+        let all = || disk(folder.path());
+        assert_eq!(ask("for the first time", all()).0, [0, 0, 0]);
+        let (found, figures) = ask("again", all());
+        assert!(found.iter().all(|found| *found >= 64), "{name}: {found:?}");
+        assert!(figures.disk.reads >= 3);
+        let mut dice = Dice(5);
+        let files = damage(folder.path(), &mut dice);
+        assert!(files > 4);
+        let (found, figures) = ask("damaged", all());
+        assert_eq!((found, figures.disk.reads), (vec![0, 0, 0], 0), "{name}");
+        assert!(figures.disk.damaged >= 3);
+        // Each life throws away what it comes upon, and writes it anew.
+        for _ in 0..6 {
+            ask("written anew in part", all());
+        }
+        let (found, _) = ask("written anew", all());
+        assert!(found.iter().all(|found| *found >= 64), "{name}: {found:?}");
+
+        // No room, and no leave to write.
+        let one = fs::read_dir(folder.path()).unwrap().next().unwrap().unwrap();
+        let bytes_max = one.metadata().unwrap().len() + 4096;
+        let (_, figures) = ask("with little room", PrefixDisk { bytes_max, ..all() });
+        assert!(figures.disk.bytes <= bytes_max);
+        let empty = tempfile::tempdir().unwrap();
+        let none = PrefixDisk { write_bytes_per_hour_max: 0, ..disk(empty.path()) };
+        assert_eq!(ask("without a budget", none).1.disk.blocks, 0);
+    }
+}
+
+#[test]
+fn another_models_files_are_not_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let first = life("arch-llama", "make.py", Some(disk(folder.path())));
+    assert!(first.2.disk.written_bytes > 0);
+    let (expected, ..) = life("arch-qwen3", "make.py", None);
+    let (answers, found, figures) = life("arch-qwen3", "make.py", Some(disk(folder.path())));
+    assert_eq!((answers, found), (expected, vec![0, 0, 0]));
+    assert_eq!((figures.disk.reads, figures.disk.damaged), (0, 0));
+    // Renamed to what this model asks for.
+    let ours: Vec<_> = fs::read_dir(folder.path()).unwrap().flatten().map(|e| e.path()).collect();
+    let foreign = tempfile::tempdir().unwrap();
+    life("arch-llama", "make.py", Some(disk(foreign.path())));
+    let other = fs::read_dir(foreign.path()).unwrap().next().unwrap().unwrap().path();
+    for file in &ours {
+        fs::copy(&other, file).unwrap();
+    }
+    let (expected, ..) = life("arch-qwen3", "make.py", None);
+    let (answers, found, figures) = life("arch-qwen3", "make.py", Some(disk(folder.path())));
+    assert_eq!((answers, found), (expected, vec![0, 0, 0]));
+    assert!(figures.disk.damaged >= 3 && figures.disk.reads == 0);
 }

@@ -32,6 +32,8 @@ pub enum FromWorker {
     LoadFailed(LoadFault),
     /// Everything that ran is finished; nothing is left to publish.
     Drained,
+    /// A [`ToWorker::ClearCache`] is done.
+    CacheCleared(Cleared),
     /// The result of a [`ToWorker::Bench`].
     BenchDone(BenchLeg),
     /// A [`ToWorker::Bench`] that could not run.
@@ -49,6 +51,9 @@ pub enum ToWorker {
     Shutdown,
     /// Give back what is only kept for reuse: memory is short.
     Trim,
+    /// Drop what is kept for prompts that begin alike, in memory and on the disk, and answer
+    /// [`FromWorker::CacheCleared`].
+    ClearCache,
     /// Run the engine directly, with no ring, text or HTTP, and time it.
     Bench(BenchSpec),
 }
@@ -91,6 +96,8 @@ pub struct LoadSpec {
     /// Bytes of KV kept for prompts that begin as earlier ones did; 0 keeps none. Nothing is kept
     /// where `deterministic` is true.
     pub prefix_cache_bytes_max: u64,
+    /// Where and how much of that is kept on the disk as well; `None` is nothing.
+    pub prefix_disk: Option<PrefixDisk>,
     /// Tokens guessed from the sequence itself and checked in one pass, at the most, where that is
     /// measured faster than steps; 0 never guesses. Not where `deterministic` is true.
     pub guesses_max: u32,
@@ -108,6 +115,26 @@ pub struct LoadSpec {
     /// What it costs: a replay's generated part takes one decode step a token, and up to two
     /// pieces of prompts may run between two decode steps. An undisturbed sequence costs the same.
     pub deterministic: bool,
+}
+
+/// Kept prefixes on the disk.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PrefixDisk {
+    /// The model's own folder for them. Made if it is not there.
+    pub folder: PathBuf,
+    /// Bytes of all files in it.
+    pub bytes_max: u64,
+    /// Bytes written in an hour at the most.
+    pub write_bytes_per_hour_max: u64,
+}
+
+/// What was dropped of kept prefixes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Cleared {
+    /// Bytes in memory.
+    pub bytes: u64,
+    /// Bytes on the disk.
+    pub disk_bytes: u64,
 }
 
 /// What a loaded model is.

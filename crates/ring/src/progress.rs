@@ -28,6 +28,19 @@ enum Figure {
     TokensGenerated,
     PromptTokens,
     MilliTokensPerSecond,
+    KeptBytes,
+    KeptBytesMax,
+    KeptBlocks,
+    KeptLookups,
+    KeptHits,
+    KeptTokens,
+    KeptEvictions,
+    DiskBytes,
+    DiskBytesMax,
+    DiskBlocks,
+    DiskReads,
+    DiskWritten,
+    DiskDamaged,
 }
 
 /// A copy of the progress page. All zero before the worker has attached.
@@ -61,6 +74,39 @@ pub struct Progress {
     pub prompt_tokens: u64,
     /// Tokens per second at present, times 1000.
     pub milli_tokens_per_second: u64,
+    /// What is kept for prompts that begin as earlier ones did.
+    pub kept: Kept,
+}
+
+/// What a worker keeps for prompts that begin as earlier ones did; counts are since its start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Kept {
+    /// Bytes held.
+    pub bytes: u64,
+    /// Bytes that may be held.
+    pub bytes_max: u64,
+    /// Blocks held.
+    pub blocks: u64,
+    /// Prompts looked up.
+    pub lookups: u64,
+    /// Those of which a part was there.
+    pub hits: u64,
+    /// Tokens that were there.
+    pub tokens: u64,
+    /// Blocks dropped to make room.
+    pub evictions: u64,
+    /// Bytes of files.
+    pub disk_bytes: u64,
+    /// Bytes that files may have; 0 where nothing is kept on the disk.
+    pub disk_bytes_max: u64,
+    /// Files.
+    pub disk_blocks: u64,
+    /// Blocks read from files.
+    pub disk_reads: u64,
+    /// Bytes written to files.
+    pub disk_written_bytes: u64,
+    /// Files thrown away because they were not what their names say.
+    pub disk_damaged: u64,
 }
 
 /// The worker's side of the progress page. Clones write the same page; each figure should have
@@ -128,6 +174,23 @@ impl ProgressWriter {
         self.figure(Figure::PromptTokens).fetch_add(tokens, Ordering::Relaxed);
     }
 
+    /// What is kept for later prompts.
+    pub fn set_kept(&self, kept: &Kept) {
+        self.set(Figure::KeptBytes, kept.bytes);
+        self.set(Figure::KeptBytesMax, kept.bytes_max);
+        self.set(Figure::KeptBlocks, kept.blocks);
+        self.set(Figure::KeptLookups, kept.lookups);
+        self.set(Figure::KeptHits, kept.hits);
+        self.set(Figure::KeptTokens, kept.tokens);
+        self.set(Figure::KeptEvictions, kept.evictions);
+        self.set(Figure::DiskBytes, kept.disk_bytes);
+        self.set(Figure::DiskBytesMax, kept.disk_bytes_max);
+        self.set(Figure::DiskBlocks, kept.disk_blocks);
+        self.set(Figure::DiskReads, kept.disk_reads);
+        self.set(Figure::DiskWritten, kept.disk_written_bytes);
+        self.set(Figure::DiskDamaged, kept.disk_damaged);
+    }
+
     /// Tokens per second at present, times 1000.
     pub fn set_milli_tokens_per_second(&self, rate: u64) {
         self.set(Figure::MilliTokensPerSecond, rate);
@@ -173,6 +236,21 @@ impl ProgressReader {
             tokens_generated: get(Figure::TokensGenerated),
             prompt_tokens: get(Figure::PromptTokens),
             milli_tokens_per_second: get(Figure::MilliTokensPerSecond),
+            kept: Kept {
+                bytes: get(Figure::KeptBytes),
+                bytes_max: get(Figure::KeptBytesMax),
+                blocks: get(Figure::KeptBlocks),
+                lookups: get(Figure::KeptLookups),
+                hits: get(Figure::KeptHits),
+                tokens: get(Figure::KeptTokens),
+                evictions: get(Figure::KeptEvictions),
+                disk_bytes: get(Figure::DiskBytes),
+                disk_bytes_max: get(Figure::DiskBytesMax),
+                disk_blocks: get(Figure::DiskBlocks),
+                disk_reads: get(Figure::DiskReads),
+                disk_written_bytes: get(Figure::DiskWritten),
+                disk_damaged: get(Figure::DiskDamaged),
+            },
         }
     }
 }
@@ -205,6 +283,22 @@ mod tests {
         writer.add_tokens_generated(1);
         writer.add_prompt_tokens(50);
         writer.set_milli_tokens_per_second(61);
+        let kept = Kept {
+            bytes: 71,
+            bytes_max: 72,
+            blocks: 73,
+            lookups: 74,
+            hits: 75,
+            tokens: 76,
+            evictions: 77,
+            disk_bytes: 78,
+            disk_bytes_max: 79,
+            disk_blocks: 80,
+            disk_reads: 81,
+            disk_written_bytes: 82,
+            disk_damaged: 83,
+        };
+        writer.set_kept(&kept);
         let after = monotonic_ns();
 
         let seen = reader.snapshot();
@@ -225,6 +319,7 @@ mod tests {
             tokens_generated: 41,
             prompt_tokens: 50,
             milli_tokens_per_second: 61,
+            kept,
         };
         assert_eq!(seen, expected);
     }

@@ -8,12 +8,13 @@ use ipc_channel::ipc::IpcSender;
 use mlxd_protocol::admin::{CrashReport, DeathCause, Deed, Happening, SignalName, WorkerState};
 
 use mlxd_protocol::{
-    BenchLeg, BenchSpec, FromWorker, Hello, Incarnation, LoadFaultKind, ModelInfo,
+    BenchLeg, BenchSpec, Cleared, FromWorker, Hello, Incarnation, LoadFaultKind, ModelInfo,
     PROTOCOL_VERSION, Phase, ToWorker, exit_code,
 };
 use mlxd_ring::{Progress, ProgressReader, Reader, Writer};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use std::collections::VecDeque;
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -114,6 +115,7 @@ enum Ask {
     Condemn(Incarnation, DeathCause),
     Reconfigure(Box<WorkerSpec>),
     Trim,
+    ClearCache(oneshot::Sender<Cleared>),
     Bench(BenchSpec, oneshot::Sender<Result<BenchLeg, String>>),
     Signal(SignalName, oneshot::Sender<bool>),
 }
@@ -145,8 +147,18 @@ impl Worker {
             deaths: 0,
             progress: None,
         });
-        let task =
-            Task { spec, life, asked, notices, events, gate, publish, alive: None, bench: None };
+        let task = Task {
+            spec,
+            life,
+            asked,
+            notices,
+            events,
+            gate,
+            publish,
+            alive: None,
+            bench: None,
+            clears: VecDeque::new(),
+        };
         tokio::spawn(task.run());
         Self { asks, view }
     }
@@ -211,6 +223,14 @@ impl Worker {
     /// The worker is to give back what it only keeps for reuse. Does not wait.
     pub fn trim(&self) {
         let _ = self.asks.try_send(Ask::Trim);
+    }
+
+    /// The worker is to drop what it keeps for prompts that begin alike. `None` when there is no
+    /// worker, or none any more.
+    pub async fn clear_cache(&self) -> Option<Cleared> {
+        let (reply, answer) = oneshot::channel();
+        self.asks.send(Ask::ClearCache(reply)).await.ok()?;
+        answer.await.ok()
     }
 
     /// Runs the engine directly inside the worker.
@@ -278,6 +298,8 @@ struct Task {
     publish: watch::Sender<WorkerView>,
     alive: Option<Alive>,
     bench: Option<oneshot::Sender<Result<BenchLeg, String>>>,
+    /// Who waits for the worker to have dropped what it keeps, in the order of asking.
+    clears: VecDeque<oneshot::Sender<Cleared>>,
 }
 
 /// What the task wakes up for.
@@ -310,6 +332,13 @@ impl Task {
                     self.spec = *spec;
                 }
                 Wake::Ask(Some(Ask::Trim)) => self.send(ToWorker::Trim),
+                // Nobody to ask: the reply's end says so.
+                Wake::Ask(Some(Ask::ClearCache(reply))) => {
+                    if self.life.state() == WorkerState::Running {
+                        self.clears.push_back(reply);
+                        self.send(ToWorker::ClearCache);
+                    }
+                }
                 Wake::Ask(Some(Ask::Bench(spec, reply))) => self.start_bench(spec, reply),
                 // Here the process was not waited for yet, so its number is still its own.
                 Wake::Ask(Some(Ask::Signal(signal, reply))) => {
@@ -518,6 +547,11 @@ impl Task {
                 _ => self.step(Event::LoadRefused(fault.message)).await,
             },
             Control::Said(FromWorker::Drained) => self.send(ToWorker::Shutdown),
+            Control::Said(FromWorker::CacheCleared(cleared)) => {
+                if let Some(reply) = self.clears.pop_front() {
+                    let _ = reply.send(cleared);
+                }
+            }
             Control::Said(FromWorker::BenchDone(leg)) => self.end_bench(Ok(leg)),
             Control::Said(FromWorker::BenchFailed(why)) => self.end_bench(Err(why)),
         }
@@ -550,6 +584,7 @@ impl Task {
         tracing::info!(model = %self.spec.model, %incarnation, pid = alive.pid, %how, "worker gone");
         self.happened(Happening::WorkerGone { pid: alive.pid, how: how.clone() });
         self.end_bench(Err(format!("the worker ended during the run: {how}")));
+        self.clears.clear();
         let view = self.publish.borrow().clone();
         self.publish.send_modify(|view| {
             view.pid = None;

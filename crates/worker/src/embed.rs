@@ -40,8 +40,7 @@ impl<E: Engine> Server<E> {
             });
         }
         self.sink.check()?;
-        let memory = self.scheduler.engine().memory();
-        self.page.step(self.scheduler.counts(), memory, Instant::now());
+        self.page.step(self.scheduler.counts(), self.scheduler.engine(), Instant::now());
         self.commands.woken()?;
         Ok(true)
     }

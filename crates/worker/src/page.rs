@@ -1,8 +1,8 @@
 //! What the worker writes about itself: the progress page, and the phase for a last log line.
 
-use mlxd_engine::{Counts, MemoryFigures};
+use mlxd_engine::{CacheFigures, Counts, Engine, MemoryFigures};
 use mlxd_protocol::Phase;
-use mlxd_ring::ProgressWriter;
+use mlxd_ring::{Kept, ProgressWriter};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -54,8 +54,9 @@ impl Page {
     }
 
     /// A unit of work is done.
-    pub(crate) fn step(&mut self, counts: Counts, memory: MemoryFigures, now: Instant) {
-        self.figures(counts, memory);
+    pub(crate) fn step(&mut self, counts: Counts, engine: &impl Engine, now: Instant) {
+        self.figures(counts, engine.memory());
+        self.kept(engine.cache_figures());
         self.rate(now);
         self.writer.step();
     }
@@ -66,9 +67,10 @@ impl Page {
     }
 
     /// Nothing runs any more.
-    pub(crate) fn idle(&mut self, counts: Counts, memory: MemoryFigures, now: Instant) {
+    pub(crate) fn idle(&mut self, counts: Counts, engine: &impl Engine, now: Instant) {
         self.enter(Phase::Idle);
-        self.figures(counts, memory);
+        self.figures(counts, engine.memory());
+        self.kept(engine.cache_figures());
         self.writer.set_milli_tokens_per_second(0);
         self.rate_from = now;
         self.rate_tokens = counts.generated_tokens;
@@ -80,6 +82,25 @@ impl Page {
         self.writer.add_tokens_generated(counts.generated_tokens - before.generated_tokens);
         self.writer.add_prompt_tokens(counts.prefilled_tokens - before.prefilled_tokens);
         self.writer.set_memory(memory.active, memory.peak, memory.cache);
+    }
+
+    fn kept(&self, figures: CacheFigures) {
+        let disk = figures.disk;
+        self.writer.set_kept(&Kept {
+            bytes: figures.bytes,
+            bytes_max: figures.bytes_max,
+            blocks: figures.blocks,
+            lookups: figures.lookups,
+            hits: figures.hits,
+            tokens: figures.cached_tokens,
+            evictions: figures.evictions,
+            disk_bytes: disk.bytes,
+            disk_bytes_max: disk.bytes_max,
+            disk_blocks: disk.blocks,
+            disk_reads: disk.reads,
+            disk_written_bytes: disk.written_bytes,
+            disk_damaged: disk.damaged,
+        });
     }
 
     fn rate(&mut self, now: Instant) {

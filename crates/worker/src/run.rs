@@ -146,7 +146,7 @@ fn load<L: Loader>(
         spec.folder.display()
     );
     let scheduler = Scheduler::new(engine, Limits::from(spec));
-    page.idle(scheduler.counts(), scheduler.engine().memory(), Instant::now());
+    page.idle(scheduler.counts(), scheduler.engine(), Instant::now());
     tell(to_front, FromWorker::Ready(info));
     Ok(scheduler)
 }

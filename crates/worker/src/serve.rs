@@ -7,7 +7,7 @@ use crate::run::tell;
 use crate::sink::RingSink;
 use ipc_channel::ipc::IpcSender;
 use mlxd_engine::{BenchError, EmbedQueue, Engine, EngineFault, Scheduler, bench_direct};
-use mlxd_protocol::{BenchSpec, Command, FromWorker, Phase, ToWorker, kind};
+use mlxd_protocol::{BenchSpec, Cleared, Command, FromWorker, Phase, ToWorker, kind};
 use mlxd_ring::{Reader, RingError, SendError};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -135,6 +135,7 @@ impl<E: Engine> Server<E> {
                 tracing::error!("told to load a second model, ignored");
             }
             Event::Control(ToWorker::Trim) => self.scheduler.trim(),
+            Event::Control(ToWorker::ClearCache) => self.clear_cache(),
             // The `control` thread's business; it never comes here.
             Event::Control(ToWorker::Shutdown) => {}
         }
@@ -170,7 +171,7 @@ impl<E: Engine> Server<E> {
         }
         self.sink.check()?;
         let counts = self.scheduler.counts();
-        self.page.step(counts, self.scheduler.engine().memory(), Instant::now());
+        self.page.step(counts, self.scheduler.engine(), Instant::now());
         if counts.steps.is_multiple_of(TICKS_PER_DOORBELL) {
             self.commands.woken()?;
         }
@@ -178,7 +179,7 @@ impl<E: Engine> Server<E> {
     }
 
     fn rest(&mut self) {
-        self.page.idle(self.scheduler.counts(), self.scheduler.engine().memory(), Instant::now());
+        self.page.idle(self.scheduler.counts(), self.scheduler.engine(), Instant::now());
     }
 
     /// Waits for a command or an event, without ever waking for nothing.
@@ -196,6 +197,22 @@ impl<E: Engine> Server<E> {
         }
         self.inbox.woken();
         Ok(self.commands.woken()?)
+    }
+
+    fn clear_cache(&mut self) {
+        let before = self.scheduler.engine().cache_figures();
+        let engine = self.scheduler.engine_mut();
+        engine.clear_cache();
+        engine.clear_disk();
+        let after = self.scheduler.engine().cache_figures();
+        let cleared = Cleared {
+            bytes: before.bytes - after.bytes.min(before.bytes),
+            disk_bytes: before.disk.bytes - after.disk.bytes.min(before.disk.bytes),
+        };
+        tell(&self.to_front, FromWorker::CacheCleared(cleared));
+        if self.scheduler.is_idle() {
+            self.rest();
+        }
     }
 
     fn bench(&mut self, spec: &BenchSpec) -> Result<(), End> {

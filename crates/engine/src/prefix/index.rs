@@ -105,18 +105,49 @@ impl<P> PrefixIndex<P> {
     /// Finds the longest beginning of `tokens` that is there and holds it. For state that can be
     /// cut anywhere.
     pub fn open(&mut self, tokens: &[TokenId]) -> Lease {
+        let lease = self.look(tokens);
+        self.opened(lease, None)
+    }
+
+    /// Looks again for what is there by now, in place of `lease`. Not counted as a lookup.
+    pub fn open_again(&mut self, lease: Lease, tokens: &[TokenId]) -> Lease {
+        let before = self.tokens(&lease);
+        self.release(lease);
+        let lease = self.look(tokens);
+        self.opened(lease, Some(before))
+    }
+
+    fn look(&mut self, tokens: &[TokenId]) -> Lease {
         let (mut lease, rest) = self.walk(tokens);
         lease.used = lease.path.len();
         let children = self.children(lease.path.last().copied());
         let agreeing = children.iter().map(|id| (*id, common(&self.blocks[id].tokens, rest)));
         let best = agreeing.max_by_key(|(id, agree)| (*agree, Reverse(*id)));
         lease.partial = best.filter(|(_, agree)| *agree > 0);
-        self.opened(lease)
+        lease
     }
 
     /// As [`open`](Self::open), for state that cannot be cut: what is found ends where a block
     /// ends whose payload has what it takes to go on from there.
     pub fn open_at_ends(&mut self, tokens: &[TokenId], ends: impl Fn(&P) -> bool) -> Lease {
+        let lease = self.look_at_ends(tokens, ends);
+        self.opened(lease, None)
+    }
+
+    /// As [`open_again`](Self::open_again), for state that cannot be cut.
+    pub fn open_again_at_ends(
+        &mut self,
+        lease: Lease,
+        tokens: &[TokenId],
+        ends: impl Fn(&P) -> bool,
+    ) -> Lease {
+        let before = self.tokens(&lease);
+        self.release(lease);
+        let lease = self.look_at_ends(tokens, ends);
+        self.opened(lease, Some(before))
+    }
+
+    fn look_at_ends(&mut self, tokens: &[TokenId], ends: impl Fn(&P) -> bool) -> Lease {
         let (mut lease, _) = self.walk(tokens);
         let found = (0..=lease.path.len()).rev().find_map(|used| {
             let rest = &tokens[used * self.block_tokens..];
@@ -134,7 +165,7 @@ impl<P> PrefixIndex<P> {
             lease.used = used;
             lease.partial = tail.map(|(length, id)| (id, length));
         }
-        self.opened(lease)
+        lease
     }
 
     /// The whole blocks that `tokens` begin with, and the tokens after them.
@@ -151,15 +182,25 @@ impl<P> PrefixIndex<P> {
         (lease, rest)
     }
 
-    fn opened(&mut self, lease: Lease) -> Lease {
+    /// Holds what was found and counts it; `before` is what an earlier look found.
+    fn opened(&mut self, lease: Lease, before: Option<usize>) -> Lease {
         if let Some((id, _)) = lease.partial {
             self.hold(id);
         }
-        self.figures.lookups += 1;
         let found = self.tokens(&lease);
-        self.figures.hits += u64::from(found > 0);
-        self.figures.cached_tokens += found as u64;
+        let known = before.unwrap_or(0);
+        self.figures.lookups += u64::from(before.is_none());
+        self.figures.hits += u64::from(found > 0 && known == 0);
+        self.figures.cached_tokens += found.saturating_sub(known) as u64;
         lease
+    }
+
+    /// The hash of the first `blocks` whole blocks of `lease`'s sequence.
+    pub fn hash(&self, lease: &Lease, blocks: usize) -> BlockHash {
+        match blocks {
+            0 => self.root,
+            _ => self.blocks[&lease.path[blocks - 1]].hash,
+        }
     }
 
     /// How many tokens of its sequence were found, those of a block in part included.

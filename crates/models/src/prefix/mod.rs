@@ -9,6 +9,10 @@
 //! Keys and values can be cut anywhere. A scan's state cannot: where a model has such layers, a
 //! block also holds a snapshot of them if its end was the end of a chunk or of the sequence, and
 //! only such an end is taken up again.
+//!
+//! With a [`DiskTier`] blocks are kept there too: see `stored`.
+
+mod stored;
 
 use mlx_rs::error::Result;
 use mlx_rs::ops::concatenate;
@@ -19,6 +23,7 @@ use mlxd_engine::prefix::{BlockHash, Lease, PrefixIndex, Tails};
 use mlxd_protocol::TokenId;
 
 use crate::arch::{LayerState, State};
+use crate::disk::DiskTier;
 use crate::recurrent::Recurrent;
 use crate::sys;
 
@@ -36,6 +41,9 @@ pub struct PrefixCache {
     bytes_per_token: u64,
     /// Of all scans' states.
     snapshot_bytes: u64,
+    /// Shapes and types of the arrays of all scans' states, in order.
+    scans: Vec<(Vec<i32>, Dtype)>,
+    disk: Option<DiskTier>,
 }
 
 /// Layers with keys and values of one shape.
@@ -47,7 +55,7 @@ struct Group {
     layers: Vec<usize>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Block {
     /// By group.
     columns: Vec<Array>,
@@ -70,7 +78,8 @@ impl PrefixCache {
     /// a state depends on besides the tokens.
     pub fn new(template: &State, root: BlockHash, bytes_max: u64) -> Self {
         let mut groups: Vec<Group> = Vec::new();
-        let mut scans = 0;
+        let mut scans = Vec::new();
+        let mut snapshot_bytes = 0;
         for (index, layer) in template.layers.iter().enumerate() {
             match layer {
                 LayerState::Kv(kv) => {
@@ -84,16 +93,21 @@ impl PrefixCache {
                     }
                 }
                 LayerState::Recurrent(scan) => {
-                    scans += scan.arrays().map(|array| array.nbytes() as u64).sum::<u64>();
+                    for array in scan.arrays() {
+                        scans.push((array.shape().to_vec(), array.dtype()));
+                        snapshot_bytes += array.nbytes() as u64;
+                    }
                 }
             }
         }
-        let tails = if scans == 0 { Tails::GiveWay } else { Tails::Stay };
+        let tails = if snapshot_bytes == 0 { Tails::GiveWay } else { Tails::Stay };
         Self {
             index: PrefixIndex::new(root, BLOCK_TOKENS, tails, bytes_max),
             bytes_per_token: groups.iter().map(Group::bytes_per_token).sum(),
             groups,
-            snapshot_bytes: scans,
+            snapshot_bytes,
+            scans,
+            disk: None,
         }
     }
 
@@ -182,7 +196,7 @@ impl PrefixCache {
         let mut new = Vec::new();
         let mut make = |from: usize, to: usize| -> Result<Block> {
             let block = source.block(from, to)?;
-            new.extend(block.columns.iter().cloned());
+            new.push((from, to, block.clone()));
             Ok(block)
         };
         let bytes = |from: usize, to: usize| {
@@ -203,7 +217,8 @@ impl PrefixCache {
             self.index.add_tail(lease, at, rest, bytes, || make(at, tokens.len()))?;
         }
         // Now, so that they hold no buffer that is to be written in place.
-        eval(&new)
+        eval(new.iter().flat_map(|(.., block)| &block.columns))?;
+        self.store(lease, tokens, &new)
     }
 
     /// A sequence is over.
@@ -213,10 +228,18 @@ impl PrefixCache {
 
     /// What is held and was done.
     pub fn figures(&self) -> CacheFigures {
-        self.index.figures()
+        let disk = self.disk.as_ref().map(DiskTier::figures).unwrap_or_default();
+        CacheFigures { disk, ..self.index.figures() }
     }
 
-    /// Drops what no running sequence began with.
+    /// Removes what is on the disk.
+    pub fn clear_disk(&self) {
+        if let Some(disk) = &self.disk {
+            disk.clear();
+        }
+    }
+
+    /// Drops from memory what no running sequence began with.
     pub fn clear(&mut self) {
         let bytes = self.index.clear();
         tracing::info!(bytes, "kept prefixes dropped");
