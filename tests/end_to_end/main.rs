@@ -1,6 +1,7 @@
 //! The whole program from outside.
 
 mod bench;
+mod cache;
 mod chaos;
 mod curl;
 mod demo_answers;

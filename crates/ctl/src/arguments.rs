@@ -76,6 +76,8 @@ pub(crate) enum Command {
     },
     /// Delete models from disk, never a loaded one; what another revision shares stays
     Rm(Rm),
+    /// Show what is kept for prompts that begin as earlier ones did, or drop it
+    Cache(Cache),
     /// Check the configuration file, and show what it would change
     Reread,
     /// Check the configuration file, and put to work what changed; other models run on
@@ -203,6 +205,16 @@ pub(crate) struct Rm {
     /// Stop what is loaded first
     #[arg(long)]
     pub(crate) force: bool,
+}
+
+/// Counts are since the model was loaded.
+#[derive(Debug, Args)]
+pub(crate) struct Cache {
+    /// The model's name; without it, every model that was asked for
+    pub(crate) model: Option<String>,
+    /// Drop it, in memory and on the disk
+    #[arg(long)]
+    pub(crate) clear: bool,
 }
 
 #[derive(Debug, Args)]

@@ -172,6 +172,17 @@ impl Front {
         self.checked(request.send().await.map_err(broken)?).await
     }
 
+    /// `DELETE`, answered with JSON.
+    pub(crate) async fn delete<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        query: &[(&str, &str)],
+        patience: Patience,
+    ) -> Result<T, Failure> {
+        let request = self.client(patience)?.request(Method::DELETE, local(path, query)?);
+        self.json(request.send().await.map_err(broken)?).await
+    }
+
     /// `POST` of JSON, answered with JSON.
     pub(crate) async fn post<T: DeserializeOwned>(
         &self,

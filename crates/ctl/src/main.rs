@@ -6,6 +6,7 @@
 
 mod arguments;
 mod ask;
+mod cache;
 mod call;
 mod client;
 mod commands;

@@ -226,6 +226,7 @@ mod tests {
             architecture: None,
             quantization: None,
             context_tokens: None,
+            cache: None,
         }
     }
 

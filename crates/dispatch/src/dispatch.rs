@@ -1,5 +1,7 @@
 //! The face of the crate: models by name, sequences by journal, workers by state.
 
+mod cache;
+
 use crate::admission::{Admission, Books, Handle, MemoryKeeping};
 use crate::crash::CrashFolder;
 use crate::job::{Generation, Job};
@@ -36,6 +38,8 @@ struct Slot {
     log_file: PathBuf,
     inbox: Inbox,
     worker: Worker,
+    /// Where its workers keep prefixes on the disk.
+    prefix_folder: Option<PathBuf>,
     stats: Arc<ModelStats>,
     open_max: usize,
     /// False once its files may have changed: the next request reads them again.
@@ -185,12 +189,14 @@ impl Dispatch {
             Some(slot) if slot.fresh.load(Ordering::Relaxed) => slot,
             Some(old) => {
                 let log_file = found.worker.log.path();
+                let prefix_folder = cache::folder(&found.worker);
                 old.worker.reconfigure(found.worker);
                 Arc::new(Slot {
                     open,
                     log_file,
                     inbox: old.inbox.clone(),
                     worker: old.worker.clone(),
+                    prefix_folder,
                     stats: old.stats.clone(),
                     open_max: found.open_max,
                     fresh: AtomicBool::new(true),
@@ -208,6 +214,7 @@ impl Dispatch {
         let _on_runtime = self.0.runtime.enter();
         let (notify, notices) = mpsc::channel(NOTICES_MAX);
         let log_file = found.worker.log.path();
+        let prefix_folder = cache::folder(&found.worker);
         let worker = Worker::new(
             found.worker,
             notify,
@@ -236,6 +243,7 @@ impl Dispatch {
             log_file,
             inbox,
             worker,
+            prefix_folder,
             stats,
             open_max: found.open_max,
             fresh: AtomicBool::new(true),
@@ -654,6 +662,7 @@ fn never_asked_for(name: String) -> ModelStatus {
         architecture: None,
         quantization: None,
         context_tokens: None,
+        cache: None,
     }
 }
 
@@ -697,5 +706,9 @@ fn worker_status(id: &ModelId, slot: &Slot, memory: &HashMap<u32, u64>) -> Model
         architecture: view.info.as_ref().map(|info| info.architecture.clone()),
         quantization: view.info.as_ref().map(|info| info.quantization.clone()),
         context_tokens: view.info.as_ref().map(|info| info.context_tokens),
+        cache: progress
+            .as_ref()
+            .filter(|_| view.info.is_some())
+            .map(|page| cache::status(&page.kept)),
     }
 }

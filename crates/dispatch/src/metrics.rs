@@ -5,7 +5,7 @@ use crate::admission::metrics::AdmissionMetrics;
 use crate::job::Job;
 use crate::journal::{End, Failure, Journal};
 use crate::pace::Pace;
-use mlxd_protocol::admin::{Status, WorkerState};
+use mlxd_protocol::admin::{CacheStatus, Status, WorkerState};
 use mlxd_protocol::{ModelId, Started};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -88,6 +88,54 @@ impl ModelStats {
 
 type Seconds = Family<ByModel, Histogram, fn() -> Histogram>;
 
+/// What workers keep for prompts that begin as earlier ones did. Gauges, since a new worker
+/// counts anew; what it saved over the front's life is `cached_tokens`.
+#[derive(Debug, Default)]
+struct KeptFamilies {
+    bytes: Family<ByModel, Gauge>,
+    blocks: Family<ByModel, Gauge>,
+    lookups: Family<ByModel, Gauge>,
+    hits: Family<ByModel, Gauge>,
+    evictions: Family<ByModel, Gauge>,
+    disk_bytes: Family<ByModel, Gauge>,
+    disk_reads: Family<ByModel, Gauge>,
+    disk_damaged: Family<ByModel, Gauge>,
+}
+
+impl KeptFamilies {
+    fn register(&self, r: &mut Registry) {
+        let mut gauge = |name: &str, help: &str, family: &Family<ByModel, Gauge>| {
+            r.register(format!("prefix_cache_{name}"), help, family.clone());
+        };
+        gauge("bytes", "Bytes of state kept for later prompts", &self.bytes);
+        gauge("blocks", "Blocks of state kept for later prompts", &self.blocks);
+        gauge("lookups", "Prompts looked up since the worker was loaded", &self.lookups);
+        gauge("hits", "Prompts of which a part was there", &self.hits);
+        gauge("evictions", "Blocks dropped to make room", &self.evictions);
+        gauge("disk_bytes", "Bytes of kept state on the disk", &self.disk_bytes);
+        gauge("disk_reads", "Blocks read from the disk", &self.disk_reads);
+        gauge("disk_damaged", "Files thrown away as damaged or foreign", &self.disk_damaged);
+    }
+
+    fn observe(&self, label: &ByModel, cache: Option<&CacheStatus>) {
+        let none = CacheStatus::default();
+        let cache = cache.unwrap_or(&none);
+        let disk = cache.disk.clone().unwrap_or_default();
+        for (family, value) in [
+            (&self.bytes, cache.bytes),
+            (&self.blocks, cache.blocks),
+            (&self.lookups, cache.lookups),
+            (&self.hits, cache.hits),
+            (&self.evictions, cache.evictions),
+            (&self.disk_bytes, disk.bytes),
+            (&self.disk_reads, disk.reads),
+            (&self.disk_damaged, disk.damaged),
+        ] {
+            family.get_or_create(label).set(value as i64);
+        }
+    }
+}
+
 /// Dispatch's Prometheus families.
 #[derive(Debug)]
 pub struct Metrics {
@@ -107,6 +155,7 @@ pub struct Metrics {
     queued: Family<ByModel, Gauge>,
     deaths: Family<ByModel, Gauge>,
     admission: AdmissionMetrics,
+    kept: KeptFamilies,
 }
 
 /// 1 ms to about 131 s.
@@ -138,6 +187,7 @@ impl Metrics {
             queued: Family::default(),
             deaths: Family::default(),
             admission: AdmissionMetrics::default(),
+            kept: KeptFamilies::default(),
         };
         metrics.register();
         metrics
@@ -196,6 +246,7 @@ impl Metrics {
         r.register("queued", "Sequences waiting", self.queued.clone());
         r.register("worker_deaths", "Deaths since the front started", self.deaths.clone());
         self.admission.register(r);
+        self.kept.register(r);
     }
 
     fn model(model: &ModelId) -> ByModel {
@@ -271,6 +322,7 @@ impl Metrics {
             self.running.get_or_create(&label).set(status.running.into());
             self.queued.get_or_create(&label).set(status.queued.into());
             self.deaths.get_or_create(&label).set(status.deaths.into());
+            self.kept.observe(&label, status.cache.as_ref());
         }
     }
 

@@ -5,7 +5,7 @@ use mlxd_dispatch::{
     Readiness,
 };
 use mlxd_protocol::admin::{
-    AdminErrorBody, Estimate, EstimateCall, ModelStatus, SignalName, Status, Version,
+    AdminErrorBody, CacheReport, Estimate, EstimateCall, ModelStatus, SignalName, Status, Version,
 };
 use mlxd_protocol::{BenchLeg, BenchSpec, ModelId};
 use std::future::Future;
@@ -63,6 +63,16 @@ pub(crate) trait Backend: Clone + Send + Sync + 'static {
         model: &str,
         spec: BenchSpec,
     ) -> impl Future<Output = Result<BenchLeg, AdminErrorBody>>;
+    /// What is kept for prompts that begin alike: one model's, or every one's.
+    fn cache(
+        &self,
+        model: Option<&str>,
+    ) -> impl Future<Output = Result<CacheReport, AdminErrorBody>>;
+    /// Drops it.
+    fn clear_cache(
+        &self,
+        model: Option<&str>,
+    ) -> impl Future<Output = Result<CacheReport, AdminErrorBody>>;
     /// Where a model's worker logs.
     fn log_file(&self, model: &str) -> Result<PathBuf, AdminErrorBody>;
     /// Whether requests are taken.
@@ -162,6 +172,14 @@ impl Backend for Dispatch {
 
     async fn bench(&self, model: &str, spec: BenchSpec) -> Result<BenchLeg, AdminErrorBody> {
         Dispatch::bench(self, model, spec).await
+    }
+
+    async fn cache(&self, model: Option<&str>) -> Result<CacheReport, AdminErrorBody> {
+        Dispatch::cache(self, model).await
+    }
+
+    async fn clear_cache(&self, model: Option<&str>) -> Result<CacheReport, AdminErrorBody> {
+        Dispatch::clear_cache(self, model).await
     }
 
     fn log_file(&self, model: &str) -> Result<PathBuf, AdminErrorBody> {

@@ -24,6 +24,7 @@
 //! Errors have an HTTP status of 400 and above and an [`AdminError`] as body. The OpenAI routes
 //! are served on the same socket, so `mlxctl ask` is a chat request.
 
+mod cache;
 mod crash;
 mod event;
 mod memory;
@@ -31,6 +32,7 @@ mod reload;
 mod shelf;
 mod signal;
 
+pub use cache::{CacheReport, CacheStatus, DiskCacheStatus, ModelCache};
 pub use crash::{
     CRASH_REPORT_FORMAT, CrashReport, DeathCause, DeathEnd, Deed, RequestShape, Sample, Versions,
     Why,
@@ -151,6 +153,9 @@ pub struct ModelStatus {
     /// Tokens of context, once loaded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub context_tokens: Option<u32>,
+    /// What its worker keeps for prompts that begin as earlier ones did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache: Option<CacheStatus>,
 }
 
 /// Who answers.

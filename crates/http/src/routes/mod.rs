@@ -1,5 +1,6 @@
 //! The OpenAI routes and those that say how the front is.
 
+mod cache;
 mod chat;
 mod completions;
 mod embeddings;
@@ -21,6 +22,10 @@ pub(crate) fn api<B: Backend>(config: &mut web::ServiceConfig) {
         .service(resource("/v1/embeddings", "POST", web::post().to(embeddings::embed::<B>)))
         .service(resource("/v1/models", GET, get().to(models::list::<B>)))
         .service(resource("/v1/models/{id:.*}", GET, get().to(models::one::<B>)))
+        .service(
+            resource("/v1/cache", "GET, HEAD, DELETE", get().to(cache::show::<B>))
+                .route(web::delete().to(cache::clear::<B>)),
+        )
         .service(
             resource("/v1/streams/{id:.*}", "GET, DELETE", web::get().to(streams::read_on::<B>))
                 .route(web::delete().to(streams::end::<B>)),

@@ -285,3 +285,19 @@ async fn admin_routes_are_on_the_socket_alone() {
     assert!(front.shutdown.is_cancelled());
     front.stop().await;
 }
+
+#[actix_web::test]
+async fn what_is_kept_is_shown_and_dropped() {
+    let front = Front::start(HttpLimits::default());
+    let at = front.address;
+    let kept = get(at, "/v1/cache").await.json();
+    assert_eq!(kept["models"][0]["name"], MODEL);
+    assert_eq!(kept["models"][0]["cache"]["hits"], 3);
+    assert_eq!(get(at, &format!("/v1/cache?model={MODEL}")).await.json(), kept);
+    let dropped = request(at, "DELETE", "/v1/cache", "", "").await.json();
+    assert_eq!(dropped["models"][0]["cleared_bytes"], 640);
+    let unknown = request(at, "DELETE", "/v1/cache?model=nobody", "", "").await;
+    assert_eq!(unknown.status, 404);
+    assert_eq!(post(at, "/v1/cache", "{}").await.status, 405);
+    front.stop().await;
+}

@@ -10,8 +10,8 @@ use mlxd_dispatch::{
 };
 use mlxd_protocol::ModelId;
 use mlxd_protocol::admin::{
-    AdminErrorBody, Estimate, EstimateCall, MemoryStatus, ModelStatus, Reread, SignalName, Status,
-    Verdict, Version, Why, WorkerState,
+    AdminErrorBody, CacheReport, CacheStatus, Estimate, EstimateCall, MemoryStatus, ModelCache,
+    ModelStatus, Reread, SignalName, Status, Verdict, Version, Why, WorkerState,
 };
 use mlxd_text::{ChatTemplate, SpecialTokens, TemplateLimits, Tokenizer, TokenizerLimits};
 use std::net::SocketAddr;
@@ -276,6 +276,21 @@ impl Backend for FakeBackend {
         _spec: mlxd_protocol::BenchSpec,
     ) -> Result<mlxd_protocol::BenchLeg, AdminErrorBody> {
         Err(AdminErrorBody { code: "internal".into(), message: "no engine here".into() })
+    }
+
+    async fn cache(&self, model: Option<&str>) -> Result<CacheReport, AdminErrorBody> {
+        let status = self.model_status(model.unwrap_or(MODEL), WorkerState::Running)?;
+        let cache = CacheStatus { bytes: 640, hits: 3, ..CacheStatus::default() };
+        let (cleared_bytes, cleared_disk_bytes) = (None, None);
+        let cache = Some(cache);
+        let kept = ModelCache { name: status.name, cache, cleared_bytes, cleared_disk_bytes };
+        Ok(CacheReport { models: vec![kept] })
+    }
+
+    async fn clear_cache(&self, model: Option<&str>) -> Result<CacheReport, AdminErrorBody> {
+        let mut report = self.cache(model).await?;
+        report.models[0].cleared_bytes = Some(640);
+        Ok(report)
     }
 
     fn log_file(&self, model: &str) -> Result<PathBuf, AdminErrorBody> {
