@@ -12,6 +12,7 @@ mod fixture;
 mod http_errors;
 mod leftovers;
 mod managed;
+mod memory;
 mod mlxctl;
 mod openai_client;
 mod processes;

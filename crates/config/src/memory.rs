@@ -1,13 +1,15 @@
 //! `[memory]`: how much of it models may have, who goes to make room, who waits how.
 
 use crate::section::section;
-use crate::value::{Optional, Truth};
+use crate::value::{FullPath, Optional, Truth};
+use std::path::PathBuf;
 
 section! {
     /// How much memory models may have, who goes to make room, who waits how.
     pub struct MemoryConfig in "memory" {
-        /// Bytes that all models together may be promised. Left out: what is available when mlxd
-        /// starts less the reserve, on a Mac at the most what its GPU should hold.
+        /// Bytes that all models together may be promised. Left out: the machine's memory, or what
+        /// a control group leaves of it, less the reserve; on a Mac at the most what its GPU should
+        /// hold. Of that only what other programs leave available is given out.
         budget_bytes: Option<u64> = None, Optional(1 << 26..=1 << 50);
         /// Bytes left to the system and to other programs. Left out: 20 GiB from 64 GiB of memory
         /// on, 8 GiB from 24 GiB on, else 4 GiB, and never more than a quarter.
@@ -32,5 +34,7 @@ section! {
         pressure_critical_percent: u32 = 10, 1..=100;
         /// How long it must be calmer before it counts as calmer.
         pressure_calm_ms: u64 = 10_000, 0..=3_600_000;
+        /// A file whose figures stand in for the machine's own, to rehearse with.
+        rehearsal: Option<PathBuf> = None, Optional(FullPath);
     }
 }

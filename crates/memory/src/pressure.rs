@@ -1,9 +1,11 @@
 //! How hard memory is pressed: single readings, and a level that does not flutter.
 
+use serde::Deserialize;
 use std::time::Duration;
 
 /// How hard memory is pressed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Hash, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Level {
     /// There is enough.
     #[default]

@@ -2,7 +2,7 @@
 
 use mlxd_config::{Config, Device, Folders, ModelSettings};
 use mlxd_dispatch::{Lifetime, MemoryKeeping, MemoryLimits};
-use mlxd_memory::machine::ThisMachine;
+use mlxd_memory::machine::{Rehearsed, ThisMachine};
 use mlxd_memory::{Form, Machine, ModelShape, Needs, Thresholds, WeightBytes};
 use std::io::Read;
 use std::path::Path;
@@ -34,11 +34,11 @@ pub fn keeping(config: &Config, folders: &Folders) -> MemoryKeeping {
             calm: ms(memory.pressure_calm_ms),
         },
     };
-    MemoryKeeping {
-        machine: Arc::new(ThisMachine::new()),
-        measured: folders.state.join(MEASURED),
-        limits,
-    }
+    let machine: Arc<dyn Machine> = match &memory.rehearsal {
+        Some(file) => Arc::new(Rehearsed::new(file.clone())),
+        None => Arc::new(ThisMachine::new()),
+    };
+    MemoryKeeping { machine, measured: folders.state.join(MEASURED), limits }
 }
 
 /// What the model in `folder` needs. A folder that cannot be read needs nothing that is known here:

@@ -38,7 +38,8 @@ impl Faults {
         Self { faults: faults.iter().enumerate().map(armed).collect() }
     }
 
-    /// Fails now, if a fault is planned for now. Comes back only with an engine's fault.
+    /// Fails now, if a fault is planned for now. Comes back with an engine's fault, and from
+    /// outgrowing.
     pub(crate) fn strike(&self, now: When) -> Result<(), EngineFault> {
         for armed in &self.faults {
             if is_due(armed.fault.when, now) && armed.is_asked() && armed.counts_down() {
@@ -90,6 +91,11 @@ fn fail(how: How) -> Result<(), EngineFault> {
         How::Exit(code) => std::process::exit(code),
         How::Panic => panic!("the script says panic"),
         How::OutOfMemory => run_out_of_memory(),
+        How::Outgrow(mib) => {
+            // Written to, so that it is resident; never given back.
+            std::mem::forget(vec![1_u8; mib << 20]);
+            Ok(())
+        }
         How::Hang => loop {
             std::thread::park();
         },

@@ -98,6 +98,8 @@ pub enum How {
     Panic,
     /// An allocation that the system refuses: the process takes away its own address space first.
     OutOfMemory,
+    /// Takes so many MiB that nobody promised it, and goes on if it is let.
+    Outgrow(usize),
     /// `exit` with this code.
     Exit(i32),
 }

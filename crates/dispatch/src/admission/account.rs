@@ -75,6 +75,8 @@ pub(crate) struct Account {
     pub used_at: Instant,
     pub loaded_at: Option<Instant>,
     pub load_cost: Duration,
+    /// What the process that is there was promised for being there when it was made.
+    pub planned: u64,
     /// What its process took at the last look.
     pub footprint: Option<Footprint>,
     /// The highest peak that is written down already, of this life.
@@ -106,6 +108,7 @@ impl Account {
             used_at: now,
             loaded_at: None,
             load_cost: Duration::ZERO,
+            planned: 0,
             footprint: None,
             peak_seen: 0,
             high: High::default(),

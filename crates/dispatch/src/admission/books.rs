@@ -252,7 +252,7 @@ impl Books {
     ) -> Result<(), String> {
         self.machine = memory.or(self.machine);
         let Some(account) = self.accounts.get_mut(model) else { return Ok(()) };
-        account.footprint = None;
+        (account.footprint, account.planned) = (None, account.base_bytes());
         if self.ledger.held(model.as_str()).is_none() {
             let base = account.base_bytes();
             self.ledger.grant(model.as_str(), base).map_err(|fault| fault.to_string())?;
@@ -307,7 +307,7 @@ impl Books {
     }
 
     /// Who holds memory, as the plan for `model` sees it. Models that are closed count as idle
-    /// once what runs is finished.
+    /// once what runs is finished. Those that leave are still there.
     pub(super) fn residents(
         &self,
         model: &ModelId,
@@ -351,6 +351,28 @@ impl Books {
             Some(wanted) => plan(&self.rules(), &self.residents(model, closed, now), &wanted),
             None => Plan::Fits,
         }
+    }
+
+    /// The plan for the first in the model's line, once everybody who leaves is gone.
+    fn plan_after_leaving(
+        &self,
+        model: &ModelId,
+        closed: &BTreeSet<ModelId>,
+        now: Instant,
+    ) -> Option<Plan> {
+        let wanted = self.wanted(model, &self.accounts.get(model)?.waiting.front()?.turn)?;
+        let leaves = |name: &str| {
+            let found = self.accounts.iter().find(|(id, _)| id.as_str() == name);
+            found.is_some_and(|(_, account)| account.stage == Stage::Leaving)
+        };
+        let (leaving, staying): (Vec<Resident>, Vec<Resident>) = self
+            .residents(model, closed, now)
+            .into_iter()
+            .partition(|resident| leaves(&resident.name));
+        let mut rules = self.rules();
+        let comes_back = leaving.iter().map(|resident| resident.bytes).sum();
+        rules.free = rules.free.saturating_add(comes_back);
+        Some(plan(&rules, &staying, &wanted))
     }
 
     /// The model that has waited too long, and those in its way.
@@ -427,9 +449,12 @@ impl Books {
         }
         match self.plan_for(model, &front.turn, closed, now) {
             Plan::Fits => self.promise(model, now, acts),
-            Plan::Evict(names) => {
-                for name in names {
-                    self.unload(&name, Leave::Room(model.clone()), acts);
+            Plan::Evict(_) => {
+                // What leaves already may be enough.
+                if let Some(Plan::Evict(names)) = self.plan_after_leaving(model, closed, now) {
+                    for name in names {
+                        self.unload(&name, Leave::Room(model.clone()), acts);
+                    }
                 }
                 false
             }
@@ -537,7 +562,7 @@ impl Books {
             let counted = account.key.as_ref().is_none_or(|key| key.backend != "cuda");
             let (footprint, _) = look.workers.get(&pid).filter(|_| counted)?;
             let may = self.containment(id)?;
-            let promised = self.ledger.held(id.as_str())?.total();
+            let promised = account.planned + self.ledger.held(id.as_str())?.grown;
             let why = words::outgrown(footprint.bytes, promised, may);
             (footprint.bytes > may).then(|| Act::Condemn(id.clone(), why))
         };
@@ -610,13 +635,15 @@ impl Books {
         }
     }
 
-    /// Bytes that the system may be told to hold the model's worker to.
+    /// Bytes that the model's worker may take at the most. What it was measured to take since it
+    /// was made does not count: one that grows and grows would never be at its limit.
     pub(crate) fn containment(&self, model: &ModelId) -> Option<u64> {
         /// What no formula is blamed for.
         const FLOOR: u64 = 256 << 20;
         let percent = self.limits.overrun_percent?;
-        let held = self.ledger.held(model.as_str())?.total();
-        Some(held.saturating_add(held / 100 * u64::from(percent)).saturating_add(FLOOR))
+        let planned = self.accounts.get(model)?.planned;
+        let may = planned.saturating_add(self.ledger.held(model.as_str())?.grown);
+        Some(may.saturating_add(may / 100 * u64::from(percent)).saturating_add(FLOOR))
     }
 }
 

@@ -260,6 +260,27 @@ fn an_idle_model_makes_room_and_a_busy_one_does_not() {
 }
 
 #[test]
+fn what_leaves_already_is_not_unloaded_for_twice() {
+    let mut world = World::new(2 * World::new(1, &[]).base() + 40, &["a", "b", "c"]);
+    for name in ["a", "b"] {
+        let request = world.ask(name, 256);
+        world.settle();
+        world.end(request);
+        world.pass_time(60 * S);
+    }
+    let third = world.ask("c", 256);
+    let leaving: Vec<&str> = world.unloading.iter().map(ModelId::as_str).collect();
+    assert_eq!(leaving, ["a"]);
+    // Whatever happens meanwhile: a's memory will be enough.
+    world.seen(&id("a"), WorkerState::Stopping);
+    world.pass_time(S);
+    assert_eq!(world.unloading.len(), 1, "b stays");
+    world.settle();
+    assert!(world.runs(third));
+    assert_eq!(world.loaded(), ["b", "c"]);
+}
+
+#[test]
 fn who_comes_while_his_model_leaves_waits_and_is_served() {
     let mut world = World::new(room_for_one(), &["a", "b"]);
     let first = world.ask("a", 256);
@@ -469,9 +490,11 @@ fn who_outgrows_the_promise_is_ended_and_the_ledger_forgets_it() {
     world.settle();
     let pid = world.workers[&id("a")];
     let may = world.books.containment(&id("a")).unwrap() / MIB;
-    world.look_at(pid, may - 1, may - 1);
+    // Little by little, so that the ledger follows.
+    for mib in (world.base()..=may).step_by(10) {
+        world.look_at(pid, mib, mib);
+    }
     assert!(world.condemned.is_empty());
-    let may = world.books.containment(&id("a")).unwrap() / MIB;
     world.look_at(pid, may + 1, may + 1);
     let [why] = &world.condemned[..] else { panic!("{:?}", world.condemned) };
     assert!(why.contains("outgrew its memory") && why.contains("overrun_percent"), "{why}");

@@ -19,10 +19,10 @@ pub(crate) fn take(fields: &mut Fields) -> Result<Option<KeepAlive>, ApiError> {
         _ => None,
     };
     match seconds {
-        Some(seconds) if !(0.0..=LONGEST_S).contains(&seconds) => Ok(Some(KeepAlive::Forever)),
-        Some(seconds) if seconds.is_finite() => {
+        Some(seconds) if (0.0..=LONGEST_S).contains(&seconds) => {
             Ok(Some(KeepAlive::For(Duration::from_secs_f64(seconds))))
         }
+        Some(seconds) if !seconds.is_nan() => Ok(Some(KeepAlive::Forever)),
         _ => Err(wrong("keep_alive", "seconds, or a duration such as \"5m\"", &value)),
     }
 }

@@ -1,6 +1,7 @@
 //! The operating system's figures: memory there is, what a process takes, how hard it is pressed.
 //!
-//! [`Machine`] is one trait with a twin per system and a simulated one for tests; one conformance
+//! [`Machine`] is one trait with a twin per system, one whose figures a file can change, and a
+//! simulated one for tests; one conformance
 //! test runs against each that is compiled.
 
 #[cfg(target_os = "linux")]
@@ -8,12 +9,14 @@ mod linux;
 #[cfg(target_os = "macos")]
 mod macos;
 pub mod proc_files;
+mod rehearsed;
 mod simulated;
 
 #[cfg(target_os = "linux")]
 pub use linux::ThisMachine;
 #[cfg(target_os = "macos")]
 pub use macos::ThisMachine;
+pub use rehearsed::Rehearsed;
 pub use simulated::Simulated;
 
 use crate::Reading;
@@ -123,6 +126,20 @@ mod tests {
         drop(ballast);
         let after = machine.footprint(std::process::id()).unwrap().bytes;
         assert!(after + (48 << 20) < with, "{with} then {after}");
+    }
+
+    #[test]
+    fn the_rehearsed_machine_conforms_and_does_as_its_file_says() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("figures.json");
+        let machine = Rehearsed::new(file.clone());
+        conforms(&machine, std::process::id(), u32::MAX >> 1);
+        std::fs::write(&file, r#"{"available_bytes": 5000, "pressure": "critical"}"#).unwrap();
+        conforms(&machine, std::process::id(), u32::MAX >> 1);
+        assert_eq!(machine.memory().unwrap().available, 5000);
+        assert_eq!(machine.pressure().unwrap().level, Some(crate::Level::Critical));
+        std::fs::write(&file, r#"{"avail": 5000}"#).unwrap();
+        assert!(machine.memory().unwrap_err().to_string().contains("avail"));
     }
 
     #[test]

@@ -1,0 +1,485 @@
+//! Many models and memory for some of them: who is loaded, who makes room, who waits, who is
+//! refused, what pressure does, and who dies of taking too much. Real processes throughout; the
+//! machine's figures are a file's where a test needs others than this machine's.
+
+use crate::fixture::{chat, config, delta, said, status_of};
+use mlxd_testkit::{
+    Answer, Body, Events, Fault, FrontConfig, FrontProcess, How, ModelFolder, Outcome, Response,
+    Script, When, until,
+};
+use serde_json::{Value, json};
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::process::Command;
+
+const CHAT: &str = "/v1/chat/completions";
+const MIB: u64 = 1 << 20;
+
+/// The formula gives the scripted models 112 MiB for a worker and 64 for its buffers; what this
+/// ballast is measured to come to is 160 with or without the buffers.
+const BALLAST_MIB: usize = 150;
+/// Room for one of them, and not for two, measured or not.
+const ROOM_FOR_ONE: u64 = 300 * MIB;
+/// Room for two, and not for three.
+const ROOM_FOR_TWO: u64 = 480 * MIB;
+
+/// A front with models `a`, `b`, … and a machine that a file tells about.
+struct Machine {
+    front: FrontProcess,
+    models: Vec<ModelFolder>,
+    figures: PathBuf,
+    _folder: tempfile::TempDir,
+}
+
+impl Machine {
+    fn start(budget: u64, scripts: &[Script]) -> Self {
+        Self::start_with(budget, scripts, |config| config)
+    }
+
+    fn start_with(
+        budget: u64,
+        scripts: &[Script],
+        change: impl FnOnce(FrontConfig) -> FrontConfig,
+    ) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let figures = folder.path().join("machine.json");
+        let models: Vec<ModelFolder> = scripts.iter().map(ModelFolder::new).collect();
+        let mut config = config()
+            .with("memory.budget_bytes", budget as i64)
+            .with("memory.reserve_bytes", 0)
+            .with("memory.residence_min_ms", 0)
+            .with("memory.look_interval_ms", 50)
+            .with("memory.pressure_calm_ms", 200)
+            .with("memory.rehearsal", figures.to_string_lossy().as_ref())
+            .with("models.device", "cpu")
+            .with("models.prefill_chunk_tokens", 64)
+            .with("models.prefix_cache_bytes_max", 0);
+        for (name, model) in names().zip(&models) {
+            config = config.with_model(&name, model.path());
+        }
+        let front = FrontProcess::start(&change(config));
+        Self { front, models, figures, _folder: folder }
+    }
+
+    /// The machine's figures from now on.
+    fn set(&self, figures: Value) {
+        let draft = self.figures.with_extension("new");
+        std::fs::write(&draft, figures.to_string()).unwrap();
+        std::fs::rename(draft, &self.figures).unwrap();
+    }
+
+    fn post(&self, model: &str, more: Value) -> Response {
+        self.front.client().post(CHAT, &chat(model, "tell me", more))
+    }
+
+    fn ask(&self, model: &str, more: Value) -> Outcome {
+        Outcome::read(self.post(model, more), |_, _| ControlFlow::Continue(()))
+    }
+
+    /// A whole short answer.
+    fn answered(&self, model: &str) -> Answer {
+        self.ask(model, json!({"max_tokens": 8, "seed": 1})).whole()
+    }
+
+    /// A stream that goes on until it is dropped.
+    fn begun(&self, model: &str) -> Events<Body> {
+        let more = json!({"max_tokens": 3000, "seed": 1, "stream": true});
+        let mut events = self.post(model, more).events();
+        while delta(&events.expect_event().json()).is_empty() {}
+        events
+    }
+
+    fn status(&self) -> Value {
+        self.front.admin().get("/admin/v1/status").json()
+    }
+
+    fn state(&self, model: &str) -> String {
+        status_of(&self.front, model)["state"].as_str().unwrap_or_default().to_owned()
+    }
+
+    fn until_state(&self, model: &str, state: &str) {
+        until(&format!("{model} to be {state}"), || (self.state(model) == state).then_some(()));
+    }
+
+    fn loaded(&self) -> Vec<String> {
+        let models = self.status()["models"].as_array().unwrap().clone();
+        let running = models.iter().filter(|model| model["state"] == "RUNNING");
+        running.map(|model| model["name"].as_str().unwrap().to_owned()).collect()
+    }
+
+    fn events(&self) -> Vec<Value> {
+        let text = self.front.admin().get("/admin/v1/events?last=1000").text();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    fn happened(&self, event: &str, model: &str) -> Vec<Value> {
+        let is_it = |seen: &Value| seen["event"] == event && seen["model"] == model;
+        self.events().into_iter().filter(is_it).collect()
+    }
+
+    fn mlxctl(&self, arguments: &[&str]) -> (i32, String) {
+        let output = self.front.home().command("mlxctl").args(arguments).output().unwrap();
+        let text = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
+        (output.status.code().unwrap(), text.concat())
+    }
+
+    fn metric(&self, line_begins: &str) -> f64 {
+        let text = self.front.client().get("/metrics").text();
+        let line = text.lines().find(|line| line.starts_with(line_begins));
+        let line = line.unwrap_or_else(|| panic!("no {line_begins} in\n{text}"));
+        line.rsplit(' ').next().unwrap().parse().unwrap()
+    }
+}
+
+fn names() -> impl Iterator<Item = String> {
+    ('a'..='z').map(|letter| format!("org/{letter}"))
+}
+
+fn script() -> Script {
+    Script { allocate_mib: BALLAST_MIB, ..Script::default() }
+}
+
+fn slow() -> Script {
+    Script { step_us: 5000, ..script() }
+}
+
+/// What the operating system counts for a process; 0 for one that is gone.
+fn resident_mib(pid: u32) -> u64 {
+    let pid = pid.to_string();
+    let listed = Command::new("ps").args(["-o", "rss=", "-p", &pid]).output();
+    let listed = listed.expect("ps is there");
+    let kib = String::from_utf8(listed.stdout).unwrap().trim().parse::<u64>();
+    kib.unwrap_or(0) / 1024
+}
+
+#[test]
+fn the_least_recently_used_idle_model_makes_room() {
+    let machine = Machine::start(ROOM_FOR_TWO, &[script(), script(), script()]);
+    for model in ["org/a", "org/b", "org/a"] {
+        machine.answered(model);
+    }
+    assert_eq!(machine.loaded(), ["org/a", "org/b"]);
+    machine.answered("org/c");
+    assert_eq!(machine.loaded(), ["org/a", "org/c"]);
+    let [unloading] = &machine.happened("unloading", "org/b")[..] else {
+        panic!("{:?}", machine.events())
+    };
+    assert_eq!(unloading["reason"], "to make room for org/c");
+    assert_eq!(machine.metric("mlxd_evictions_total{model=\"org/b\",reason=\"room\"}"), 1.0);
+    assert_eq!(machine.front.workers().len(), 2);
+    let memory = &machine.status()["memory"];
+    let bytes = |key: &str| memory[key].as_u64().unwrap();
+    assert_eq!(bytes("budget_bytes"), ROOM_FOR_TWO);
+    assert_eq!(bytes("promised_bytes") + bytes("free_bytes"), ROOM_FOR_TWO, "{memory}");
+}
+
+#[test]
+fn a_busy_model_stays_and_who_waits_for_its_memory_is_served_after_it() {
+    let machine = Machine::start(ROOM_FOR_ONE, &[slow(), script()]);
+    let busy = machine.begun("org/a");
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| machine.answered("org/b"));
+        let residence = until("b to wait", || {
+            let residence = status_of(&machine.front, "org/b")["residence"].clone();
+            (residence["waiting"] == 1).then_some(residence)
+        });
+        let why = residence["waits_for"].as_str().unwrap();
+        assert!(why.contains("org/b needs") && why.contains("org/a holds"), "{why}");
+        assert!(why.contains("(busy)"), "{why}");
+        let (code, shown) = machine.mlxctl(&["status"]);
+        assert_eq!(code, 3, "b is not running");
+        assert!(shown.contains("1 wait for memory: org/b needs"), "{shown}");
+        assert_eq!(machine.metric("mlxd_memory_waiting"), 1.0);
+        assert_eq!(machine.loaded(), ["org/a"]);
+        drop(busy);
+        waiting.join().expect("an answer");
+    });
+    assert_eq!(machine.loaded(), ["org/b"]);
+}
+
+#[test]
+fn a_pinned_model_is_never_unloaded_and_unpinning_lets_the_next_one_in() {
+    let machine = Machine::start(ROOM_FOR_ONE, &[script(), script()]);
+    machine.answered("org/a");
+    let (code, told) = machine.mlxctl(&["pin", "org/a"]);
+    assert_eq!((code, told.as_str()), (0, "org/a: pinned\n"));
+    assert!(machine.mlxctl(&["status", "org/a"]).1.contains("pinned"));
+    let Outcome::Error { status, code, message, .. } = machine.ask("org/b", json!({})) else {
+        panic!("an error")
+    };
+    assert_eq!((status, code.as_str()), (507, "insufficient_memory"));
+    assert!(message.contains("org/a holds") && message.contains("(pinned)"), "{message}");
+    assert_eq!(machine.mlxctl(&["start", "org/b"]).0, 7);
+    assert_eq!(machine.mlxctl(&["unpin", "org/a"]).0, 0);
+    machine.answered("org/b");
+    assert_eq!(machine.loaded(), ["org/b"]);
+}
+
+#[test]
+fn many_requests_for_a_cold_model_load_it_once() {
+    let cold = Script { load_ms: 300, ..script() };
+    let machine = Machine::start(ROOM_FOR_ONE, &[cold]);
+    let alone = machine.ask("org/a", json!({"max_tokens": 8, "seed": 1})).whole();
+    assert_eq!(machine.mlxctl(&["stop", "org/a"]).0, 0);
+    std::thread::scope(|scope| {
+        let clients: Vec<_> = (0..6).map(|_| scope.spawn(|| machine.answered("org/a"))).collect();
+        for client in clients {
+            assert_eq!(client.join().unwrap().choices, alone.choices);
+        }
+    });
+    assert_eq!(machine.happened("worker_spawned", "org/a").len(), 2, "one for each load");
+}
+
+#[test]
+fn who_waits_too_long_and_who_is_one_too_many_are_refused_with_the_numbers() {
+    let machine = Machine::start_with(ROOM_FOR_ONE, &[slow(), script()], |config| {
+        config.with("requests.queue_timeout_ms", 1500).with("memory.waiting_max", 1)
+    });
+    machine.front.admin().post("/admin/v1/start", &json!({"model": "org/a"})).json();
+    let _busy = machine.begun("org/a");
+    std::thread::scope(|scope| {
+        let first = scope.spawn(|| machine.post("org/b", json!({})));
+        until("b to wait", || {
+            let waits = status_of(&machine.front, "org/b")["residence"]["waiting"] == 1;
+            waits.then_some(())
+        });
+        let second = machine.post("org/b", json!({}));
+        for (response, words) in [(second, "waiting_max"), (first.join().unwrap(), "queue_timeout")]
+        {
+            assert_eq!(response.status, 503);
+            assert!(response.header("retry-after").is_some());
+            let error = response.json()["error"].clone();
+            assert_eq!(error["code"], "memory_full");
+            let message = error["message"].as_str().unwrap();
+            for word in [words, "org/b needs", "of 300 MiB are free", "org/a holds", "(busy)"] {
+                assert!(message.contains(word), "{message} lacks {word}");
+            }
+        }
+    });
+    assert_eq!(machine.loaded(), ["org/a"]);
+}
+
+#[test]
+fn what_never_fits_is_refused_at_once_and_estimated_before() {
+    let machine = Machine::start(100 * MIB, &[script()]);
+    let (code, told) = machine.mlxctl(&["estimate", "org/a", "--context", "1024", "--batch", "2"]);
+    assert_eq!(code, 1, "{told}");
+    for word in ["2 sequences of 1024 tokens", "weights", "never", "can never fit"] {
+        assert!(told.contains(word), "{told} lacks {word}");
+    }
+    let response = machine.post("org/a", json!({}));
+    assert_eq!((response.status, response.header("x-should-retry")), (507, Some("false")));
+    assert_eq!(response.header("retry-after"), None);
+    let error = response.json()["error"].clone();
+    assert_eq!(
+        (&error["code"], &error["type"]),
+        (&json!("insufficient_memory"), &json!("server_error"))
+    );
+    assert!(error["message"].as_str().unwrap().contains("of 100 MiB are free"), "{error}");
+    assert!(machine.happened("worker_spawned", "org/a").is_empty());
+    assert_eq!(machine.metric("mlxd_memory_refusals_total"), 1.0);
+}
+
+#[test]
+fn an_idle_model_goes_after_its_time_and_its_memory_is_back_by_the_systems_number() {
+    let large = Script { allocate_mib: 300, ..Script::default() };
+    let machine = Machine::start_with(2048 * MIB, &[large, script(), script()], |config| {
+        config
+            .with_model_key("org/a", "ttl_s", 0)
+            .with_model_key("org/c", "ttl_s", 0)
+            .with_model_key("org/c", "pinned", true)
+    });
+    machine.front.admin().post("/admin/v1/start", &json!({"model": "org/c"})).json();
+    let worker = std::thread::scope(|scope| {
+        let asked =
+            scope.spawn(|| machine.ask("org/a", json!({"max_tokens": 3000, "keep_alive": 60})));
+        let worker = until("a to be loaded", || {
+            let status = status_of(&machine.front, "org/a");
+            status["pid"].as_u64().filter(|_| status["state"] == "RUNNING")
+        });
+        asked.join().unwrap().whole();
+        worker as u32
+    });
+    // keep_alive is the request's word over ttl_s.
+    assert!(resident_mib(worker) >= 300, "{} MiB", resident_mib(worker));
+    let leaves = &status_of(&machine.front, "org/a")["residence"]["leaves_in_s"];
+    assert!(leaves.as_u64().is_some_and(|seconds| seconds > 30), "{leaves}");
+    machine.ask("org/a", json!({"max_tokens": 4, "keep_alive": "0s"})).whole();
+    machine.until_state("org/a", "STOPPED");
+    assert_eq!(resident_mib(worker), 0, "the process is gone");
+    assert_eq!(status_of(&machine.front, "org/a")["residence"]["promised_bytes"], 0);
+    let [unloading] = &machine.happened("unloading", "org/a")[..] else { panic!("one") };
+    assert!(unloading["reason"].as_str().unwrap().contains("keep_alive"));
+    assert_eq!(machine.loaded(), ["org/c"], "pinned");
+}
+
+#[test]
+fn pressure_unloads_the_idle_then_refuses_and_passes() {
+    let machine = Machine::start(2048 * MIB, &[slow(), script(), script()]);
+    let mut running = machine.begun("org/a");
+    machine.answered("org/b");
+    let pressure = |level: &str| {
+        machine.set(json!({ "pressure": level }));
+        until(&format!("pressure to be {level}"), || {
+            (machine.status()["memory"]["pressure"] == level).then_some(())
+        });
+    };
+    pressure("warning");
+    assert_eq!(machine.loaded(), ["org/a", "org/b"], "a warning unloads nobody");
+    pressure("critical");
+    machine.until_state("org/b", "STOPPED");
+    assert_eq!(machine.loaded(), ["org/a"], "nobody busy goes");
+    assert_eq!(machine.metric("mlxd_memory_pressure{level=\"critical\"}"), 1.0);
+    let refused = until("new work to be refused", || {
+        let response = machine.post("org/a", json!({"max_tokens": 4}));
+        (response.status != 200).then_some(response)
+    });
+    assert_eq!(refused.status, 503);
+    assert!(refused.header("retry-after").is_some());
+    assert_eq!(refused.json()["error"]["code"], "memory_pressure");
+    assert!(!delta(&running.expect_event().json()).is_empty(), "what runs goes on");
+    pressure("normal");
+    machine.answered("org/c");
+    let levels: Vec<Value> = machine
+        .events()
+        .into_iter()
+        .filter(|event| event["event"] == "memory_pressure")
+        .map(|event| event["level"].clone())
+        .collect();
+    assert_eq!(levels, ["warning", "critical", "warning", "normal"], "down by one step at a time");
+}
+
+/// A worker that takes `mib` more when it is asked to.
+fn outgrows(mib: usize, times_max: Option<u32>) -> Script {
+    let fault = Fault { when: When::Asked, how: How::Outgrow(mib), times_max };
+    Script { faults: vec![fault], ..slow() }
+}
+
+/// An answer of a model undisturbed.
+fn undisturbed(model: usize, tokens: u32) -> Answer {
+    let scripts: Vec<Script> = (0..=model).map(|_| script()).collect();
+    let machine = Machine::start(2048 * MIB, &scripts);
+    let name = names().nth(model).unwrap();
+    machine.ask(&name, json!({"max_tokens": tokens, "seed": 1})).whole()
+}
+
+#[test]
+fn a_worker_that_outgrows_its_promise_dies_alone_and_its_requests_go_on() {
+    let machine = Machine::start(2048 * MIB, &[outgrows(700, Some(1)), slow()]);
+    let mut sibling = machine.begun("org/b");
+    let promised = |model| status_of(&machine.front, model)["residence"]["promised_bytes"].clone();
+    std::thread::scope(|scope| {
+        let ask = json!({"max_tokens": 200, "seed": 1});
+        let offender = scope.spawn(|| machine.ask("org/a", ask));
+        until("a to answer", || (status_of(&machine.front, "org/a")["running"] == 1).then_some(()));
+        machine.models[0].ask_fault(0);
+        let answer = offender.join().unwrap().whole();
+        assert_eq!(answer.choices, undisturbed(0, 200).choices, "replayed");
+        let after = promised("org/a").as_u64().unwrap();
+        assert!(after < 300 * MIB, "{after}: not held to the overrun");
+    });
+    let status = status_of(&machine.front, "org/a");
+    assert_eq!((&status["state"], &status["deaths"]), (&json!("RUNNING"), &json!(1)));
+    let sibling_status = status_of(&machine.front, "org/b");
+    assert_eq!(sibling_status["deaths"], 0);
+    assert!(!delta(&sibling.expect_event().json()).is_empty(), "b's stream goes on");
+    assert_eq!(machine.front.client().get("/health").status, 200);
+}
+
+#[test]
+fn who_always_outgrows_is_refused_with_the_reason() {
+    let always = Script {
+        faults: vec![Fault { when: When::Tokens(20), how: How::Outgrow(700), times_max: None }],
+        ..slow()
+    };
+    let machine = Machine::start(2048 * MIB, &[always, slow()]);
+    let mut sibling = machine.begun("org/b");
+    let (code, message, _) = machine.ask("org/a", json!({"max_tokens": 200})).error();
+    assert_eq!(code, "quarantined");
+    assert!(message.contains("died 2 times"), "{message}");
+    assert!(!delta(&sibling.expect_event().json()).is_empty(), "b's stream goes on");
+}
+
+#[test]
+fn where_the_system_holds_no_process_to_a_limit_the_front_ends_who_outgrows() {
+    // What a GPU's driver maps is no measure, so the system is told of no limit there.
+    let machine = Machine::start_with(4096 * MIB, &[outgrows(1400, Some(1)), slow()], |config| {
+        config.with_model_key("org/a", "device", "gpu")
+    });
+    let mut sibling = machine.begun("org/b");
+    let _cut = machine.begun("org/a");
+    machine.models[0].ask_fault(0);
+    let why = until("its death to be told of", || {
+        let why = machine.front.admin().get("/admin/v1/why?model=org%2Fa").json();
+        why["report"].is_object().then_some(why)
+    });
+    assert!(why.to_string().contains("outgrew its memory"), "{why}");
+    machine.until_state("org/a", "RUNNING");
+    assert!(!delta(&sibling.expect_event().json()).is_empty(), "b's stream goes on");
+}
+
+#[test]
+fn no_worker_is_started_into_memory_that_did_not_come_back() {
+    let machine = Machine::start(2048 * MIB, &[slow()]);
+    let stream = machine.begun("org/a");
+    let [worker] = machine.front.workers()[..] else { panic!("one worker") };
+    machine.set(json!({"available_bytes": 10 * MIB}));
+    until("the shortage to be seen", || {
+        (machine.status()["memory"]["free_bytes"] == 0).then_some(())
+    });
+    machine.mlxctl(&["signal", "kill", "org/a"]);
+    let reason = until("the model to wait", || {
+        let status = status_of(&machine.front, "org/a");
+        let reason = status["reason"].as_str()?.to_owned();
+        (status["state"] == "BACKOFF" && reason.contains("may not have come back"))
+            .then_some(reason)
+    });
+    assert!(reason.contains("10.0 MiB"), "{reason}");
+    assert!(machine.front.workers().is_empty());
+    assert!(!machine.happened("no_room", "org/a").is_empty());
+    assert_eq!(machine.happened("worker_spawned", "org/a").len(), 1);
+    // It comes back, and the stream goes on.
+    machine.set(json!({}));
+    machine.until_state("org/a", "RUNNING");
+    let [next] = machine.front.workers()[..] else { panic!("one worker") };
+    assert_ne!(next, worker);
+    let mut stream = stream;
+    assert!(!delta(&stream.expect_event().json()).is_empty());
+}
+
+#[test]
+fn models_are_loaded_at_the_start_and_no_more_of_them_than_are_allowed() {
+    let machine = Machine::start_with(2048 * MIB, &[script(), script(), script()], |config| {
+        config
+            .with_model_key("org/a", "preload", true)
+            .with_model_key("org/a", "pinned", true)
+            .with("memory.max_loaded", 2)
+    });
+    machine.until_state("org/a", "RUNNING");
+    machine.answered("org/b");
+    machine.answered("org/c");
+    assert_eq!(machine.loaded(), ["org/a", "org/c"]);
+    assert_eq!(machine.front.workers().len(), 2);
+}
+
+#[test]
+fn what_was_measured_is_kept_over_a_restart() {
+    let machine = Machine::start(2048 * MIB, &[script()]);
+    let estimate = |front: &FrontProcess| {
+        front.admin().get("/admin/v1/estimate?model=org%2Fa&context=256").json()
+    };
+    assert_eq!(estimate(&machine.front)["measured_loaded_bytes"], Value::Null);
+    assert_eq!(said(&machine.post("org/a", json!({"max_tokens": 8})).json()).len(), 8);
+    let measured = |front: &FrontProcess| {
+        estimate(front)["measured_peak_bytes"].as_u64().filter(|bytes| *bytes > 100 * MIB)
+    };
+    until("a measured peak", || measured(&machine.front));
+    let file = machine.front.home().path().join("state/mlxd/memory.json");
+    until("it to be written down", || {
+        std::fs::read_to_string(&file).ok()?.contains("256 x 1").then_some(())
+    });
+    let config =
+        config().with_model("org/a", machine.models[0].path()).with("models.device", "cpu");
+    let front = FrontProcess::start_in(machine.front.kill(), &config);
+    assert!(measured(&front).is_some(), "{}", estimate(&front));
+}
