@@ -4,8 +4,8 @@ use crate::report::{Report, Written, write_json};
 use crate::session::{Benchmark, Session, print};
 use crate::target::ServerFlags;
 use crate::{
-    Front, attention, bandwidth, batch, detok, forward, llm, memory, overhead, serve, single,
-    stream,
+    Front, admission, attention, bandwidth, batch, cache_memory, detok, forward, llm, load, memory,
+    overhead, paged_cache, prefix_cache, serve, single, stream, swap,
 };
 use anyhow::Context;
 use clap::{Args, Command};
@@ -79,7 +79,13 @@ async fn measure(
     one::<bandwidth::Arguments>(arguments, session, outcome).await?;
     one::<attention::Arguments>(arguments, session, outcome).await?;
     one::<memory::Arguments>(arguments, session, outcome).await?;
-    one::<forward::Arguments>(arguments, session, outcome).await
+    one::<forward::Arguments>(arguments, session, outcome).await?;
+    one::<prefix_cache::Arguments>(arguments, session, outcome).await?;
+    one::<paged_cache::Arguments>(arguments, session, outcome).await?;
+    one::<cache_memory::Arguments>(arguments, session, outcome).await?;
+    one::<load::Arguments>(arguments, session, outcome).await?;
+    one::<swap::Arguments>(arguments, session, outcome).await?;
+    one::<admission::Arguments>(arguments, session, outcome).await
 }
 
 /// Runs a benchmark with its defaults. A failure of it is noted and the others go on; a server
@@ -127,6 +133,9 @@ fn defaults<B: Args>(all: &Arguments) -> anyhow::Result<B> {
     }
     if has("model") {
         line.extend(server.model.iter().flat_map(|model| ["--model".to_owned(), model.clone()]));
+    }
+    if has("models") {
+        line.extend(server.model.iter().flat_map(|model| ["--models".to_owned(), model.clone()]));
     }
     if has("config") && (server.url.is_none() || !has("url")) {
         let config = server.config.as_ref().map(|path| path.to_string_lossy().into_owned());

@@ -99,6 +99,9 @@ pub struct Answered {
     pub counted: Counted,
     /// Why it ended.
     pub finish_reason: Option<String>,
+    /// What it said, reasoning left out.
+    #[serde(skip)]
+    pub text: String,
 }
 
 /// A client of one server.
@@ -184,6 +187,7 @@ struct Reading {
     deltas_s: Vec<f64>,
     usage: Option<Value>,
     finish_reason: Option<String>,
+    text: String,
     done: bool,
 }
 
@@ -206,6 +210,9 @@ impl Reading {
         if let Some(reason) = event["choices"][0]["finish_reason"].as_str() {
             self.finish_reason = Some(reason.to_owned());
         }
+        let choice = &event["choices"][0];
+        let said = choice["delta"]["content"].as_str().or_else(|| choice["text"].as_str());
+        self.text += said.unwrap_or_default();
         if event["usage"].is_object() {
             self.usage = Some(event["usage"].clone());
         }
@@ -229,6 +236,7 @@ impl Reading {
             cached_tokens: count(&usage["prompt_tokens_details"]["cached_tokens"]).unwrap_or(0),
             counted: if counted.is_some() { Counted::Usage } else { Counted::Deltas },
             finish_reason: self.finish_reason,
+            text: self.text,
             deltas_s: self.deltas_s,
         })
     }
@@ -295,6 +303,7 @@ mod tests {
         assert_eq!((answered.first_s, answered.deltas_s.len()), (1.0, 2));
         assert_eq!((answered.completion_tokens, answered.prompt_tokens), (9, 4));
         assert_eq!((answered.cached_tokens, answered.counted), (3, Counted::Usage));
+        assert_eq!(answered.text, "Yes");
     }
 
     #[test]

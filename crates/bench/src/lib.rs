@@ -11,20 +11,27 @@
 //! folders of its own, unless `--url` names one. What needs MLX itself runs in a worker: this
 //! program links none.
 
+mod admission;
 mod all;
 mod attention;
 mod bandwidth;
 mod batch;
+mod cache_memory;
 mod client;
 mod compare;
 mod detok;
 mod fit;
 mod forward;
 mod llm;
+mod load;
 mod machine;
 mod memory;
 mod overhead;
+mod paged_cache;
+mod pages;
 mod plot;
+mod prefix_cache;
+mod prefixes;
 mod prompts;
 mod report;
 mod serve;
@@ -33,12 +40,14 @@ mod session;
 mod single;
 mod stats;
 mod stream;
+mod swap;
 mod table;
 mod target;
 mod volley;
 mod worker;
 
 use clap::{Args, Subcommand};
+use mlxd_memory::Needs;
 use mlxd_protocol::LoadSpec;
 use session::show;
 use std::path::{Path, PathBuf};
@@ -50,6 +59,8 @@ pub struct LocalModel {
     pub folder: PathBuf,
     /// What a worker would be told.
     pub load: LoadSpec,
+    /// What of memory it is expected to need.
+    pub needs: Needs,
 }
 
 /// What only the front can tell: it knows the configuration.
@@ -101,6 +112,18 @@ enum Table {
     Memory(memory::Arguments),
     /// Whole forward passes a second, by length.
     Forward(forward::Arguments),
+    /// What the server keeps of prompts: hits, misses, tokens saved.
+    PrefixCache(prefix_cache::Arguments),
+    /// Two rounds of requests at once that share a system prompt, against ones that do not.
+    PagedCache(paged_cache::Arguments),
+    /// Memory that shared beginnings save: system prompts, concurrent requests, branches.
+    CacheMemory(cache_memory::Arguments),
+    /// Load time and memory by model and by length, with fits over the parameters.
+    Load(load::Arguments),
+    /// From a request for a model that is not loaded to its first token, and a start in parts.
+    Swap(swap::Arguments),
+    /// What admission predicts against what is taken: errors, false admits, false rejects.
+    Admission(admission::Arguments),
     /// The tables above on one page with pictures.
     All(all::Arguments),
     /// Two reports of one benchmark side by side.
@@ -126,6 +149,12 @@ pub fn run(arguments: &Arguments, front: &dyn Front) -> anyhow::Result<()> {
             Table::Attention(arguments) => show(arguments, front).await,
             Table::Memory(arguments) => show(arguments, front).await,
             Table::Forward(arguments) => show(arguments, front).await,
+            Table::PrefixCache(arguments) => show(arguments, front).await,
+            Table::PagedCache(arguments) => show(arguments, front).await,
+            Table::CacheMemory(arguments) => show(arguments, front).await,
+            Table::Load(arguments) => show(arguments, front).await,
+            Table::Swap(arguments) => show(arguments, front).await,
+            Table::Admission(arguments) => show(arguments, front).await,
             Table::All(arguments) => all::run(arguments, front).await,
             Table::Compare(arguments) => compare::run(arguments),
         }

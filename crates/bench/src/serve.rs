@@ -240,6 +240,7 @@ mod tests {
             cached_tokens: 0,
             counted: Counted::Usage,
             finish_reason: None,
+            text: String::new(),
         }
     }
 

@@ -29,6 +29,17 @@ pub struct LocalFlags {
     pub config: Option<PathBuf>,
 }
 
+/// Flags of every benchmark that measures several models and needs no server.
+#[derive(Debug, Clone, Args)]
+pub struct ModelsFlags {
+    /// Models, by name or path.
+    #[arg(long, value_name = "NAME,…", value_delimiter = ',', default_value = crate::target::DEFAULT_MODEL)]
+    pub models: Vec<String>,
+    /// Configuration file that says where models are.
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
 /// A table as a subcommand. To add one: implement this for its arguments, in a file of its own,
 /// and give it a line in `Table` (lib.rs), and one in `all.rs` if it belongs on the page.
 pub trait Benchmark: Args {

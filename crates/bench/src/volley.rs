@@ -133,6 +133,7 @@ mod tests {
             cached_tokens: 1,
             counted: Counted::Usage,
             finish_reason: None,
+            text: String::new(),
         };
         let totals = totals(&[answered(10, 30), answered(20, 20)], 2.0);
         assert_eq!((totals.requests, totals.prompt_tokens, totals.completion_tokens), (2, 30, 50));

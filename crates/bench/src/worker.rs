@@ -4,11 +4,15 @@ use crate::report::{Counted, Report, Subject};
 use crate::session::{Output, bar};
 use anyhow::{Context, bail};
 use clap::Args;
+use indicatif::ProgressBar;
+use mlxd_memory::machine::ThisMachine;
+use mlxd_memory::{Footprint, Machine};
 use mlxd_protocol::DeviceChoice;
 use mlxd_protocol::measure::{MEASURE, Measured, Measurement, Said};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use std::time::Instant;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::Command;
 
 /// Flags of what is measured on a device, with no model.
@@ -43,43 +47,84 @@ impl From<Device> for DeviceChoice {
     }
 }
 
+/// What a worker measured, and what was seen of its process.
+#[derive(Debug)]
+pub struct Run {
+    /// What it says.
+    pub measured: Measured,
+    /// Seconds from asking the system for the process to its first line.
+    pub spawn_s: f64,
+    /// The process at each of its lines: the first when it began, the last when it had measured.
+    /// Empty where the system does not tell.
+    pub footprints: Vec<Footprint>,
+}
+
+impl Run {
+    /// The process when it had measured.
+    pub fn footprint(&self) -> Option<Footprint> {
+        self.footprints.last().copied()
+    }
+}
+
 /// Has a worker measure, with a bar.
 pub async fn measure(program: &Path, name: &str, what: &Measurement) -> anyhow::Result<Measured> {
+    let progress = bar(0, name);
+    let run = run(program, what, Some(&progress)).await;
+    progress.finish_and_clear();
+    Ok(run?.measured)
+}
+
+/// Has a worker measure, and looks at its process meanwhile. Steps go to the bar, if there is one.
+pub async fn run(
+    program: &Path,
+    what: &Measurement,
+    progress: Option<&ProgressBar>,
+) -> anyhow::Result<Run> {
+    let begun = Instant::now();
     let mut child = Command::new(program)
         .arg(MEASURE)
         .arg(serde_json::to_string(what)?)
-        .stdin(Stdio::null())
+        .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .env_remove("MLX_METAL_FAST_SYNCH")
         .kill_on_drop(true)
         .spawn()
         .with_context(|| format!("cannot start {}", program.display()))?;
+    let pid = child.id().context("the worker has ended")?;
+    let machine = ThisMachine::new();
+    let mut answers = child.stdin.take().context("no input")?;
     let mut lines = BufReader::new(child.stdout.take().context("no output")?).lines();
     let mut errors = child.stderr.take().context("no errors")?;
-    let mut text = String::new();
-    let progress = bar(0, name);
+    let (mut text, mut spawn_s, mut footprints) = (String::new(), 0.0, Vec::new());
     let said = async {
         while let Some(line) = lines.next_line().await? {
             // MLX and its libraries may write there too.
-            match serde_json::from_str(&line) {
-                Ok(Said::Progress { done, of }) => {
-                    progress.set_length(of);
-                    progress.set_position(done);
+            let Ok(said) = serde_json::from_str::<Said>(&line) else { continue };
+            if spawn_s == 0.0 {
+                spawn_s = begun.elapsed().as_secs_f64();
+            }
+            footprints.extend(machine.footprint(pid));
+            // One that is gone says so by the end of its lines.
+            let _ = answers.write_all(b"\n").await;
+            match said {
+                Said::Progress { done, of } => {
+                    if let Some(progress) = progress {
+                        progress.set_length(of);
+                        progress.set_position(done);
+                    }
                 }
-                Ok(said) => return Ok(Some(said)),
-                Err(_) => {}
+                said => return Ok(Some(said)),
             }
         }
         anyhow::Ok(None)
     };
     let (said, read) = tokio::join!(said, errors.read_to_string(&mut text));
-    progress.finish_and_clear();
     read?;
     match said? {
         Some(Said::Done(measured)) => {
             child.wait().await?;
-            Ok(measured)
+            Ok(Run { measured, spawn_s, footprints })
         }
         Some(Said::Failed { reason }) => bail!("{reason}"),
         _ => {

@@ -23,7 +23,7 @@ impl Front for Configured {
         let logs = LogFolder::new(&folders.logs, loaded.config.log.total_bytes_max);
         let models = Models::new(&loaded.config, &folders, logs, environment.home.clone());
         let found = models.find(name)?;
-        Ok(LocalModel { folder: found.folder, load: found.worker.load })
+        Ok(LocalModel { folder: found.folder, load: found.worker.load, needs: found.needs })
     }
 
     fn worker_program(&self, config: Option<&Path>) -> anyhow::Result<PathBuf> {

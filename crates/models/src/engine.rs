@@ -4,6 +4,7 @@
 //! lengths are checked when a sequence is opened, and drawn tokens when they are read.
 
 use std::collections::{HashMap, VecDeque};
+use std::time::Duration;
 
 use mlx_rs::error::Exception;
 use mlx_rs::transforms::{async_eval, eval};
@@ -48,6 +49,7 @@ pub struct MlxEngine {
     pub(crate) guessing: Guessing,
     /// How many steps were submitted since the start.
     pub(crate) steps: u64,
+    warm_up: Duration,
     /// mlx-rs calls arrays `Send`; they are not, and this says so.
     _thread: std::marker::PhantomData<*const ()>,
 }
@@ -128,12 +130,19 @@ impl MlxEngine {
             flights: VecDeque::new(),
             guessing: Guessing::new(0),
             steps: 0,
+            warm_up: Duration::ZERO,
             _thread: std::marker::PhantomData,
         }
     }
 
-    pub(crate) fn set_load_ms(&mut self, load_ms: u64) {
+    pub(crate) fn set_load_times(&mut self, load_ms: u64, warm_up: Duration) {
         self.info.load_ms = load_ms;
+        self.warm_up = warm_up;
+    }
+
+    /// How long the first passes took, of the time that loading took.
+    pub(crate) fn warm_up_time(&self) -> Duration {
+        self.warm_up
     }
 
     /// Another pipeline than the device's own, for measuring and testing.

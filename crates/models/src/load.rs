@@ -148,15 +148,17 @@ pub fn load_with_layout(
     engine.pooling = checked.pooling;
     engine.guessing = Guessing::new(spec.guesses_max);
     let crowds = if backend.is_gpu() { crowds(spec.running_max as usize) } else { Vec::new() };
+    let first_pass = Instant::now();
     warm_up(&mut engine, &crowds).map_err(|reason| LoadFault {
         kind: LoadFaultKind::Engine,
         message: format!("the model is loaded but does not run: {reason}"),
     })?;
+    let warm_up = first_pass.elapsed();
     engine.trim();
     if engine.pooling.is_none() {
         keep_prefixes(&mut engine, spec);
     }
-    engine.set_load_ms(begin.elapsed().as_millis() as u64);
+    engine.set_load_times(begin.elapsed().as_millis() as u64, warm_up);
     Ok(engine)
 }
 

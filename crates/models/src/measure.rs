@@ -11,9 +11,9 @@ use mlx_rs::fast::{ScaledDotProductAttentionMask as Mask, scaled_dot_product_att
 use mlx_rs::ops::{matmul, softmax_axis, tri};
 use mlx_rs::transforms::eval;
 use mlx_rs::{Array, Dtype, memory, random};
-use mlxd_engine::{BenchError, Engine, bench_direct};
+use mlxd_engine::{BenchError, Engine, EngineFault, SeqId, SeqSpec, bench_direct};
 use mlxd_protocol::measure::{Figure, Measured, MeasuredDevice, MeasuredModel, Measurement};
-use mlxd_protocol::{BenchSpec, LoadSpec};
+use mlxd_protocol::{BenchSpec, LoadSpec, Sampling, TokenId};
 
 use crate::device::{self, Backend};
 use crate::engine::MlxEngine;
@@ -31,6 +31,9 @@ pub enum MeasureError {
     #[error("MLX failed: {0}")]
     Mlx(#[from] Exception),
 }
+
+/// Tokens that sequences run together generate.
+const STEPS_TOGETHER: u32 = 4;
 
 /// Told steps done and steps in all.
 pub type Steps<'a> = &'a mut dyn FnMut(u64, u64);
@@ -85,7 +88,33 @@ pub fn measure(what: &Measurement, progress: Steps) -> std::result::Result<Measu
             }
             Ok(measured)
         }
+        Measurement::Start { load, length } => start(load, *length),
+        Measurement::Peak { load, context, batch } => {
+            let (mut model, mut measured) = Model::load(load)?;
+            let loading_bytes = memory::peak_memory()? as u64;
+            memory::reset_peak_memory()?;
+            progress(1, 2);
+            model.run_together(*context, *batch)?;
+            let peak_bytes = memory::peak_memory()? as u64;
+            let (context, batch) = (*context, *batch);
+            measured.figures.push(Figure::Peak { context, batch, loading_bytes, peak_bytes });
+            Ok(measured)
+        }
     }
+}
+
+/// Loads with the clock running, and asks for a first token.
+fn start(load: &LoadSpec, length: u32) -> std::result::Result<Measured, MeasureError> {
+    let begun = Instant::now();
+    device::choose(load.device)?;
+    let device_s = begun.elapsed().as_secs_f64();
+    let begun = Instant::now();
+    let (mut model, mut measured) = Model::load(load)?;
+    let kernels_s = model.engine.warm_up_time().as_secs_f64();
+    let weights_s = begun.elapsed().as_secs_f64() - kernels_s;
+    let first_token_s = model.pass(length, &mut || {})?;
+    measured.figures.push(Figure::Start { device_s, weights_s, kernels_s, first_token_s });
+    Ok(measured)
 }
 
 fn done(backend: Backend) -> Measured {
@@ -192,6 +221,7 @@ impl Model {
         measured.model = Some(MeasuredModel {
             architecture: info.architecture.clone(),
             quantization: info.quantization.clone(),
+            parameters: info.parameters,
             weight_bytes: info.weight_bytes,
             kv_bytes_per_token: info.kv_bytes_per_token,
             active_bytes: active_bytes as u64,
@@ -216,14 +246,52 @@ impl Model {
         length: u32,
         alive: &mut dyn FnMut(),
     ) -> std::result::Result<f64, MeasureError> {
+        let prompt = self.prompt(length);
+        let spec = BenchSpec { prompt, new_tokens: 1, warmup_runs: 0, runs: 1 };
+        let leg = bench_direct(&mut self.engine, &spec, self.chunk_tokens, alive)?;
+        Ok(leg.seconds[0])
+    }
+
+    /// As no other run's.
+    fn prompt(&mut self, length: u32) -> Vec<TokenId> {
         self.runs += 1;
         let vocab = u64::from(self.engine.info().vocab_size);
         let run = u64::from(self.runs);
         let token = |at: u32| (((u64::from(at) + run) * 7919 + run * 104_729) % vocab) as u32;
-        let prompt = (0..length).map(token).collect();
-        let spec = BenchSpec { prompt, new_tokens: 1, warmup_runs: 0, runs: 1 };
-        let leg = bench_direct(&mut self.engine, &spec, self.chunk_tokens, alive)?;
-        Ok(leg.seconds[0])
+        (0..length).map(token).collect()
+    }
+
+    /// Runs sequences of so many tokens as a worker would: their prompts in pieces, one after
+    /// another, then steps of all of them.
+    fn run_together(&mut self, context: u32, batch: u32) -> std::result::Result<(), MeasureError> {
+        let most = self.engine.info().context_tokens;
+        let asked = context.clamp(2, most);
+        let new = STEPS_TOGETHER.min(asked - 1);
+        let rows: Vec<SeqId> = (0..u64::from(batch)).map(SeqId).collect();
+        for row in &rows {
+            let tokens = self.prompt(asked - new);
+            let spec = SeqSpec {
+                prompt_len: tokens.len(),
+                tokens,
+                sampling: Sampling::default(),
+                logprobs: None,
+                capacity: asked as usize,
+            };
+            self.engine.open(*row, spec).map_err(BenchError::from)?;
+        }
+        let mut run = || -> std::result::Result<(), EngineFault> {
+            for row in &rows {
+                while self.engine.prefill(*row, self.chunk_tokens)? > 0 {}
+            }
+            for _ in 0..new {
+                self.engine.submit(&rows)?;
+                self.engine.collect(&mut Vec::new())?;
+            }
+            Ok(())
+        };
+        run().map_err(BenchError::from)?;
+        rows.into_iter().for_each(|row| self.engine.close(row));
+        Ok(())
     }
 
     fn memory(&mut self, length: u32) -> std::result::Result<Figure, MeasureError> {

@@ -1,5 +1,7 @@
 //! What `mlxd bench` has measured by a worker program that serves nobody: `mlxd-worker measure`
-//! with a [`Measurement`] as JSON, answered by one [`Said`] a line on standard output.
+//! with a [`Measurement`] as JSON, answered by one [`Said`] a line on standard output. After each
+//! line the worker waits for one on standard input, or for its end: so whoever reads can look at
+//! the process at just that point.
 //!
 //! The program that runs benchmarks links no MLX; a process of its own for each measurement also
 //! starts with nothing in memory.
@@ -57,6 +59,23 @@ pub enum Measurement {
         /// Tokens.
         lengths: Vec<u32>,
     },
+    /// What a new process does until its first token.
+    Start {
+        /// The model.
+        load: LoadSpec,
+        /// Tokens of the first prompt.
+        length: u32,
+    },
+    /// The most that sequences running at once take. Says a step of progress once the model is
+    /// loaded.
+    Peak {
+        /// The model.
+        load: LoadSpec,
+        /// Tokens of each sequence, the last ones generated.
+        context: u32,
+        /// Sequences.
+        batch: u32,
+    },
 }
 
 /// What the worker says about it.
@@ -113,6 +132,8 @@ pub struct MeasuredModel {
     pub architecture: String,
     /// `4-bit g64`, ….
     pub quantization: String,
+    /// Parameters, counted before quantisation.
+    pub parameters: u64,
     /// Bytes of the weights as loaded.
     pub weight_bytes: u64,
     /// KV bytes one token takes over all layers, by the architecture.
@@ -165,6 +186,28 @@ pub enum Figure {
         /// Bytes in live arrays with the sequence, beyond those without.
         state_bytes: u64,
         /// The highest of those while its prompt ran.
+        peak_bytes: u64,
+    },
+    /// Of [`Measurement::Start`]. One part follows the other.
+    Start {
+        /// Seconds until MLX has its device.
+        device_s: f64,
+        /// Seconds of reading and preparing the weights.
+        weights_s: f64,
+        /// Seconds of the first passes, which compile and load kernels.
+        kernels_s: f64,
+        /// Seconds from the first prompt to the token after it.
+        first_token_s: f64,
+    },
+    /// Of [`Measurement::Peak`].
+    Peak {
+        /// Tokens of each sequence.
+        context: u32,
+        /// Sequences.
+        batch: u32,
+        /// The highest bytes in live arrays while loading.
+        loading_bytes: u64,
+        /// The same since.
         peak_bytes: u64,
     },
 }

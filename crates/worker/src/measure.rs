@@ -2,7 +2,7 @@
 
 use mlxd_protocol::exit_code;
 use mlxd_protocol::measure::{Measured, Measurement, Said};
-use std::io::Write;
+use std::io::{BufRead, Write};
 
 /// Measures what the argument says. Gives the exit code.
 pub(crate) fn run(spec: Option<&str>) -> i32 {
@@ -17,6 +17,7 @@ pub(crate) fn run(spec: Option<&str>) -> i32 {
             return exit_code::USAGE;
         }
     };
+    say(&Said::Progress { done: 0, of: 1 });
     let outcome = mlxd_models::measure(&what, &mut |done, of| say(&Said::Progress { done, of }));
     match outcome {
         Ok(measured) => finish(measured),
@@ -32,11 +33,14 @@ fn finish(measured: Measured) -> i32 {
     exit_code::DONE
 }
 
-/// One line. When nobody reads it any more, nobody wants the figures either.
+/// One line, and the wait for its answer. When nobody reads it any more, nobody wants the figures
+/// either.
 fn say(said: &Said) {
     let line = serde_json::to_string(said).expect("numbers and texts");
     let mut out = std::io::stdout().lock();
     if writeln!(out, "{line}").and_then(|()| out.flush()).is_err() {
         std::process::exit(exit_code::FRONT_GONE);
     }
+    // An end of the input is an answer too.
+    let _ = std::io::stdin().lock().read_line(&mut String::new());
 }
