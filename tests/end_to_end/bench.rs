@@ -1,13 +1,13 @@
 //! `mlxd bench` in its short forms: the shape of what it writes, and that its figures agree with
 //! one another. How fast anything is, is not looked at.
 
-use crate::fixture::{DEMO, config};
+use crate::fixture::{DEMO, config, python, repository};
 use mlxd_testkit::FrontProcess;
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
-use std::process::Output;
+use std::process::{Command, Output};
 use tempfile::TempDir;
 
 /// A front with the real worker, and a folder for reports.
@@ -209,6 +209,101 @@ fn what_needs_no_server_is_measured_in_a_worker_of_its_own() {
     assert!(number(long, "state_mb") > number(short, "state_mb"), "{memory}");
     assert!(number(long, "state_mb") >= number(long, "formula_mb"), "{memory}");
     assert!(memory["notes"].to_string().contains("R² = "), "{memory}");
+}
+
+#[test]
+fn what_the_server_keeps_of_prompts_is_found_again() {
+    let bench = Bench::start();
+    let report = bench.asked(&["prefix-cache"]);
+    let steps = report["tables"][0]["rows"].as_array().expect("steps");
+    let said: Vec<_> = steps.iter().map(|step| step["actual"].as_str().expect("an end")).collect();
+    let published = ["MISS", "HIT", "MISS", "HIT"];
+    assert_eq!(said[..4], published, "{report}");
+    assert!(steps.iter().all(|step| step["as_expected"] == "yes"), "{report}");
+    for step in steps {
+        assert!(number(step, "cached_tokens") < number(step, "prompt_tokens"), "{step}");
+    }
+    let together = row(&report, 1, 0);
+    let saved: f64 = steps.iter().map(|step| number(step, "cached_tokens")).sum();
+    near(number(together, "saved_tokens"), saved);
+    near(number(together, "hit_rate_percent"), 60.0);
+
+    let paged = bench.asked(&["paged-cache"]);
+    let (apart, shared) = (row(&paged, 0, 0), row(&paged, 0, 1));
+    assert_eq!(number(apart, "hits"), 0.0, "{paged}");
+    // The second round at least; the first, as far as its prompts did not run side by side.
+    assert!((3.0..6.0).contains(&number(shared, "hits")), "{paged}");
+    assert!(number(shared, "saved_tokens") > 3.0 * number(apart, "saved_tokens"), "{paged}");
+    assert!(number(shared, "blocks") < number(apart, "blocks"), "{paged}");
+    assert!(number(shared, "blocks_shared") > 0.0, "{paged}");
+    near(number(shared, "speedup"), number(apart, "seconds") / number(shared, "seconds"));
+}
+
+#[test]
+fn memory_that_shared_beginnings_save_is_the_honest_figure() {
+    let bench = Bench::start();
+    let report = bench.report(&["cache-memory"]);
+    let rows = report["tables"][0]["rows"].as_array().expect("scenarios");
+    assert_eq!(rows.len(), 3);
+    for row in rows {
+        let (ours, theirs) =
+            (number(row, "as_published_percent"), number(row, "corrected_percent"));
+        assert!((ours - theirs).abs() < 1.0, "{row}");
+        assert!(number(row, "memory_saved_percent") >= ours - 1.0, "{row}");
+        assert!(number(row, "blocks") < number(row, "blocks_apart"), "{row}");
+    }
+}
+
+#[test]
+fn models_are_loaded_predicted_and_swapped() {
+    let bench = Bench::start();
+    let made = Command::new(python())
+        .arg(repository().join("benches/checkpoints.py"))
+        .arg(bench.folder.path())
+        .args(["--shapes", "1M"])
+        .output()
+        .expect("Python runs");
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    let other = bench.file("1M");
+    let models = format!("{DEMO},{}", other.display());
+
+    let load = bench.report(&["load", "--models", &models]);
+    let tables = load["tables"].as_array().expect("tables");
+    assert_eq!(tables.len(), 3, "no fits: {load}");
+    for row in [row(&load, 0, 0), row(&load, 0, 1)] {
+        assert!(number(row, "load_s") >= number(row, "weights_s") + number(row, "kernels_s"));
+        assert!(number(row, "active_mb") >= number(row, "weights_mb"), "{row}");
+        assert!(number(row, "process_peak_mb") >= number(row, "process_mb"), "{row}");
+    }
+    // Two points make a line, here with float32 for every parameter.
+    let memory = row(&load, 1, 1);
+    assert!((number(memory, "slope") - 4.0).abs() < 0.2, "{load}");
+    near(number(memory, "r_squared"), 1.0);
+    let lengths: Vec<_> = tables[2]["rows"].as_array().expect("lengths").iter().collect();
+    assert_eq!(lengths.len(), 6);
+    assert!(number(lengths[2], "with_model_mb") > number(lengths[0], "with_model_mb"));
+
+    let admission = bench.report(&["admission", "--models", other.to_str().expect("a plain path")]);
+    let (formula, measured) = (row(&admission, 0, 0), row(&admission, 0, 1));
+    assert_eq!((number(formula, "shapes"), number(measured, "shapes")), (2.0, 2.0));
+    for row in [formula, measured] {
+        assert!(number(row, "lowest_percent") <= number(row, "highest_percent"), "{row}");
+        let wrong = number(row, "false_admits_percent") + number(row, "false_rejects_percent");
+        assert!((0.0..=100.0).contains(&wrong), "{row}");
+    }
+    assert_eq!(admission["samples"].as_array().expect("samples").len(), 4);
+
+    let swap = bench.report(&["swap", "--model", other.to_str().expect("a plain path")]);
+    let rows = swap["tables"][0]["rows"].as_array().expect("swaps");
+    let kind = |row: &Value| (number(row, "resident"), row["leaves"] == "yes");
+    let warm = rows.iter().filter(|row| row["page_cache"] == "warm");
+    let kinds: Vec<_> = warm.map(kind).collect();
+    assert_eq!(kinds, [(0.0, false), (1.0, false), (1.0, true), (2.0, true)], "{swap}");
+    assert!(rows.iter().all(|row| number(row, "first_ms") > 0.0), "{swap}");
+    for row in swap["tables"][1]["rows"].as_array().expect("parts") {
+        let parts = ["spawn_ms", "device_ms", "weights_ms", "kernels_ms", "first_token_ms"];
+        near(number(row, "together_ms"), parts.iter().map(|part| number(row, part)).sum());
+    }
 }
 
 #[test]
