@@ -68,4 +68,4 @@ pub use engine::MlxEngine;
 pub use load::{Summary, check, load, load_with_layout};
 pub use measure::{MeasureError, Steps, measure};
 pub use sample::probe;
-pub use speculate::Guessed;
+pub use speculate::{Guessed, Guesser};

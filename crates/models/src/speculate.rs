@@ -33,7 +33,7 @@ const ALIKE_MIN: usize = 3;
 const ALIKE_ENOUGH: usize = 8;
 
 /// Gives at most so many guesses for what follows a sequence's tokens.
-pub(crate) type Guesser = Box<dyn FnMut(&[TokenId], usize) -> Vec<TokenId>>;
+pub type Guesser = Box<dyn FnMut(&[TokenId], usize) -> Vec<TokenId>>;
 
 /// What guessing came to.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -167,11 +167,7 @@ impl MlxEngine {
     }
 
     /// Guesses always, so many tokens a pass: as `guesser` says, else as looked up. For testing.
-    pub fn always_guessing(
-        mut self,
-        guesses_max: u32,
-        guesser: Option<Box<dyn FnMut(&[TokenId], usize) -> Vec<TokenId>>>,
-    ) -> Self {
+    pub fn always_guessing(mut self, guesses_max: u32, guesser: Option<Guesser>) -> Self {
         self.guessing = Guessing::always(guesses_max, guesser);
         self
     }

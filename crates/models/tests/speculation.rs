@@ -4,7 +4,7 @@
 mod common;
 
 use mlxd_engine::{Engine, SeqId, SeqSpec, StepToken};
-use mlxd_models::MlxEngine;
+use mlxd_models::{Guesser, MlxEngine};
 use mlxd_protocol::{Sampling, TokenId};
 
 fn case(script: &str, name: &str) -> std::path::PathBuf {
@@ -80,10 +80,7 @@ fn assert_same(ours: &[StepToken], plain: &[StepToken], what: &str) {
 }
 
 /// Guesses that are right for a while: `whole` is how the sequence goes on from its prompt.
-fn partly_right(
-    whole: Vec<TokenId>,
-    mut random: fastrand::Rng,
-) -> Box<dyn FnMut(&[TokenId], usize) -> Vec<TokenId>> {
+fn partly_right(whole: Vec<TokenId>, mut random: fastrand::Rng) -> Guesser {
     Box::new(move |known, most| {
         let mut guesses: Vec<TokenId> = whole.iter().copied().skip(known.len()).collect();
         // Also none, fewer than asked for, and ids that no vocabulary has.
@@ -198,7 +195,7 @@ fn what_was_guessed_too_far_is_not_kept() {
     let whole: Vec<TokenId> = prompt.iter().copied().chain(expected.iter().copied()).collect();
     for (depth, stop) in [(1, 9), (1, 12), (2, 9), (2, 14)] {
         let right = whole.clone();
-        let guesser = Box::new(move |known: &[TokenId], most: usize| {
+        let guesser: Guesser = Box::new(move |known, most| {
             right.iter().copied().skip(known.len()).take(most).collect()
         });
         let mut spec = common::load_spec(&folder);
