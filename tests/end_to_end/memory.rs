@@ -2,12 +2,13 @@
 //! refused, what pressure does, and who dies of taking too much. Real processes throughout; the
 //! machine's figures are a file's where a test needs others than this machine's.
 
-use crate::fixture::{chat, config, delta, said, status_of};
+use crate::fixture::{DEMO, chat, config, delta, said, status_of};
 use mlxd_testkit::{
     Answer, Body, Events, Fault, FrontConfig, FrontProcess, How, ModelFolder, Outcome, Response,
     Script, When, until,
 };
 use serde_json::{Value, json};
+use std::io::{BufRead, BufReader, Read};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::process::Command;
@@ -195,6 +196,31 @@ fn a_busy_model_stays_and_who_waits_for_its_memory_is_served_after_it() {
         waiting.join().expect("an answer");
     });
     assert_eq!(machine.loaded(), ["org/b"]);
+}
+
+#[test]
+fn a_stream_is_told_what_it_waits_for() {
+    let cold = Script { load_ms: 1500, load_steps: 10, ..script() };
+    let machine = Machine::start_with(ROOM_FOR_ONE, &[slow(), cold], |config| {
+        config.with("http.stream_progress_ms", 100)
+    });
+    let busy = machine.begun("org/a");
+    let more = json!({"max_tokens": 4, "seed": 1, "stream": true});
+    let mut body = BufReader::new(machine.post("org/b", more).body());
+    let mut until_told = |words: &str| loop {
+        let mut line = String::new();
+        assert!(body.read_line(&mut line).expect("a line") > 0, "the end came before {words}");
+        if line.starts_with(": ") && line.contains(words) {
+            return line;
+        }
+    };
+    let told = until_told("waiting for memory, 0 before it");
+    assert!(told.contains("org/a holds"), "{told}");
+    drop(busy);
+    until_told("org/b is being loaded, ");
+    let mut rest = String::new();
+    body.read_to_string(&mut rest).expect("the rest");
+    assert!(rest.trim_end().ends_with("data: [DONE]"), "{rest}");
 }
 
 #[test]
@@ -482,4 +508,22 @@ fn what_was_measured_is_kept_over_a_restart() {
         config().with_model("org/a", machine.models[0].path()).with("models.device", "cpu");
     let front = FrontProcess::start_in(machine.front.kill(), &config);
     assert!(measured(&front).is_some(), "{}", estimate(&front));
+}
+
+#[test]
+fn a_model_on_mlx_is_held_to_a_limit_measured_and_gone_with_all_its_memory() {
+    let config = config().with_real_worker().with("log.level", "debug");
+    let front = FrontProcess::start(&config.with("memory.look_interval_ms", 50));
+    let ask = |more| front.client().post(CHAT, &chat(DEMO, "Who are you?", more)).json();
+    assert!(!said(&ask(json!({"max_tokens": 16}))).is_empty());
+    let worker = status_of(&front, DEMO)["pid"].as_u64().unwrap() as u32;
+    let log = || front.admin().get("/admin/v1/log?model=mlxd-demo&bytes=100000").text();
+    until("MLX to be told its limit", || log().contains("MLX's memory limit").then_some(()));
+    let estimate = || front.admin().get("/admin/v1/estimate?model=mlxd-demo&context=256").json();
+    until("its memory to be measured", || estimate()["measured_peak_bytes"].as_u64());
+    assert!(resident_mib(worker) > 20, "{} MiB", resident_mib(worker));
+    ask(json!({"max_tokens": 4, "keep_alive": 0}));
+    until("it to be unloaded", || (status_of(&front, DEMO)["state"] == "STOPPED").then_some(()));
+    assert_eq!(resident_mib(worker), 0, "the process is gone");
+    assert_eq!(status_of(&front, DEMO)["residence"]["promised_bytes"], 0);
 }

@@ -1,7 +1,7 @@
 //! `[http]`: where the front listens, and how much of everything it takes.
 
 use crate::section::section;
-use crate::value::Word;
+use crate::value::{Optional, Word};
 
 section! {
     /// Where the front listens, and how much of everything it takes.
@@ -30,6 +30,9 @@ section! {
         /// A comment line goes down a stream that has been silent so long, so that proxies
         /// and clients keep it open.
         stream_ping_ms: u64 = 15_000, 100..=600_000;
+        /// How often a stream is told, in comment lines, what it waits for before it begins: memory,
+        /// its model's loading. Its head then goes out at the first of them. Left out: never.
+        stream_progress_ms: Option<u64> = None, Optional(100..=600_000);
         /// The least that a refusal for lack of room names in `Retry-After`.
         retry_after_s: u64 = 1, 0..=3_600;
         /// The most that it names; in between is when a place should be free, by the pace at

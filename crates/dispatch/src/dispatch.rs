@@ -4,7 +4,7 @@ mod cache;
 
 use crate::admission::{Admission, Books, Handle, MemoryKeeping};
 use crate::crash::CrashFolder;
-use crate::job::{Generation, Job};
+use crate::job::{Generation, Job, Lookout};
 use crate::journal::{Failure, Journal};
 use crate::link::{Inbox, Pump};
 use crate::metrics::{Metrics, ModelStats};
@@ -257,7 +257,9 @@ impl Dispatch {
     pub fn generate(&self, job: Job) -> Result<Generation, Failure> {
         let (journal, inbox) =
             self.take_in(&job.model.clone(), |request| Journal::open(request, job))?;
-        Ok(Generation::new(journal, inbox))
+        let worker = self.opened(&journal.job.model)?.worker.clone();
+        let lookout = Lookout { admission: self.0.admission.clone(), worker };
+        Ok(Generation::new(journal, inbox, lookout))
     }
 
     /// Takes a sequence in again that was cancelled in the middle: the reader goes on where `old`

@@ -1,9 +1,11 @@
 //! What a caller hands in, and what it gets back.
 
-use crate::admission::KeepAlive;
+use crate::admission::{Admission, KeepAlive};
 use crate::journal::{End, Entry, Journal};
 use crate::link::Inbox;
+use mlxd_protocol::admin::WorkerState;
 use mlxd_protocol::{ModelId, Priority, Sampling, Started, TokenId};
+use mlxd_supervisor::Worker;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::Duration;
@@ -66,16 +68,49 @@ pub struct Generation {
     inbox: Inbox,
     cursor: usize,
     cancelled: bool,
+    lookout: Lookout,
+}
+
+/// Where a sequence that has not begun can be seen to wait.
+#[derive(Debug, Clone)]
+pub(crate) struct Lookout {
+    pub admission: Admission,
+    pub worker: Worker,
+}
+
+impl Lookout {
+    fn sees(&self, journal: &Journal) -> Option<String> {
+        use WorkerState::{Backoff, Starting, Stopping};
+        let model = &journal.job.model;
+        let place = self.admission.read(|books| books.place(model, journal.request));
+        if let Some((before, why)) = place {
+            return Some(format!("waiting for memory, {before} before it: {why}"));
+        }
+        let view = self.worker.view();
+        match view.state {
+            Starting => {
+                let percent = view.load_fraction().unwrap_or(0.0) * 100.0;
+                Some(format!("{model} is being loaded, {percent:.0} %"))
+            }
+            Backoff => {
+                let why = view.reason.unwrap_or_default();
+                Some(format!("{model} is started again soon: {why}"))
+            }
+            Stopping => Some(format!("{model} is being unloaded, and loaded again then")),
+            _ => None,
+        }
+    }
 }
 
 impl Generation {
-    pub(crate) fn new(journal: Arc<Journal>, inbox: Inbox) -> Self {
-        Self { journal, inbox, cursor: 0, cancelled: false }
+    pub(crate) fn new(journal: Arc<Journal>, inbox: Inbox, lookout: Lookout) -> Self {
+        Self { journal, inbox, cursor: 0, cancelled: false, lookout }
     }
 
     /// A reader of `journal` that has read as far as this one.
     pub(crate) fn read_on(&self, journal: Arc<Journal>, inbox: Inbox) -> Self {
-        Self { journal, inbox, cursor: self.cursor, cancelled: false }
+        let (cursor, lookout) = (self.cursor, self.lookout.clone());
+        Self { journal, inbox, cursor, cancelled: false, lookout }
     }
 
     pub(crate) fn journal(&self) -> &Arc<Journal> {
@@ -105,6 +140,13 @@ impl Generation {
     /// How long it waited for its turn, once that is over: its model's loading, other sequences.
     pub fn queue_wait(&self) -> Option<Duration> {
         self.journal.queue_wait()
+    }
+
+    /// What it waits for before it can begin: memory, its model's loading. `None` once it has
+    /// begun, and where its turn in the worker is all that is missing.
+    pub fn waits_for(&self) -> Option<String> {
+        let begun = self.journal.started().is_some() || self.journal.end().is_some();
+        if begun { None } else { self.lookout.sees(&self.journal) }
     }
 
     /// What was asked.

@@ -204,4 +204,7 @@ pub trait Engine {
 
     /// Gives back what is only kept for reuse.
     fn trim(&mut self);
+
+    /// Keeps to so many bytes as far as it can, from now on.
+    fn limit_memory(&mut self, _bytes: u64) {}
 }

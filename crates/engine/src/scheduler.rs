@@ -160,6 +160,11 @@ impl<E: Engine> Scheduler<E> {
         self.engine.trim();
     }
 
+    /// The engine may take so many bytes.
+    pub fn limit_memory(&mut self, bytes: u64) {
+        self.engine.limit_memory(bytes);
+    }
+
     /// What the engine serves.
     pub fn info(&self) -> &ModelInfo {
         self.engine.info()

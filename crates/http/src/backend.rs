@@ -94,6 +94,8 @@ pub(crate) trait Tokens: Unpin + 'static {
     fn cached_tokens(&self) -> u32;
     /// How long it waited for its turn, once that is over.
     fn queue_wait(&self) -> Option<Duration>;
+    /// What it waits for before it can begin, in words.
+    fn waits_for(&self) -> Option<String>;
 }
 
 impl Tokens for Generation {
@@ -112,6 +114,10 @@ impl Tokens for Generation {
 
     fn queue_wait(&self) -> Option<Duration> {
         Generation::queue_wait(self)
+    }
+
+    fn waits_for(&self) -> Option<String> {
+        Generation::waits_for(self)
     }
 }
 

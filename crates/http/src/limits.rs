@@ -25,6 +25,9 @@ pub struct HttpLimits {
     /// A comment line goes down a stream that has been silent so long. A stream whose first
     /// token takes longer answers 200 at that moment; until then a failure has its own status.
     pub stream_ping: Duration,
+    /// How often a stream is told in comment lines what it waits for before it begins. Its head
+    /// goes out at the first of them. `None`: never.
+    pub stream_progress: Option<Duration>,
     /// How long running answers may go on after a graceful stop was asked for.
     pub shutdown_grace: Duration,
     /// The least that a refusal for lack of room names in `Retry-After`, and what it names before
@@ -78,6 +81,7 @@ impl Default for HttpLimits {
             body_timeout: Duration::from_secs(60),
             keep_alive: Duration::from_secs(75),
             stream_ping: Duration::from_secs(15),
+            stream_progress: None,
             shutdown_grace: Duration::from_secs(10),
             retry_after_s: 1,
             retry_after_max_s: 60,

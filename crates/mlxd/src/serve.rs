@@ -260,6 +260,7 @@ fn limits(config: &Config) -> HttpLimits {
         body_timeout: ms(http.body_timeout_ms),
         keep_alive: Duration::from_secs(http.keep_alive_s),
         stream_ping: ms(http.stream_ping_ms),
+        stream_progress: http.stream_progress_ms.map(ms),
         shutdown_grace: ms(http.shutdown_grace_ms),
         retry_after_s: http.retry_after_s,
         retry_after_max_s: http.retry_after_max_s,

@@ -405,4 +405,11 @@ impl Engine for MlxEngine {
             tracing::warn!(reason = error.what(), "MLX's cache could not be cleared");
         }
     }
+
+    fn limit_memory(&mut self, bytes: u64) {
+        match memory::set_memory_limit(bytes as usize) {
+            Ok(before) => tracing::debug!(bytes, before, "MLX's memory limit"),
+            Err(error) => tracing::warn!(reason = error.what(), "MLX took no memory limit"),
+        }
+    }
 }

@@ -56,6 +56,9 @@ pub enum ToWorker {
     ClearCache,
     /// Run the engine directly, with no ring, text or HTTP, and time it.
     Bench(BenchSpec),
+    /// The engine's arrays may take so many bytes; close to that it keeps nothing for reuse and
+    /// waits for what runs. It ends nothing: that is the system's and the front's part.
+    MemoryLimit(u64),
 }
 
 /// Which device MLX computes on.

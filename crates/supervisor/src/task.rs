@@ -116,6 +116,7 @@ enum Ask {
     Reconfigure(Box<WorkerSpec>),
     Trim,
     ClearCache(oneshot::Sender<Cleared>),
+    LimitMemory(u64),
     Bench(BenchSpec, oneshot::Sender<Result<BenchLeg, String>>),
     Signal(SignalName, oneshot::Sender<bool>),
 }
@@ -233,6 +234,11 @@ impl Worker {
         answer.await.ok()
     }
 
+    /// The worker's engine may take so many bytes. Does not wait.
+    pub fn limit_memory(&self, bytes: u64) {
+        let _ = self.asks.try_send(Ask::LimitMemory(bytes));
+    }
+
     /// Runs the engine directly inside the worker.
     ///
     /// # Errors
@@ -339,6 +345,7 @@ impl Task {
                         self.send(ToWorker::ClearCache);
                     }
                 }
+                Wake::Ask(Some(Ask::LimitMemory(bytes))) => self.send(ToWorker::MemoryLimit(bytes)),
                 Wake::Ask(Some(Ask::Bench(spec, reply))) => self.start_bench(spec, reply),
                 // Here the process was not waited for yet, so its number is still its own.
                 Wake::Ask(Some(Ask::Signal(signal, reply))) => {

@@ -136,6 +136,7 @@ impl<E: Engine> Server<E> {
             }
             Event::Control(ToWorker::Trim) => self.scheduler.trim(),
             Event::Control(ToWorker::ClearCache) => self.clear_cache(),
+            Event::Control(ToWorker::MemoryLimit(bytes)) => self.scheduler.limit_memory(bytes),
             // The `control` thread's business; it never comes here.
             Event::Control(ToWorker::Shutdown) => {}
         }

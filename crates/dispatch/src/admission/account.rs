@@ -77,6 +77,8 @@ pub(crate) struct Account {
     pub load_cost: Duration,
     /// What the process that is there was promised for being there when it was made.
     pub planned: u64,
+    /// The limit that its engine was told, of this life.
+    pub told_limit: Option<u64>,
     /// What its process took at the last look.
     pub footprint: Option<Footprint>,
     /// The highest peak that is written down already, of this life.
@@ -109,6 +111,7 @@ impl Account {
             loaded_at: None,
             load_cost: Duration::ZERO,
             planned: 0,
+            told_limit: None,
             footprint: None,
             peak_seen: 0,
             high: High::default(),

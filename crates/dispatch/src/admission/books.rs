@@ -213,7 +213,7 @@ impl Books {
             let known = matches!(account.stage, Stage::Alive { pid: old } if old == pid);
             if !known && account.stage != Stage::Leaving {
                 account.stage = Stage::Alive { pid };
-                (account.loaded_at, account.footprint) = (None, None);
+                (account.loaded_at, account.footprint, account.told_limit) = (None, None, None);
                 (account.peak_seen, account.high) = (0, High::default());
             }
             if let (Running, None, Some(info)) = (seen.state, account.loaded_at, &seen.info) {
@@ -633,6 +633,16 @@ impl Books {
                 acts.push(refuse(id, waiting.turn, &failure));
             }
         }
+    }
+
+    /// A limit that the model's engine was not told yet, once there is an engine.
+    pub(crate) fn new_limit(&mut self, model: &ModelId) -> Option<u64> {
+        /// Not every sequence is worth a message.
+        const STEP: u64 = 64 << 20;
+        let bytes = self.containment(model)?.next_multiple_of(STEP);
+        let account = self.accounts.get_mut(model).filter(|account| account.is_loaded())?;
+        let before = account.told_limit.replace(bytes);
+        (before != Some(bytes)).then_some(bytes)
     }
 
     /// Bytes that the model's worker may take at the most. What it was measured to take since it

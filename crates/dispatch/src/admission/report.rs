@@ -1,11 +1,11 @@
 //! What the books tell an admin: who holds what, who waits for what, what a model would need.
 
-use super::account::Account;
+use super::account::{Account, Turn, Waiting};
 use super::books::Books;
 use super::words;
 use mlxd_memory::{Load, Part, Plan, Wanted, plan};
-use mlxd_protocol::ModelId;
 use mlxd_protocol::admin::{Estimate, EstimatePart, MemoryStatus, Residence, Verdict};
+use mlxd_protocol::{ModelId, RequestId};
 use std::collections::BTreeSet;
 use std::time::Instant;
 
@@ -35,6 +35,21 @@ impl Books {
             waits_for: why.map(|why| words::numbers(model, why)),
             leaves_in_s: leaves_in_s(account, now),
         }
+    }
+
+    /// How many came before a request that waits for memory, and what it waits for; `None` for one
+    /// that does not.
+    pub(crate) fn place(&self, model: &ModelId, request: RequestId) -> Option<(usize, String)> {
+        let account = self.accounts.get(model)?;
+        let is_it = |waiting: &&Waiting| match &waiting.turn {
+            Turn::Sequence(journal) => journal.request == request,
+            Turn::Start(_) => false,
+        };
+        let arrival = account.waiting.iter().find(is_it)?.arrival;
+        let all = self.accounts.values().flat_map(|account| &account.waiting);
+        let before = all.filter(|waiting| waiting.arrival < arrival).count();
+        let why = account.why.as_ref().map(|why| words::numbers(model, why));
+        Some((before, why.unwrap_or_else(|| "other models are served first".to_owned())))
     }
 
     /// What `model` would need for `load`, and whether that fits; `None` for one that is not known.

@@ -41,6 +41,12 @@ struct Shared {
 #[derive(Clone)]
 pub(crate) struct Admission(Arc<Shared>);
 
+impl std::fmt::Debug for Admission {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Admission")
+    }
+}
+
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -107,6 +113,9 @@ impl Admission {
     fn saw(&self, model: &ModelId, seen: &Seen) {
         let acts = locked(&self.0.books).saw(model, seen, Instant::now());
         self.perform(acts);
+        if seen.info.is_some() {
+            self.contain(model);
+        }
         self.0.look_now.notify_one();
     }
 
@@ -296,8 +305,12 @@ impl Admission {
         self.0.events.push(None, Happening::MemoryPressure { level: level.name().to_owned() });
     }
 
-    /// Tells the system how much the model's worker may take at the most.
+    /// Tells the system, and the engine, how much the model's worker may take at the most.
     fn contain(&self, model: &ModelId) {
+        let new = locked(&self.0.books).new_limit(model);
+        if let (Some(bytes), Some(handle)) = (new, self.handle(model)) {
+            handle.worker.limit_memory(bytes);
+        }
         let books = locked(&self.0.books);
         let Some(account) = books.accounts.get(model) else { return };
         if let (super::account::Stage::Alive { pid }, Some(bytes)) =

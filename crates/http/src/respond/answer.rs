@@ -92,6 +92,11 @@ impl<T: Tokens> Answer<T> {
         self.choices.iter().filter_map(Choice::queue_wait).max()
     }
 
+    /// What the first of its sequences that has not begun waits for.
+    pub(crate) fn waits_for(&self) -> Option<String> {
+        self.choices.iter().find_map(Choice::waits_for)
+    }
+
     /// Waits for the whole answer.
     pub(crate) async fn collect(&mut self) -> Result<Bytes, ApiError> {
         while !self.is_finished() {

@@ -177,6 +177,11 @@ impl<T: Tokens> Choice<T> {
         self.queue_wait
     }
 
+    /// What its sequence waits for before it can begin.
+    pub(crate) fn waits_for(&self) -> Option<String> {
+        self.tokens.as_ref()?.waits_for()
+    }
+
     /// Whether log-probabilities were asked for.
     pub(crate) fn has_logprobs(&self) -> bool {
         self.logprobs.is_some()

@@ -22,6 +22,11 @@ impl Silence {
         Self { longest, last_write: Instant::now(), timer: Box::pin(tokio::time::sleep(longest)) }
     }
 
+    /// It may last so long from now on.
+    pub(crate) fn set_longest(&mut self, longest: Duration) {
+        self.longest = longest;
+    }
+
     /// Something was written.
     pub(crate) fn broken(&mut self) {
         self.last_write = Instant::now();

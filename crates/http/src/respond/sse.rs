@@ -12,7 +12,7 @@ use crate::respond::silence::{COMMENT, Silence};
 use actix_web::body::{BodySize, MessageBody};
 use bytes::{Bytes, BytesMut};
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 /// Why a streamed body ended without its closing chunk.
@@ -37,17 +37,41 @@ pub(crate) struct SseBody<T: Tokens> {
     stage: Stage,
     buffer: BytesMut,
     silence: Silence,
+    ping: Duration,
+    /// What it waits for is told in the comments.
+    tells: bool,
 }
 
 impl<T: Tokens> SseBody<T> {
-    /// Streams `answer`, with a comment line after each `ping` of silence.
-    pub(crate) fn new(answer: Answer<T>, ping: Duration) -> Self {
+    /// Streams `answer`, with a comment line after each `ping` of silence; with `progress`, after
+    /// each of that while it waits for memory or for its model, and with what it waits for.
+    pub(crate) fn new(answer: Answer<T>, ping: Duration, progress: Option<Duration>) -> Self {
         Self {
+            ping,
+            tells: progress.is_some(),
             answer,
             stage: Stage::Opening,
             buffer: BytesMut::with_capacity(BUFFER_BYTES),
-            silence: Silence::new(ping),
+            silence: Silence::new(progress.unwrap_or(ping)),
         }
+    }
+
+    /// Ready with a comment once the silence has lasted too long.
+    fn poll_comment(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        ready!(self.silence.poll_long(cx));
+        if self.tells {
+            if let Some(text) = self.answer.waits_for() {
+                let text = text.replace(char::is_control, " ");
+                self.buffer.extend_from_slice(format!(": {text}\n\n").as_bytes());
+                return Poll::Ready(());
+            }
+            // It has begun: from here on only long silence is filled.
+            self.tells = false;
+            self.silence.set_longest(self.ping);
+            ready!(self.silence.poll_long(cx));
+        }
+        self.buffer.extend_from_slice(COMMENT);
+        Poll::Ready(())
     }
 
     fn write_news(&mut self) {
@@ -91,10 +115,7 @@ impl<T: Tokens> MessageBody for SseBody<T> {
             this.write_news();
         }
         if this.buffer.is_empty() {
-            if this.silence.poll_long(cx).is_pending() {
-                return Poll::Pending;
-            }
-            this.buffer.extend_from_slice(COMMENT);
+            ready!(this.poll_comment(cx));
         }
         this.silence.broken();
         Poll::Ready(Some(Ok(this.buffer.split().freeze())))

@@ -67,13 +67,14 @@ impl Submission {
         }
         // The head waits for the first token, so that what fails before it has its own status;
         // but not for so long that the client gives up.
-        let ping = app.limits.stream_ping;
-        let first = tokio::time::timeout(ping, poll_fn(|cx| answer.poll_news(cx))).await;
+        let (ping, progress) = (app.limits.stream_ping, app.limits.stream_progress);
+        let patience = progress.unwrap_or(ping).min(ping);
+        let first = tokio::time::timeout(patience, poll_fn(|cx| answer.poll_news(cx))).await;
         if let (Ok(()), Some(error)) = (first, answer.error.take()) {
             return Err(error);
         }
         let wait = answer.queue_wait();
-        Ok(event_stream(wait, SseBody::new(answer, ping)))
+        Ok(event_stream(wait, SseBody::new(answer, ping, progress)))
     }
 
     /// Generates a stream that is kept, and answers with its events.

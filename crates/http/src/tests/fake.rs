@@ -106,6 +106,10 @@ impl Tokens for FakeTokens {
     fn queue_wait(&self) -> Option<Duration> {
         (self.read > 0).then_some(Duration::from_micros(12_700))
     }
+
+    fn waits_for(&self) -> Option<String> {
+        (self.read == 0).then(|| "org/fake is being loaded,\n42 %".to_owned())
+    }
 }
 
 /// How a sequence ends whose worker dies.

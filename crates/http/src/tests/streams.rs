@@ -155,6 +155,28 @@ async fn silence_is_filled_with_comments() {
 }
 
 #[actix_web::test]
+async fn who_waits_is_told_what_for_until_it_begins() {
+    let (progress, ping) = (Duration::from_millis(20), Duration::from_millis(60));
+    let mut front = Front::start(HttpLimits {
+        stream_ping: ping,
+        stream_progress: Some(progress),
+        ..HttpLimits::default()
+    });
+    let mut stream = send(front.address, "POST", CHAT, "", &chat_body(json!({}))).await;
+    let sequence = front.sequence().await;
+    let mut seen = read_until(&mut stream, "\n: org/fake is being loaded, 42 %\n\n").await;
+    assert!(seen.starts_with("HTTP/1.1 200"));
+    sequence.say("begun");
+    seen += &read_until(&mut stream, "begun").await;
+    seen += &read_until(&mut stream, "\n: still at work\n\n").await;
+    assert!(!seen.split_once("begun").unwrap().1.contains("being loaded"));
+    sequence.end("done", End::Stop);
+    let answer = finish(seen, stream).await;
+    assert!(answer.whole);
+    front.stop().await;
+}
+
+#[actix_web::test]
 async fn a_client_that_goes_away_frees_its_sequence() {
     let mut front = Front::start(HttpLimits::default());
     for stream in [false, true] {
