@@ -538,6 +538,7 @@ impl Dispatch {
         if slot.worker.view().state != WorkerState::Running {
             self.load(&slot).await?;
         }
+        let _guest = self.0.admission.guest(&slot.open.id);
         slot.worker.bench(spec).await.map_err(|why| admin_error("internal", why))
     }
 

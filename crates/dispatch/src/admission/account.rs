@@ -72,6 +72,8 @@ pub(crate) struct Account {
     pub fatal: bool,
     pub waiting: VecDeque<Waiting>,
     pub running: HashMap<u64, Running>,
+    /// Who else uses the worker: direct runs of its engine.
+    pub guests: usize,
     pub used_at: Instant,
     pub loaded_at: Option<Instant>,
     pub load_cost: Duration,
@@ -107,6 +109,7 @@ impl Account {
             fatal: false,
             waiting: VecDeque::new(),
             running: HashMap::new(),
+            guests: 0,
             used_at: now,
             loaded_at: None,
             load_cost: Duration::ZERO,
@@ -179,6 +182,11 @@ impl Account {
             Some(KeepAlive::Forever) => None,
             None => self.lifetime.ttl,
         }
+    }
+
+    /// Whether anything uses its worker, or waits to.
+    pub(crate) fn is_used(&self) -> bool {
+        !self.running.is_empty() || !self.waiting.is_empty() || self.guests > 0
     }
 
     pub(crate) fn is_loaded(&self) -> bool {

@@ -321,7 +321,10 @@ impl Books {
             Some(Resident {
                 name: id.to_string(),
                 bytes,
-                busy: !account.running.is_empty() || waits || !account.is_loaded(),
+                busy: !account.running.is_empty()
+                    || account.guests > 0
+                    || waits
+                    || !account.is_loaded(),
                 pinned: account.is_pinned(),
                 loaded_for: account.loaded_at.map_or(Duration::ZERO, |at| now - at),
                 idle_for: now.saturating_duration_since(account.used_at),
@@ -579,6 +582,18 @@ impl Books {
         self.pass(now)
     }
 
+    /// Somebody who has no sequence begins to use the model's worker, or has done.
+    pub(crate) fn guest(&mut self, model: &ModelId, comes: bool, now: Instant) -> Vec<Act> {
+        if let Some(account) = self.accounts.get_mut(model) {
+            account.used_at = now;
+            account.guests = match comes {
+                true => account.guests + 1,
+                false => account.guests.saturating_sub(1),
+            };
+        }
+        if comes { Vec::new() } else { self.pass(now) }
+    }
+
     /// First caches go, then idle models; new work is refused last.
     fn heed_pressure(&mut self, level: Level, now: Instant) -> Vec<Act> {
         let before = std::mem::replace(&mut self.level, level);
@@ -602,12 +617,8 @@ impl Books {
 
     /// Loaded models that nobody uses and that are not pinned.
     fn idle(&self, also: impl Fn(&Account) -> bool) -> Vec<String> {
-        let idle = |account: &Account| {
-            account.is_loaded()
-                && account.running.is_empty()
-                && account.waiting.is_empty()
-                && !account.is_pinned()
-        };
+        let idle =
+            |account: &Account| account.is_loaded() && !account.is_used() && !account.is_pinned();
         let idle = self.accounts.iter().filter(|(_, account)| idle(account) && also(account));
         idle.map(|(id, _)| id.to_string()).collect()
     }

@@ -430,6 +430,23 @@ fn lifetimes_end_idle_models_and_only_those() {
     assert_eq!(world.loaded(), ["busy"]);
 }
 
+#[test]
+fn a_direct_run_keeps_its_model() {
+    let mut world = World::new(room_for_one(), &["a", "b"]);
+    let request = world.ask_with("a", 256, Some(KeepAlive::For(S))).unwrap();
+    world.settle();
+    world.end(request);
+    let acts = world.books.guest(&id("a"), true, world.now);
+    world.perform(acts);
+    world.pass_time(60 * S);
+    let other = world.ask("b", 256);
+    assert!(world.unloading.is_empty() && !world.runs(other));
+    let acts = world.books.guest(&id("a"), false, world.now);
+    world.perform(acts);
+    world.settle();
+    assert!(world.runs(other));
+}
+
 fn memory(available_mib: u64) -> MachineMemory {
     let total = 8000 * MIB;
     MachineMemory { total, available: available_mib * MIB, working_set: total }

@@ -100,7 +100,7 @@ impl Books {
 }
 
 fn leaves_in_s(account: &Account, now: Instant) -> Option<u64> {
-    let idle = account.is_loaded() && account.running.is_empty() && account.waiting.is_empty();
+    let idle = account.is_loaded() && !account.is_used();
     let ttl = account.ttl().filter(|_| idle && !account.is_pinned())?;
     Some(ttl.saturating_sub(now.saturating_duration_since(account.used_at)).as_secs())
 }

@@ -41,6 +41,21 @@ struct Shared {
 #[derive(Clone)]
 pub(crate) struct Admission(Arc<Shared>);
 
+/// A model is in use while this lives.
+pub(crate) struct Guest {
+    admission: Admission,
+    model: ModelId,
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let mut books = locked(&self.admission.0.books);
+        let acts = books.guest(&self.model, false, Instant::now());
+        drop(books);
+        self.admission.perform(acts);
+    }
+}
+
 impl std::fmt::Debug for Admission {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Admission")
@@ -165,6 +180,13 @@ impl Admission {
     /// An admin stops the model: nobody is let in until it is gone.
     pub(crate) fn leave(&self, model: &ModelId) {
         locked(&self.0.books).leave(model);
+    }
+
+    /// Keeps the model loaded while a direct run of its engine goes on.
+    pub(crate) fn guest(&self, model: &ModelId) -> Guest {
+        let acts = locked(&self.0.books).guest(model, true, Instant::now());
+        self.perform(acts);
+        Guest { admission: self.clone(), model: model.clone() }
     }
 
     /// Keeps a model loaded, or does so no longer.
