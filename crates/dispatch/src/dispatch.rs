@@ -8,7 +8,10 @@ use crate::job::{Generation, Job, Lookout};
 use crate::journal::{Failure, Journal};
 use crate::link::{Inbox, Pump};
 use crate::metrics::{Metrics, ModelStats};
-use crate::models::{DispatchLimits, FoundModel, ListedModel, ModelFault, ModelSource, OpenModel};
+use crate::models::{
+    DispatchLimits, FoundModel, ListedModel, ModelFault, ModelSource, OpenModel, StandsFor,
+};
+use crate::route::Route;
 use mlxd_memory::Load;
 use mlxd_protocol::admin::{
     AdminErrorBody, Estimate, EstimateCall, ModelStatus, Residence, SignalName, Status, Version,
@@ -90,6 +93,15 @@ pub struct CatalogEntry {
     pub context_tokens: Option<u32>,
 }
 
+/// How a model that was opened stands.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// Whether its worker takes requests now.
+    pub loaded: bool,
+    /// Why its worker is not started, when it is FATAL.
+    pub fatal: Option<String>,
+}
+
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
 }
@@ -146,6 +158,21 @@ impl Dispatch {
     /// See [`ModelFault`].
     pub async fn open_model(&self, name: &str) -> Result<OpenModel, ModelFault> {
         Ok(self.slot(name).await?.open.clone())
+    }
+
+    /// The virtual model of this name or alias.
+    pub fn route(&self, name: &str) -> Option<Arc<Route>> {
+        self.0.source.route(name)
+    }
+
+    /// How a model stands that was opened before.
+    pub fn standing(&self, model: &ModelId) -> Standing {
+        let slot = locked(&self.0.slots).get(model).cloned();
+        let Some(view) = slot.map(|slot| slot.worker.view()) else {
+            return Standing::default();
+        };
+        let fatal = (view.state == WorkerState::Fatal).then(|| view.reason.unwrap_or_default());
+        Standing { loaded: view.state == WorkerState::Running, fatal }
     }
 
     /// The model's slot; its files are read again when they may have changed and no worker runs
@@ -331,11 +358,14 @@ impl Dispatch {
         let source = self.0.source.clone();
         let listed = tokio::task::spawn_blocking(move || source.list()).await.unwrap_or_default();
         let slots = locked(&self.0.slots);
+        let slot = |name: &str| slots.iter().find(|(id, _)| id.as_str() == name).map(|(_, s)| s);
         let entry = |listed: ListedModel| {
-            let slot = slots.iter().find(|(id, _)| id.as_str() == listed.id).map(|(_, slot)| slot);
+            let names = listed.stands_for.as_ref().map(StandsFor::models);
+            let names = names.unwrap_or(std::slice::from_ref(&listed.id));
+            let behind = || names.iter().filter_map(|name| slot(name));
             CatalogEntry {
-                loaded: slot.is_some_and(|s| s.worker.view().state == WorkerState::Running),
-                context_tokens: slot.map(|slot| slot.open.context_tokens),
+                loaded: behind().any(|s| s.worker.view().state == WorkerState::Running),
+                context_tokens: behind().map(|slot| slot.open.context_tokens).max(),
                 listed,
             }
         };

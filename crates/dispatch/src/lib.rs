@@ -13,16 +13,17 @@ mod link;
 mod metrics;
 mod models;
 mod pace;
+pub mod route;
 
 pub use admission::{KeepAlive, Lifetime, MemoryKeeping, MemoryLimits};
 pub use crash::CrashFolder;
-pub use dispatch::{CatalogEntry, Dispatch, Readiness};
+pub use dispatch::{CatalogEntry, Dispatch, Readiness, Standing};
 pub use job::{EmbedJob, Generation, Job, Tenant};
 pub use journal::{End, Entry, Failure};
 pub use metrics::Metrics;
 pub use mlxd_supervisor::EventLog;
 pub use models::{
     DispatchLimits, FoundModel, GenerationDefaults, ListedModel, ModelFault, ModelSource,
-    ModelText, OpenModel,
+    ModelText, OpenModel, StandsFor,
 };
 pub use pace::Pace;

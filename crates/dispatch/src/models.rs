@@ -1,6 +1,7 @@
 //! What is known of a model before its worker runs: its folder, its texts, its defaults.
 
 use crate::admission::Lifetime;
+use crate::route::{Modality, Route};
 use mlxd_memory::Needs;
 use mlxd_protocol::ModelId;
 use mlxd_supervisor::WorkerSpec;
@@ -26,6 +27,9 @@ pub trait ModelSource: Send + Sync + 'static {
 
     /// The groups that a model belongs to. Does not block.
     fn groups(&self, model: &str) -> Vec<String>;
+
+    /// The virtual model of this name or alias. Does not block.
+    fn route(&self, name: &str) -> Option<Arc<Route>>;
 }
 
 /// Limits over all models.
@@ -88,6 +92,27 @@ pub struct ListedModel {
     pub created_unix_s: u64,
     /// Whose it is: the organisation in its name, or `mlxd`.
     pub owned_by: String,
+    /// What it stands for, when it is no model itself.
+    pub stands_for: Option<StandsFor>,
+}
+
+/// What a name that is no model's own stands for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum StandsFor {
+    /// The model of this name.
+    Model(String),
+    /// One of these, as its rules choose.
+    OneOf(Vec<String>),
+}
+
+impl StandsFor {
+    /// The models behind it.
+    pub(crate) fn models(&self) -> &[String] {
+        match self {
+            Self::Model(name) => std::slice::from_ref(name),
+            Self::OneOf(names) => names,
+        }
+    }
 }
 
 /// Why a name gives no model.
@@ -158,6 +183,8 @@ pub struct OpenModel {
     pub context_tokens: u32,
     /// Numbers of its vectors, of a model that turns texts into vectors and writes none.
     pub vector_width: Option<u32>,
+    /// What it takes besides text.
+    pub takes: Arc<[Modality]>,
 }
 
 /// Used when a model's config does not say how long its context is.
@@ -172,10 +199,10 @@ impl OpenModel {
             ChatTemplate::load_within(&found.folder, found.template_limits).map_err(text_fault)?;
         let mut defaults = read_defaults(&found.folder)?;
         defaults.stop_tokens = tokenizer.eos_ids().into();
-        let (said, vector_width) = read_sizes(&found.folder)?;
-        let context_tokens = found.context_tokens_max.map_or(said, |max| max.min(said));
+        let Said { context, vector_width, takes } = read_config(&found.folder)?;
+        let context_tokens = found.context_tokens_max.map_or(context, |max| max.min(context));
         let text = Arc::new(ModelText { tokenizer, template, defaults });
-        Ok(Self { id: found.id.clone(), text, context_tokens, vector_width })
+        Ok(Self { id: found.id.clone(), text, context_tokens, vector_width, takes })
     }
 }
 
@@ -208,6 +235,20 @@ struct Config {
     hidden_size: Option<u32>,
     pad_token_id: Option<u32>,
     text_config: Option<Box<Config>>,
+    #[serde(flatten)]
+    others: serde_json::Map<String, serde_json::Value>,
+}
+
+/// What a model's config says of it.
+#[derive(Debug, PartialEq)]
+struct Said {
+    /// Tokens of a sequence.
+    context: u32,
+    /// Numbers of its vectors, of a model that makes vectors: an encoder, or one whose authors say
+    /// how its hidden states are pooled.
+    vector_width: Option<u32>,
+    /// What it takes besides text.
+    takes: Arc<[Modality]>,
 }
 
 /// A module of sentence-transformers.
@@ -217,9 +258,7 @@ struct Module {
     kind: String,
 }
 
-/// Tokens of context, and the width of the vectors of a model that makes vectors: an encoder, or
-/// one whose authors say how its hidden states are pooled.
-fn read_sizes(folder: &Path) -> Result<(u32, Option<u32>), ModelFault> {
+fn read_config(folder: &Path) -> Result<Said, ModelFault> {
     let config = read_json::<Config>(&folder.join("config.json"))?
         .ok_or_else(|| ModelFault::broken(format!("{}: no config.json", folder.display())))?;
     let inner = config.text_config.as_deref();
@@ -235,7 +274,14 @@ fn read_sizes(folder: &Path) -> Result<(u32, Option<u32>), ModelFault> {
     let modules = read_json::<Vec<Module>>(&folder.join("modules.json"))?.unwrap_or_default();
     let pools = modules.iter().any(|module| module.kind.ends_with(".Pooling"));
     let width = config.hidden_size.or_else(|| inner.and_then(|text| text.hidden_size));
-    Ok((context, width.filter(|_| encodes || pools)))
+    let has = |keys: &[&str]| keys.iter().any(|key| config.others.contains_key(*key));
+    let takes = [
+        (Modality::Image, has(&["vision_config", "image_token_id", "image_token_index"])),
+        (Modality::Video, has(&["video_token_id", "video_token_index"])),
+        (Modality::Audio, has(&["audio_config", "audio_token_id"])),
+    ];
+    let takes = takes.into_iter().filter_map(|(kind, has)| has.then_some(kind)).collect();
+    Ok(Said { context, vector_width: width.filter(|_| encodes || pools), takes })
 }
 
 #[cfg(test)]
@@ -257,20 +303,28 @@ mod tests {
         write("generation_config.json", r#"{"temperature": 0.6, "do_sample": false}"#);
         assert_eq!(read_defaults(folder.path()).unwrap().temperature, Some(0.0));
 
-        assert!(read_sizes(folder.path()).unwrap_err().to_string().contains("config.json"));
+        assert!(read_config(folder.path()).unwrap_err().to_string().contains("config.json"));
+        let sizes = || {
+            let said = read_config(folder.path()).unwrap();
+            (said.context, said.vector_width)
+        };
+        let takes = || read_config(folder.path()).unwrap().takes;
         write("config.json", r#"{"text_config": {"max_position_embeddings": 77}}"#);
-        assert_eq!(read_sizes(folder.path()).unwrap(), (77, None));
+        assert_eq!(sizes(), (77, None));
         write("modules.json", r#"[{"type": "sentence_transformers.models.Transformer"}]"#);
         write("config.json", r#"{"max_position_embeddings": 9, "hidden_size": 4}"#);
-        assert_eq!(read_sizes(folder.path()).unwrap(), (9, None));
+        assert_eq!(sizes(), (9, None));
         write("modules.json", r#"[{"type": "sentence_transformers.models.Pooling"}]"#);
-        assert_eq!(read_sizes(folder.path()).unwrap(), (9, Some(4)));
+        assert_eq!(sizes(), (9, Some(4)));
         write(
             "config.json",
             r#"{"model_type": "xlm-roberta", "max_position_embeddings": 9, "hidden_size": 4}"#,
         );
-        assert_eq!(read_sizes(folder.path()).unwrap(), (7, Some(4)));
+        assert_eq!(sizes(), (7, Some(4)));
+        assert_eq!(takes(), Arc::from([]));
+        write("config.json", r#"{"max_position_embeddings": 7, "vision_config": {}}"#);
+        assert_eq!(takes(), Arc::from([Modality::Image]));
         write("config.json", "{");
-        assert!(read_sizes(folder.path()).unwrap_err().to_string().contains("EOF"));
+        assert!(read_config(folder.path()).unwrap_err().to_string().contains("EOF"));
     }
 }
