@@ -78,6 +78,8 @@ pub(crate) enum Command {
     Rm(Rm),
     /// Show what is kept for prompts that begin as earlier ones did, or drop it
     Cache(Cache),
+    /// Say which model would answer a request, and rule by rule why; nothing is generated
+    Route(Route),
     /// Check the configuration file, and show what it would change
     Reread,
     /// Check the configuration file, and put to work what changed; other models run on
@@ -215,6 +217,38 @@ pub(crate) struct Cache {
     /// Drop it, in memory and on the disk
     #[arg(long)]
     pub(crate) clear: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Route {
+    /// A file with the request's JSON, as for /v1/chat/completions; without it, or with `-`,
+    /// standard input is read
+    #[arg(value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub(crate) request: Option<PathBuf>,
+    /// As if the request named this model
+    #[arg(long)]
+    pub(crate) model: Option<String>,
+    /// As if the request had this X-Priority
+    #[arg(long, value_enum)]
+    pub(crate) priority: Option<RequestPriority>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum RequestPriority {
+    High,
+    Normal,
+    Low,
+}
+
+impl RequestPriority {
+    /// As the header has it.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::High => "high",
+            Self::Normal => "normal",
+            Self::Low => "low",
+        }
+    }
 }
 
 #[derive(Debug, Args)]

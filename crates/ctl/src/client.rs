@@ -194,6 +194,21 @@ impl Front {
         self.json(response).await
     }
 
+    /// `POST` of JSON with a header of its own, answered at once with JSON.
+    pub(crate) async fn post_with<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+        header: Option<(&str, &str)>,
+    ) -> Result<T, Failure> {
+        let client = self.client(Patience::Slow)?;
+        let mut request = client.request(Method::POST, local(path, &[])?).json(body);
+        if let Some((name, value)) = header {
+            request = request.header(name, value);
+        }
+        self.json(request.send().await.map_err(broken)?).await
+    }
+
     /// `POST` of JSON, answered piece by piece.
     pub(crate) async fn post_stream(
         &self,

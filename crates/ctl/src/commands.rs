@@ -6,8 +6,8 @@ use crate::client::{Failure, Front, Patience, check_protocol};
 use crate::exit::Exit;
 use crate::selection::{Selection, no_group};
 use crate::{
-    ask, cache, estimate, events, generate, output, pid, pull, reload, service, shelf, socket,
-    status, tail, top, why,
+    ask, cache, estimate, events, generate, output, pid, pull, reload, route, service, shelf,
+    socket, status, tail, top, why,
 };
 use mlxd_protocol::PROTOCOL_VERSION;
 use mlxd_protocol::admin::{ModelStatus, Status, Version};
@@ -84,6 +84,9 @@ pub(crate) async fn run(
             let model = arguments.model.as_deref().map(model_from_here).transpose()?;
             let front = reached(front()).await?;
             cache::cache(&front, model.as_deref(), arguments.clear, as_json).await
+        }
+        Command::Route(arguments) => {
+            route::route(&reached(front()).await?, &arguments, as_json).await
         }
         Command::Reread => reload::reload(&reached(front()).await?, false, as_json).await,
         Command::Update => reload::reload(&reached(front()).await?, true, as_json).await,

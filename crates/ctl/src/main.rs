@@ -20,6 +20,7 @@ mod pid;
 mod prompt;
 mod pull;
 mod reload;
+mod route;
 mod selection;
 mod service;
 mod shelf;

@@ -1,8 +1,9 @@
 //! What the routes need of the rest of the front, so that they can be tested without workers.
 
+use mlxd_dispatch::route::Route;
 use mlxd_dispatch::{
     CatalogEntry, Dispatch, End, Entry, EventLog, Failure, Generation, Job, ModelFault, OpenModel,
-    Readiness,
+    Readiness, Standing,
 };
 use mlxd_protocol::admin::{
     AdminErrorBody, CacheReport, Estimate, EstimateCall, ModelStatus, SignalName, Status, Version,
@@ -11,6 +12,7 @@ use mlxd_protocol::{BenchLeg, BenchSpec, ModelId};
 use std::future::Future;
 use std::path::PathBuf;
 use std::pin::pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -21,6 +23,10 @@ pub(crate) trait Backend: Clone + Send + Sync + 'static {
 
     /// Finds a model and what its text side needs, without starting its worker.
     fn open_model(&self, name: &str) -> impl Future<Output = Result<OpenModel, ModelFault>>;
+    /// The virtual model of this name.
+    fn route(&self, name: &str) -> Option<Arc<Route>>;
+    /// How a model stands that was opened before.
+    fn standing(&self, model: &ModelId) -> Standing;
     /// Starts a sequence, and the model's worker if need be.
     fn generate(&self, job: Job) -> Result<Self::Tokens, Failure>;
     /// Starts a cancelled sequence again, where its reader is.
@@ -126,6 +132,14 @@ impl Backend for Dispatch {
 
     async fn open_model(&self, name: &str) -> Result<OpenModel, ModelFault> {
         Dispatch::open_model(self, name).await
+    }
+
+    fn route(&self, name: &str) -> Option<Arc<Route>> {
+        Dispatch::route(self, name)
+    }
+
+    fn standing(&self, model: &ModelId) -> Standing {
+        Dispatch::standing(self, model)
     }
 
     fn generate(&self, job: Job) -> Result<Generation, Failure> {

@@ -119,6 +119,11 @@ impl ApiError {
         self
     }
 
+    /// Whether the same request may succeed a moment later.
+    pub(crate) fn asks_to_come_back(&self) -> bool {
+        self.retry_after_s().is_some()
+    }
+
     /// The HTTP status.
     pub(crate) fn status(&self) -> StatusCode {
         match self {

@@ -8,6 +8,7 @@
 //! | an id, metrics, a log line | `watch` |
 //! | body within its limits | `body` |
 //! | JSON to a checked request, or a 400 that names the field | `openai` |
+//! | the model, or one after the other that a virtual one stands for | `routing` |
 //! | template, encode, context check on blocking threads | `prepare` |
 //! | jobs to dispatch | `routes` |
 //! | journal entries to text, stop strings, log-probabilities | `respond` |
@@ -29,6 +30,7 @@ mod prepare;
 mod request_id;
 mod respond;
 mod routes;
+mod routing;
 mod server;
 mod streams;
 mod tenants;

@@ -223,18 +223,18 @@ pub(crate) fn chat(
 /// Encodes a bare prompt. Blocks.
 pub(crate) fn completion(
     model: &OpenModel,
-    prompt: Prompt,
+    prompt: &Prompt,
     echo: bool,
     tokens_max: usize,
 ) -> Result<Prepared, ApiError> {
     check_writes(model)?;
     let tokenizer = &model.text.tokenizer;
     let (tokens, text) = match prompt {
-        Prompt::Text(text) => (tokenizer.encode(&text, true)?, text),
+        Prompt::Text(text) => (tokenizer.encode(text, true)?, text.clone()),
         Prompt::Tokens(ids) => {
-            check_ids(model, &ids, "prompt")?;
-            let text = if echo { tokenizer.decode(&ids, true) } else { String::new() };
-            (ids, text)
+            check_ids(model, ids, "prompt")?;
+            let text = if echo { tokenizer.decode(ids, true) } else { String::new() };
+            (ids.clone(), text)
         }
     };
     check_length(model, &tokens, tokens_max, "prompt")?;

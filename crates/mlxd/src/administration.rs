@@ -79,6 +79,11 @@ impl Administration {
         &self.0.pulls
     }
 
+    fn models_of(&self, config: &Config) -> Models {
+        let (inner, home) = (&self.0, self.0.environment.home.clone());
+        Models::new(config, &inner.folders, inner.logs.clone(), home)
+    }
+
     /// Reads the configuration again and says what differs.
     fn read(&self) -> Result<(LoadedConfig, Reread), AdminErrorBody> {
         let inner = &self.0;
@@ -95,6 +100,7 @@ impl Administration {
         let mut reread = reload::difference(&now, &loaded.config);
         reread.file = loaded.file.as_ref().map(|file| file.display().to_string());
         reread.warnings = loaded.warnings.iter().map(ToString::to_string).collect();
+        reread.warnings.extend(self.models_of(&loaded.config).unknown_targets());
         Ok((loaded, reread))
     }
 
@@ -103,8 +109,7 @@ impl Administration {
     pub async fn apply(&self) -> Result<Reread, AdminErrorBody> {
         let (loaded, mut reread) = self.read()?;
         let inner = &self.0;
-        let home = inner.environment.home.clone();
-        inner.models.replace(Models::new(&loaded.config, &inner.folders, inner.logs.clone(), home));
+        inner.models.replace(self.models_of(&loaded.config));
         inner.dispatch.forget_all_files();
         let running = inner.dispatch.running();
         for change in &mut reread.models {

@@ -18,6 +18,7 @@ mod reload;
 mod serve;
 mod shelf;
 mod source;
+mod virtual_models;
 mod welcome;
 
 use arguments::{Arguments, ConfigCommand, Subcommand};

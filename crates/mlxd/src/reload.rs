@@ -1,7 +1,9 @@
 //! What a new configuration changes.
 
+use crate::virtual_models;
 use mlxd_config::Config;
 use mlxd_protocol::admin::{ModelChange, ModelChangeKind, Reread, SettingChange};
+use std::collections::BTreeSet;
 use toml::{Table, Value};
 
 /// Sections that are read once, at the start.
@@ -9,8 +11,8 @@ const AT_START_ONLY: [&str; 6] = ["http", "memory", "requests", "streams", "log"
 
 /// The difference between two configurations, key by key.
 pub fn difference(now: &Config, then: &Config) -> Reread {
+    let mut reread = Reread { settings: route_changes(now, then), ..Reread::default() };
     let (now, then) = (table(now), table(then));
-    let mut reread = Reread::default();
     for section in Config::section_names() {
         let (from, to) = (section_of(&now, section), section_of(&then, section));
         for key in Config::keys(section) {
@@ -27,6 +29,19 @@ pub fn difference(now: &Config, then: &Config) -> Reread {
     }
     reread.models = model_changes(section_of(&now, "models"), section_of(&then, "models"));
     reread
+}
+
+fn route_changes(now: &Config, then: &Config) -> Vec<SettingChange> {
+    let (from, to) = (&now.routes.tables, &then.routes.tables);
+    let names: BTreeSet<&String> = from.keys().chain(to.keys()).collect();
+    let changed = names.into_iter().filter(|name| from.get(*name) != to.get(*name));
+    let change = |name: &String| SettingChange {
+        key: format!("routes.{name:?}"),
+        from: virtual_models::summary(&now.routes, name),
+        to: virtual_models::summary(&then.routes, name),
+        needs_restart: false,
+    };
+    changed.map(change).collect()
 }
 
 fn model_changes(from: Option<&Table>, to: Option<&Table>) -> Vec<ModelChange> {
@@ -100,5 +115,11 @@ mod tests {
         assert_eq!(models, [("a", Changed), ("b", Removed), ("d", Added)]);
         assert_eq!(reread.models[0].keys, ["preload", "running_max"]);
         assert_eq!(difference(&now, &now), Reread::default());
+        let routed = config("[routes.auto]\nfallback = [\"a\", \"b\"]");
+        let reread = difference(&Config::default(), &routed);
+        assert_eq!(reread.settings.len(), 1);
+        assert_eq!(reread.settings[0].key, "routes.\"auto\"");
+        assert_eq!(reread.settings[0].to.as_deref(), Some("a, b"));
+        assert!(!reread.settings[0].needs_restart);
     }
 }

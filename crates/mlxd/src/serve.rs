@@ -88,6 +88,7 @@ async fn serve(
     let config = &loaded.config;
     let mut signals = Signals::new().map_err(Failed::run)?;
     let models = Models::new(config, &instance.folders, logs.clone(), environment.home.clone());
+    models.unknown_targets().iter().for_each(|warning| tracing::warn!("{warning}"));
     let models = Arc::new(LiveModels::new(models));
     let dispatch = Dispatch::new(
         models.clone(),

@@ -1,13 +1,15 @@
 //! Models by name, from configuration, the built-in model and the store.
 
 use crate::instance::segments_folder;
-use crate::memory;
+use crate::{memory, virtual_models};
 use mlxd_config::{Config, Device, Folders};
+use mlxd_dispatch::route::Route;
 use mlxd_dispatch::{FoundModel, ListedModel, ModelFault, ModelSource};
 use mlxd_protocol::{DeviceChoice, LoadSpec, ModelId, PrefixDisk};
 use mlxd_store::{ModelEntry, NamedFolder, Store, StoreError, StorePaths};
 use mlxd_supervisor::{LifeLimits, LogFolder, SegmentSpec, WorkerLog, WorkerSpec};
 use mlxd_text::TemplateLimits;
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, RwLock};
 use std::time::Duration;
@@ -45,6 +47,10 @@ impl ModelSource for LiveModels {
     fn groups(&self, model: &str) -> Vec<String> {
         self.now().groups(model)
     }
+
+    fn route(&self, name: &str) -> Option<Arc<Route>> {
+        self.now().route(name)
+    }
 }
 
 /// Models as one configuration names them.
@@ -54,6 +60,8 @@ pub struct Models {
     logs: LogFolder,
     store: Store,
     program: PathBuf,
+    /// Virtual models, by names and aliases.
+    routes: HashMap<String, Arc<Route>>,
 }
 
 impl Models {
@@ -69,7 +77,34 @@ impl Models {
             home,
         });
         let program = config.workers.program.clone().unwrap_or_else(beside_mlxd);
-        Self { config: config.clone(), folders: folders.clone(), logs, store, program }
+        let routes = virtual_models::routes(&config.routes);
+        Self { config: config.clone(), folders: folders.clone(), logs, store, program, routes }
+    }
+
+    /// Targets of virtual models, and models with aliases, that nothing here is called: a sentence
+    /// for each.
+    pub fn unknown_targets(&self) -> Vec<String> {
+        let routes = &self.config.routes.tables;
+        let targets = routes.iter().flat_map(|(route, config)| {
+            config.targets().map(move |target| (format!("[routes.{route:?}]"), target))
+        });
+        let aliased =
+            self.config.models.tables.iter().filter(|(_, table)| !table.aliases.is_empty());
+        let aliased = aliased.map(|(name, _)| (format!("[models.{name:?}]"), name.as_str()));
+        let unknown = targets.chain(aliased).filter_map(|(place, target)| {
+            if self.routes.contains_key(target) {
+                return None;
+            }
+            let name = self.config.models.canonical(target);
+            if self.is_built_in(name) {
+                return None;
+            }
+            let fault = self.fault(name, self.store.resolve(name).err()?);
+            Some(format!("{place} leads to {target:?}: {fault}"))
+        });
+        let mut told: Vec<String> = unknown.collect();
+        told.dedup();
+        told
     }
 
     /// The models on disk.
@@ -150,6 +185,12 @@ impl Models {
 impl ModelSource for Models {
     fn find(&self, name: &str) -> Result<FoundModel, ModelFault> {
         let broken = |message: String| ModelFault::Broken { message };
+        if self.routes.contains_key(name) {
+            return Err(broken(format!(
+                "{name} is a virtual model: each request's model is chosen by rules \
+                 ([routes.{name:?}] in mlxd.toml), and it has no worker of its own; name a model"
+            )));
+        }
         let name = self.config.models.canonical(name);
         let (name, folder) = if self.is_built_in(name) {
             let folder =
@@ -188,8 +229,10 @@ impl ModelSource for Models {
                 id: mlxd_demo::NAME.into(),
                 created_unix_s: 0,
                 owned_by: "mlxd".into(),
+                stands_for: None,
             });
         }
+        listed.extend(virtual_models::listed(&self.config, &listed));
         listed.sort_by(|a, b| a.id.cmp(&b.id));
         listed
     }
@@ -198,6 +241,10 @@ impl ModelSource for Models {
         let tables = self.config.models.tables.keys().cloned();
         let built_in = self.is_built_in(mlxd_demo::NAME).then(|| mlxd_demo::NAME.to_owned());
         tables.chain(built_in).collect()
+    }
+
+    fn route(&self, name: &str) -> Option<Arc<Route>> {
+        self.routes.get(name).cloned()
     }
 
     fn groups(&self, model: &str) -> Vec<String> {
@@ -213,8 +260,12 @@ impl Models {
             StoreError::Unknown { name: asked, mut known, .. } => {
                 if self.is_built_in(mlxd_demo::NAME) {
                     known.push(mlxd_demo::NAME.into());
-                    known.sort();
                 }
+                let tables = self.config.models.tables.values();
+                known.extend(tables.flat_map(|table| table.aliases.iter().cloned()));
+                known.extend(self.routes.keys().cloned());
+                known.sort();
+                known.dedup();
                 let nearest = mlxd_store::nearest_name(&asked, &known);
                 ModelFault::Unknown { name: asked, known, nearest }
             }
@@ -236,6 +287,7 @@ fn listed(entry: ModelEntry) -> ListedModel {
         owned_by: owner.map_or("local", |(owner, _)| owner).to_owned(),
         id: entry.name,
         created_unix_s: entry.created_unix_s,
+        stands_for: None,
     }
 }
 

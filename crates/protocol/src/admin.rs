@@ -19,6 +19,7 @@
 //! | `GET /admin/v1/models` | | [`Shelf`]: the models on disk |
 //! | `GET /admin/v1/show?model=M` | | [`ModelShow`] |
 //! | `POST /admin/v1/remove` | [`RemoveCall`] | [`Removed`] once it is so |
+//! | `POST /admin/v1/route` | a request of the API | [`RouteReport`]: which model would answer, and why |
 //! | `POST /admin/v1/shutdown` | | [`Version`], then the front drains and exits |
 //!
 //! Errors have an HTTP status of 400 and above and an [`AdminError`] as body. The OpenAI routes
@@ -29,6 +30,7 @@ mod crash;
 mod event;
 mod memory;
 mod reload;
+mod route;
 mod shelf;
 mod signal;
 
@@ -40,6 +42,7 @@ pub use crash::{
 pub use event::{Event, Happening};
 pub use memory::{Estimate, EstimateCall, EstimatePart, MemoryStatus, Residence, Verdict};
 pub use reload::{ModelChange, ModelChangeKind, Reread, SettingChange};
+pub use route::{RouteOutcome, RouteReport, RouteRequest, RouteStep};
 pub use shelf::{
     ModelOnDisk, ModelShow, PullCall, PullCancelCall, PullFileStatus, PullStage, PullStatus,
     RemoveCall, Removed, Shelf,

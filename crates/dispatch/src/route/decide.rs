@@ -162,9 +162,9 @@ impl Walk<'_> {
         match rule.priority {
             None => {}
             Some(asked) if asked == request.priority => {
-                fits.push(format!("priority {}", priority(asked)));
+                fits.push(format!("priority {}", priority_name(asked)));
             }
-            Some(_) => return Err(format!("its priority is {}", priority(request.priority))),
+            Some(_) => return Err(format!("its priority is {}", priority_name(request.priority))),
         }
         Ok(())
     }
@@ -240,7 +240,8 @@ fn a(kind: Modality) -> String {
     }
 }
 
-fn priority(priority: Priority) -> &'static str {
+/// A priority as in `mlxd.toml`.
+pub fn priority_name(priority: Priority) -> &'static str {
     match priority {
         Priority::High => "high",
         Priority::Normal => "normal",

@@ -8,7 +8,7 @@
 mod decide;
 mod facts;
 
-pub use decide::{Ask, Decision, Place, Step, Verdict, decide};
+pub use decide::{Ask, Decision, Place, Step, Verdict, decide, priority_name};
 pub use facts::{Facts, Modality, ModelFacts, RequestFacts};
 
 use mlxd_protocol::Priority;

@@ -5,6 +5,7 @@ mod events;
 mod front;
 mod log;
 mod memory;
+mod route;
 mod shelf;
 
 pub use front::{AdminAnswer, FrontAdmin};
@@ -49,6 +50,7 @@ pub(crate) fn admin<B: Backend>(config: &mut web::ServiceConfig) {
         .route("/admin/v1/signal", web::post().to(signal::<B>))
         .route("/admin/v1/log", get().to(log::<B>))
         .route("/admin/v1/events", get().to(events::<B>))
+        .route("/admin/v1/route", web::post().to(route::route::<B>))
         .route("/admin/v1/why", get().to(why::<B>))
         .route("/admin/v1/reread", web::post().to(reread::<B>))
         .route("/admin/v1/update", web::post().to(update::<B>))

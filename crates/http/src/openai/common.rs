@@ -3,8 +3,9 @@
 use crate::error::ApiError;
 use crate::limits::RequestLimits;
 use crate::openai::fields::{Fields, whole, wrong};
-use crate::openai::keep_alive;
+use crate::openai::{facts, keep_alive};
 use mlxd_dispatch::KeepAlive;
+use mlxd_dispatch::route::RequestFacts;
 use serde_json::Value;
 use std::time::Duration;
 
@@ -42,6 +43,8 @@ pub(crate) struct Common {
     pub(crate) logit_bias: Vec<(u32, f32)>,
     /// How tokens are chosen.
     pub(crate) sampling: SamplingAsked,
+    /// For the rules of virtual models.
+    pub(crate) facts: RequestFacts,
 }
 
 /// What becomes of a stream that is kept when nobody reads it.
@@ -81,6 +84,7 @@ const CONSTRAINTS: [&str; 8] = [
 impl Common {
     /// Takes the shared fields. `logprobs` differs between the two kinds and is the caller's.
     pub(crate) fn take(fields: &mut Fields, limits: &RequestLimits) -> Result<Self, ApiError> {
+        let facts = facts::of_body(fields.left());
         let model = take_model(fields, limits)?;
         refuse_constraints(fields)?;
         let n = fields.integer("n", 1..=i64::from(limits.n_max))?.unwrap_or(1);
@@ -100,6 +104,7 @@ impl Common {
             logprobs: None,
             logit_bias: take_logit_bias(fields, limits)?,
             sampling: SamplingAsked::take(fields)?,
+            facts,
         })
     }
 }

@@ -31,6 +31,11 @@ impl Fields {
         }
     }
 
+    /// What has not been taken yet.
+    pub(crate) fn left(&self) -> &Map<String, Value> {
+        &self.map
+    }
+
     /// The field's value; `None` if it is absent or null.
     pub(crate) fn take(&mut self, name: &str) -> Option<Value> {
         self.map.remove(name).filter(|value| !value.is_null())

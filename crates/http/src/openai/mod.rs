@@ -5,6 +5,7 @@ pub(crate) mod chat;
 pub(crate) mod common;
 pub(crate) mod completion;
 pub(crate) mod embeddings;
+pub(crate) mod facts;
 pub(crate) mod fields;
 pub(crate) mod keep_alive;
 mod messages;

@@ -7,6 +7,7 @@ use crate::openai::answer::{Head, Usage, Whole};
 use crate::respond::choice::Choice;
 use bytes::{Bytes, BytesMut};
 use mlxd_dispatch::Entry;
+use mlxd_protocol::ModelId;
 use std::future::poll_fn;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -15,6 +16,8 @@ use std::time::{Duration, Instant};
 #[derive(Debug)]
 pub(crate) struct Answer<T: Tokens> {
     pub(crate) head: Head,
+    /// Who makes it.
+    pub(crate) model: ModelId,
     pub(crate) choices: Vec<Choice<T>>,
     /// Why there will be no whole answer.
     pub(crate) error: Option<ApiError>,
@@ -29,21 +32,29 @@ pub(crate) struct Answer<T: Tokens> {
 impl<T: Tokens> Answer<T> {
     pub(crate) fn new(
         head: Head,
+        model: ModelId,
         choices: Vec<Choice<T>>,
         prompt_tokens: u32,
         choices_per_prompt: usize,
-        place: InFlight,
+        place: Option<InFlight>,
     ) -> Self {
         Self {
             head,
+            model,
             choices,
             error: None,
             prompt_tokens,
             choices_per_prompt,
             scratch: Vec::new(),
             started_at: Instant::now(),
-            place: Some(place),
+            place,
         }
+    }
+
+    /// Ends it for another one to be made in its place, which this gives up.
+    pub(crate) fn give_up(mut self) -> Option<InFlight> {
+        self.choices.iter_mut().for_each(Choice::cancel);
+        self.place.take()
     }
 
     /// Takes in what was generated. Ready when any choice has news, or there is an error.
@@ -80,6 +91,11 @@ impl<T: Tokens> Answer<T> {
             self.pause();
         }
         resumed
+    }
+
+    /// Whether something came that nobody was told.
+    pub(crate) fn has_news(&self) -> bool {
+        self.error.is_some() || self.choices.iter().any(Choice::has_news)
     }
 
     /// Whether every choice has ended.

@@ -9,6 +9,8 @@ mod models;
 mod streams;
 mod submit;
 
+pub(crate) use submit::priority_of;
+
 use crate::backend::Backend;
 use crate::error::ApiError;
 use actix_web::{HttpRequest, HttpResponse, Resource, Route, guard, web};

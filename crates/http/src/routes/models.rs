@@ -5,7 +5,7 @@ use crate::backend::Backend;
 use crate::error::ApiError;
 use actix_web::HttpResponse;
 use actix_web::web::{Data, Path};
-use mlxd_dispatch::CatalogEntry;
+use mlxd_dispatch::{CatalogEntry, StandsFor};
 use serde_json::{Value, json};
 
 /// Every model that a request may name.
@@ -27,7 +27,7 @@ pub(crate) async fn one<B: Backend>(
     if let Some(object) = find(&entries, &name) {
         return Ok(HttpResponse::Ok().json(object));
     }
-    // An alias, or a folder by its path, is not listed under that name.
+    // A folder by its path is not listed.
     let model = app.backend.open_model(&name).await?;
     let id = model.id.as_str();
     let object = find(&entries, id).unwrap_or_else(|| {
@@ -44,12 +44,18 @@ pub(crate) async fn one<B: Backend>(
 
 /// OpenAI's four fields, then what a client here may want to know besides.
 fn model_object(entry: &CatalogEntry) -> Value {
-    json!({
+    let mut object = json!({
         "id": entry.listed.id,
         "object": "model",
         "created": entry.listed.created_unix_s,
         "owned_by": entry.listed.owned_by,
         "loaded": entry.loaded,
         "context_tokens": entry.context_tokens,
-    })
+    });
+    match &entry.listed.stands_for {
+        None => {}
+        Some(StandsFor::Model(name)) => object["alias_of"] = json!(name),
+        Some(StandsFor::OneOf(names)) => object["one_of"] = json!(names),
+    }
+    object
 }

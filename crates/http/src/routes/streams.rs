@@ -42,7 +42,7 @@ pub(crate) async fn read_on<B: Backend>(
     if let Ok(Err(error)) = first {
         return Err(error);
     }
-    Ok(event_stream(None, KeptBody::new(id, reader, ping)))
+    Ok(event_stream(None, stream.model().as_deref(), KeptBody::new(id, reader, ping)))
 }
 
 fn nothing_more() -> HttpResponse {

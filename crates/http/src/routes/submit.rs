@@ -1,113 +1,188 @@
-//! From prepared prompts to a response: what chat and text completions do alike.
+//! From a checked request to a response: what chat and text completions do alike.
 
 use crate::app::App;
-use crate::backend::Backend;
+use crate::backend::{Backend, Tokens};
 use crate::error::ApiError;
 use crate::metrics::InFlight;
 use crate::openai::answer::{Head, Shape};
 use crate::openai::common::{Common, DEADLINE_S_MAX, Keep};
-use crate::prepare::{self, Prepared};
+use crate::prepare;
 use crate::request_id::{TraceId, random_id};
 use crate::respond::answer::Answer;
 use crate::respond::choice::Choice;
+use crate::respond::late::LateBody;
 use crate::respond::sse::SseBody;
+use crate::routing::{Candidate, Routing, Wanted};
 use crate::streams::body::KeptBody;
-use crate::streams::drive::drive;
+use crate::streams::drive::{drive, drive_when_begun};
 use actix_web::body::MessageBody;
-use actix_web::http::header;
+use actix_web::http::header::{self, HeaderValue};
 use actix_web::web::Data;
 use actix_web::{HttpMessage, HttpRequest, HttpResponse, HttpResponseBuilder};
-use mlxd_dispatch::{Job, OpenModel};
+use mlxd_dispatch::{Job, OpenModel, Tenant};
 use mlxd_protocol::Priority;
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// A request that is ready to be generated.
-pub(crate) struct Submission {
-    pub(crate) model: OpenModel,
-    pub(crate) common: Common,
-    pub(crate) shape: Shape,
-    pub(crate) prompts: Vec<Prepared>,
-    pub(crate) place: InFlight,
+/// Which model answers.
+const MODEL_HEADER: &str = "x-mlxd-model";
+
+/// Answers a request, streamed or not.
+pub(crate) async fn submit<B: Backend>(
+    app: &Data<App<B>>,
+    request: &HttpRequest,
+    wanted: Wanted,
+    size: usize,
+) -> Result<HttpResponse, ApiError> {
+    let place = app.start_answer()?;
+    let mut common = wanted.common().clone();
+    if common.deadline.is_none() {
+        common.deadline = deadline_of(request)?;
+    }
+    let priority = priority_of(request);
+    let mut routing = Routing::new(app, wanted.clone(), size, priority);
+    let submission = Submission {
+        app: app.clone(),
+        shape: wanted.shape(),
+        keep: common.keep.or_else(|| keep_of(request)).filter(|_| common.stream),
+        trace: trace_of(request),
+        tenant: app.tenants.of(request.headers()),
+        priority,
+        common,
+    };
+    if routing.route().is_some() {
+        let outcome = submission.respond_routed(routing, place).await;
+        return outcome.map_err(|error| error.come_back_after(|| app.retry_after_s(None)));
+    }
+    let candidate = routing.next().await?;
+    let model = candidate.0.id.clone();
+    let outcome = submission.respond(candidate, place).await;
+    outcome.map_err(|error| {
+        error.come_back_after(|| app.retry_after_s(app.backend.retry_after(&model)))
+    })
 }
 
-impl Submission {
-    /// Generates and answers, streamed or not.
-    pub(crate) async fn respond<B: Backend>(
-        mut self,
-        app: &Data<App<B>>,
-        request: &HttpRequest,
-    ) -> Result<HttpResponse, ApiError> {
-        let model = self.model.id.clone();
-        if self.common.deadline.is_none() {
-            self.common.deadline = deadline_of(request)?;
-        }
-        let outcome = self.respond_now(app, request).await;
-        outcome.map_err(|error| {
-            error.come_back_after(|| app.retry_after_s(app.backend.retry_after(&model)))
-        })
-    }
+/// A request that is ready to be generated, whichever model does it.
+struct Submission<B> {
+    app: Data<App<B>>,
+    common: Common,
+    shape: Shape,
+    keep: Option<Keep>,
+    trace: TraceId,
+    tenant: Tenant,
+    priority: Priority,
+}
 
-    async fn respond_now<B: Backend>(
+impl<B: Backend> Submission<B> {
+    /// Answers with this model.
+    async fn respond(
         self,
-        app: &Data<App<B>>,
-        request: &HttpRequest,
+        candidate: Candidate,
+        place: InFlight,
     ) -> Result<HttpResponse, ApiError> {
-        let stream = self.common.stream;
-        if let Some(keep) = self.common.keep.or_else(|| keep_of(request)).filter(|_| stream) {
-            return self.respond_kept(app, request, keep).await;
+        let model = candidate.0.id.to_string();
+        let mut place = Some(place);
+        if let Some(keep) = self.keep {
+            let (stream, reader) = self.app.streams.open(&self.trace.0, keep)?;
+            let answer = self.start(&candidate, &mut place);
+            let answer = answer.inspect_err(|_| self.app.streams.withdraw(&stream))?;
+            self.app.streams.alias(&stream, &answer.head.id);
+            actix_web::rt::spawn(drive(self.app.clone(), stream.clone(), answer));
+            let ping = self.app.limits.stream_ping;
+            let first = tokio::time::timeout(ping, poll_fn(|cx| reader.poll_first(cx))).await;
+            if let Ok(Err(error)) = first {
+                return Err(error);
+            }
+            let body = KeptBody::new(self.trace.0.to_string(), reader, ping);
+            return Ok(event_stream(stream.queue_wait(), Some(&model), body));
         }
-        let mut answer = self.start(app, request)?;
-        if !stream {
-            let body = answer.collect().await?;
-            let mut response = HttpResponse::Ok();
-            put_queue_wait(&mut response, answer.queue_wait());
-            return Ok(response.content_type("application/json").body(body));
+        let mut answer = self.start(&candidate, &mut place)?;
+        if !self.common.stream {
+            return whole(answer).await;
         }
         // The head waits for the first token, so that what fails before it has its own status;
         // but not for so long that the client gives up.
-        let (ping, progress) = (app.limits.stream_ping, app.limits.stream_progress);
+        let (ping, progress) = (self.app.limits.stream_ping, self.app.limits.stream_progress);
         let patience = progress.unwrap_or(ping).min(ping);
         let first = tokio::time::timeout(patience, poll_fn(|cx| answer.poll_news(cx))).await;
         if let (Ok(()), Some(error)) = (first, answer.error.take()) {
             return Err(error);
         }
         let wait = answer.queue_wait();
-        Ok(event_stream(wait, SseBody::new(answer, ping, progress)))
+        Ok(event_stream(wait, Some(&model), SseBody::new(answer, ping, progress)))
     }
 
-    /// Generates a stream that is kept, and answers with its events.
-    async fn respond_kept<B: Backend>(
+    /// Answers with the first model that takes it. Until a token is there, another one may be
+    /// tried: nothing is said before but comments.
+    async fn respond_routed(
         self,
-        app: &Data<App<B>>,
-        request: &HttpRequest,
-        keep: Keep,
+        routing: Routing<B>,
+        place: InFlight,
     ) -> Result<HttpResponse, ApiError> {
-        let trace = trace_of(request);
-        let (stream, reader) = app.streams.open(&trace.0, keep)?;
-        let answer = self.start(app, request).inspect_err(|_| app.streams.withdraw(&stream))?;
-        app.streams.alias(&stream, &answer.head.id);
-        actix_web::rt::spawn(drive(app.clone(), stream.clone(), answer));
+        let (app, trace) = (self.app.clone(), self.trace.clone());
+        let (stream, keep) = (self.common.stream, self.keep);
         let ping = app.limits.stream_ping;
-        let first = tokio::time::timeout(ping, poll_fn(|cx| reader.poll_first(cx))).await;
-        if let Ok(Err(error)) = first {
-            return Err(error);
+        if let Some(keep) = keep {
+            let (stream, reader) = app.streams.open(&trace.0, keep)?;
+            let begun = self.begin(routing, place);
+            actix_web::rt::spawn(drive_when_begun(app.clone(), stream.clone(), begun));
+            let first = tokio::time::timeout(ping, poll_fn(|cx| reader.poll_first(cx))).await;
+            if let Ok(Err(error)) = first {
+                return Err(error);
+            }
+            let model = stream.model();
+            let body = KeptBody::new(trace.0.to_string(), reader, ping);
+            return Ok(event_stream(stream.queue_wait(), model.as_deref(), body));
         }
-        let wait = stream.queue_wait();
-        Ok(event_stream(wait, KeptBody::new(trace.0.to_string(), reader, ping)))
+        let mut begun = Box::pin(self.begin(routing, place));
+        if !stream {
+            return whole(begun.await?).await;
+        }
+        match tokio::time::timeout(ping, &mut begun).await {
+            Ok(answer) => {
+                let answer = answer?;
+                let (wait, model) = (answer.queue_wait(), answer.model.to_string());
+                Ok(event_stream(
+                    wait,
+                    Some(&model),
+                    SseBody::new(answer, ping, app.limits.stream_progress),
+                ))
+            }
+            Err(_) => Ok(event_stream(None, None, LateBody::new(begun, ping))),
+        }
     }
 
-    fn start<B: Backend>(
+    /// The answer of the first model that takes it, once its first token is there.
+    async fn begin(
         self,
-        app: &App<B>,
-        request: &HttpRequest,
+        mut routing: Routing<B>,
+        place: InFlight,
     ) -> Result<Answer<B::Tokens>, ApiError> {
-        let Self { model, common, shape, prompts, place } = self;
-        check_logit_bias(&common, &model)?;
-        let trace = trace_of(request);
-        let priority = priority_of(request);
-        let tenant = app.tenants.of(request.headers());
+        let mut place = Some(place);
+        loop {
+            let candidate = routing.next().await?;
+            let model = &candidate.0.id;
+            match self.start(&candidate, &mut place) {
+                Err(error) => routing.refuse(model, error)?,
+                Ok(mut answer) => {
+                    poll_fn(|cx| answer.poll_news(cx)).await;
+                    let Some(error) = answer.error.take() else { return Ok(answer) };
+                    place = answer.give_up();
+                    routing.refuse(model, error)?;
+                }
+            }
+        }
+    }
+
+    /// Starts the sequences. The place is taken only when all of them were.
+    fn start(
+        &self,
+        (model, prompts): &Candidate,
+        place: &mut Option<InFlight>,
+    ) -> Result<Answer<B::Tokens>, ApiError> {
+        let (app, common) = (&self.app, &self.common);
+        check_logit_bias(common, model)?;
         let seed = common.seed.unwrap_or_else(|| fastrand::u64(..));
         let text = &model.text;
         let stop_tokens = match common.ignore_eos {
@@ -116,7 +191,7 @@ impl Submission {
         };
         let mut choices = Vec::with_capacity(prompts.len() * common.n as usize);
         let mut prompt_tokens = 0;
-        for prepared in &prompts {
+        for prepared in prompts {
             let prompt = &prepared.prompt;
             prompt_tokens += prompt.len() as u32;
             let room = model.context_tokens - prompt.len() as u32;
@@ -125,16 +200,16 @@ impl Submission {
                 let seed = prepare::seed_of_choice(seed, choices.len());
                 let tokens = app.backend.generate(Job {
                     model: model.id.clone(),
-                    trace: trace.0.clone(),
+                    trace: self.trace.0.clone(),
                     prompt: prompt.clone(),
-                    sampling: prepare::sampling(&common, &text.defaults, seed),
+                    sampling: prepare::sampling(common, &text.defaults, seed),
                     max_new: wanted.min(room),
                     stop_tokens: stop_tokens.clone(),
                     logprobs: common.logprobs,
                     embed: None,
-                    priority,
+                    priority: self.priority,
                     keep_alive: common.keep_alive,
-                    tenant,
+                    tenant: self.tenant,
                     deadline: common.deadline,
                 })?;
                 choices.push(Choice::new(
@@ -147,29 +222,42 @@ impl Submission {
                 ));
             }
         }
-        let id = random_id(match shape {
+        let id = random_id(match self.shape {
             Shape::Chat => "chatcmpl-",
             Shape::Text => "cmpl-",
         });
         let head = Head::new(
-            shape,
+            self.shape,
             id,
             model.id.as_str(),
             unix_seconds(),
             common.include_usage,
             text.tokenizer.clone(),
         );
-        Ok(Answer::new(head, choices, prompt_tokens, common.n as usize, place))
+        let n = common.n as usize;
+        Ok(Answer::new(head, model.id.clone(), choices, prompt_tokens, n, place.take()))
     }
 }
 
-/// A response of server-sent events. `wait` is how long its sequences waited for their turn.
+/// Waits for the whole answer.
+async fn whole<T: Tokens>(mut answer: Answer<T>) -> Result<HttpResponse, ApiError> {
+    let body = answer.collect().await?;
+    let mut response = HttpResponse::Ok();
+    put_queue_wait(&mut response, answer.queue_wait());
+    put_model(&mut response, Some(answer.model.as_str()));
+    Ok(response.content_type("application/json").body(body))
+}
+
+/// A response of server-sent events. `wait` is how long its sequences waited for their turn,
+/// `model` who answers, where that is known already.
 pub(crate) fn event_stream(
     wait: Option<Duration>,
+    model: Option<&str>,
     body: impl MessageBody + 'static,
 ) -> HttpResponse {
     let mut response = HttpResponse::Ok();
     put_queue_wait(&mut response, wait);
+    put_model(&mut response, model);
     response
         .content_type("text/event-stream; charset=utf-8")
         .insert_header((header::CACHE_CONTROL, "no-cache"))
@@ -210,6 +298,13 @@ fn check_logit_bias(common: &Common, model: &OpenModel) -> Result<(), ApiError> 
 pub(crate) fn put_queue_wait(response: &mut HttpResponseBuilder, wait: Option<Duration>) {
     if let Some(wait) = wait {
         response.insert_header(("x-queue-wait-ms", wait.as_millis().to_string()));
+    }
+}
+
+/// Left out for a folder's path that a header cannot hold.
+fn put_model(response: &mut HttpResponseBuilder, model: Option<&str>) {
+    if let Some(value) = model.and_then(|model| HeaderValue::from_str(model).ok()) {
+        response.insert_header((MODEL_HEADER, value));
     }
 }
 

@@ -3,11 +3,12 @@
 use crate::app::App;
 use crate::backend::{Backend, Tokens};
 use crate::error::ApiError;
+use crate::openai::answer::error_event;
 use crate::respond::answer::Answer;
-use crate::respond::events::{Numbered, Written, write_news, write_opening};
+use crate::respond::events::{EventSink, Numbered, Written, write_news, write_opening};
 use crate::streams::log::{Gone, Orders, Stream};
 use actix_web::web::Data;
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::sync::Arc;
 use std::task::Poll;
 use tokio::time::timeout_at;
@@ -45,7 +46,12 @@ pub(crate) async fn drive<B: Backend>(
                 }
             }
         }
-        match wait(&stream, orders, &mut answer).await {
+        // What came before this task began is news too.
+        let wake = match orders.write && !opened && answer.has_news() {
+            true => Some(Wake::News),
+            false => wait(&stream, orders, &mut answer).await,
+        };
+        match wake {
             None => return expire(&app, &stream),
             Some(Wake::Orders) => continue,
             Some(Wake::News) => {}
@@ -63,6 +69,29 @@ pub(crate) async fn drive<B: Backend>(
     }
     drop(answer);
     linger(&app, &stream).await;
+}
+
+/// The same for an answer whose model is still being looked for. While it is, the stream is kept
+/// whoever reads it.
+pub(crate) async fn drive_when_begun<B: Backend>(
+    app: Data<App<B>>,
+    stream: Arc<Stream>,
+    begun: impl Future<Output = Result<Answer<B::Tokens>, ApiError>>,
+) {
+    match begun.await {
+        Ok(answer) => {
+            stream.note_model(answer.model.as_str());
+            app.streams.alias(&stream, &answer.head.id);
+            drive(app, stream, answer).await;
+        }
+        Err(error) => {
+            let mut events = Numbered::new();
+            events.event(|out| error_event(out, &error.body()));
+            stream.note_stillborn(error);
+            stream.append(&mut events.events, Written::BrokenOff);
+            linger(&app, &stream).await;
+        }
+    }
 }
 
 /// Waits for news, if they are wanted, and for new orders. `None`: nobody came back in time.

@@ -76,6 +76,7 @@ struct State {
     /// An error that came before anything else.
     stillborn: Option<ApiError>,
     queue_wait: Option<Duration>,
+    model: Option<String>,
     /// Why it does not go on for the readers of now.
     refused: Option<ApiError>,
     gone: Option<Gone>,
@@ -132,6 +133,7 @@ impl Stream {
             end: None,
             stillborn: None,
             queue_wait: None,
+            model: None,
             refused: None,
             gone: None,
             cursors: Vec::new(),
@@ -210,6 +212,16 @@ impl Stream {
     /// How long the answer's sequences waited for their turn, once that is known.
     pub(crate) fn queue_wait(&self) -> Option<Duration> {
         self.state().queue_wait
+    }
+
+    /// Notes who makes the answer.
+    pub(crate) fn note_model(&self, model: &str) {
+        self.state().model = Some(model.to_owned());
+    }
+
+    /// Who makes the answer, where that was noted.
+    pub(crate) fn model(&self) -> Option<String> {
+        self.state().model.clone()
     }
 
     /// Notes an error that came before anything else, for the one who waits for a status.

@@ -4,9 +4,10 @@ use crate::admin::{AdminAnswer, FrontAdmin};
 use crate::backend::{Backend, Tokens};
 use crate::limits::HttpLimits;
 use crate::server::{Running, bind_to};
+use mlxd_dispatch::route::{Route, Rule};
 use mlxd_dispatch::{
     CatalogEntry, End, Entry, EventLog, Failure, GenerationDefaults, Job, ListedModel, ModelFault,
-    ModelText, OpenModel, Readiness,
+    ModelText, OpenModel, Readiness, Standing,
 };
 use mlxd_protocol::ModelId;
 use mlxd_protocol::admin::{
@@ -29,6 +30,11 @@ pub(super) const MODEL: &str = "org/fake";
 
 /// The same, but its work is vectors of four numbers.
 pub(super) const VECTORS: &str = "org/vectors";
+/// A second one, with the same texts.
+pub(super) const SMALL: &str = "org/small";
+
+/// A virtual model: the small one up to 30 tokens, else the other.
+pub(super) const ROUTE: &str = "auto";
 
 /// Tokens of context of the fake model.
 pub(super) const CONTEXT_TOKENS: u32 = 200;
@@ -184,6 +190,7 @@ impl Backend for FakeBackend {
         match name {
             MODEL | "alias" => Ok(self.model.clone()),
             VECTORS => Ok(OpenModel { vector_width: Some(4), ..self.model.clone() }),
+            SMALL => Ok(OpenModel { id: ModelId::new(SMALL).unwrap(), ..self.model.clone() }),
             "bare" => Ok(OpenModel {
                 text: Arc::new(ModelText {
                     tokenizer: self.model.text.tokenizer.clone(),
@@ -200,6 +207,16 @@ impl Backend for FakeBackend {
         }
     }
 
+    fn route(&self, name: &str) -> Option<Arc<Route>> {
+        let rule = Rule { model: SMALL.into(), prompt_tokens_max: Some(30), ..Rule::default() };
+        let fallback = vec![MODEL.to_owned(), "missing".to_owned()];
+        (name == ROUTE).then(|| Arc::new(Route { name: name.into(), rules: vec![rule], fallback }))
+    }
+
+    fn standing(&self, _model: &ModelId) -> Standing {
+        Standing::default()
+    }
+
     fn generate(&self, job: Job) -> Result<FakeTokens, Failure> {
         self.start_sequence(job, 0)
     }
@@ -213,8 +230,12 @@ impl Backend for FakeBackend {
     }
 
     async fn catalog(&self) -> Vec<CatalogEntry> {
-        let listed =
-            ListedModel { id: MODEL.into(), created_unix_s: 1_700_000_000, owned_by: "org".into() };
+        let listed = ListedModel {
+            id: MODEL.into(),
+            created_unix_s: 1_700_000_000,
+            owned_by: "org".into(),
+            stands_for: None,
+        };
         vec![CatalogEntry { listed, loaded: true, context_tokens: Some(CONTEXT_TOKENS) }]
     }
 
@@ -360,6 +381,7 @@ fn model() -> OpenModel {
         }),
         context_tokens: CONTEXT_TOKENS,
         vector_width: None,
+        takes: Arc::from([]),
     }
 }
 
