@@ -21,6 +21,7 @@ mod replay;
 mod replay_bounds;
 mod replay_mlx;
 mod resume;
+mod routing;
 #[cfg(target_os = "linux")]
 mod systemd;
 mod turns;
