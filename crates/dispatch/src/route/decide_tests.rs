@@ -163,11 +163,13 @@ fn models_that_cannot_answer_are_passed_over() {
     );
 }
 
+type Change = fn(&mut RequestFacts);
+
 #[test]
 fn every_condition_counts() {
     let with =
         |rule: Rule| Route { name: "r".into(), rules: vec![rule], fallback: vec!["large".into()] };
-    let ask = |rule: Rule, change: fn(&mut RequestFacts)| {
+    let ask = |rule: Rule, change: Change| {
         let mut world = World::new();
         change(&mut world.facts.request);
         world.told(&with(rule)).remove(0)
@@ -178,7 +180,7 @@ fn every_condition_counts() {
     let high = |request: &mut RequestFacts| request.priority = Priority::High;
     let json = |request: &mut RequestFacts| request.json = true;
     let image = |request: &mut RequestFacts| request.holds = vec![Modality::Image];
-    let cases: [(Rule, fn(&mut RequestFacts), &str); 12] = [
+    let cases: [(Rule, Change, &str); 12] = [
         (m(), nothing, "m yes: it asks for nothing"),
         (Rule { modality: Some(Modality::Text), ..m() }, nothing, "m yes: text only"),
         (Rule { modality: Some(Modality::Text), ..m() }, image, "m no: the request holds an image"),

@@ -19,7 +19,7 @@ type Begun<T> = Pin<Box<dyn Future<Output = Result<Answer<T>, ApiError>>>>;
 
 enum Stage<T: Tokens> {
     Waiting(Begun<T>),
-    Running(SseBody<T>),
+    Running(Box<SseBody<T>>),
     /// As in [`SseBody`]: the error event is sent before the connection is cut.
     Flushing,
     BreakingOff,
@@ -53,7 +53,7 @@ impl<T: Tokens> MessageBody for LateBody<T> {
         let this = self.get_mut();
         loop {
             match &mut this.stage {
-                Stage::Running(body) => return Pin::new(body).poll_next(cx),
+                Stage::Running(body) => return Pin::new(body.as_mut()).poll_next(cx),
                 Stage::BreakingOff => return Poll::Ready(Some(Err(BrokenOff))),
                 Stage::Flushing => {
                     this.stage = Stage::BreakingOff;
@@ -62,7 +62,8 @@ impl<T: Tokens> MessageBody for LateBody<T> {
                 }
                 Stage::Waiting(begun) => match begun.as_mut().poll(cx) {
                     Poll::Ready(Ok(answer)) => {
-                        this.stage = Stage::Running(SseBody::new(answer, this.ping, None));
+                        let body = SseBody::new(answer, this.ping, None);
+                        this.stage = Stage::Running(Box::new(body));
                     }
                     Poll::Ready(Err(error)) => {
                         tracing::warn!(%error, "a stream breaks off before its first token");
