@@ -220,9 +220,9 @@ impl Stream {
         let content = data.split_once("\"delta\":{\"content\":\"").map(|(_, text)| text);
         if content.is_some_and(|text| !text.starts_with('"')) {
             let gap = (now - self.since).as_micros() as u64;
-            interval.gaps_us.saturating_record(gap);
+            interval.gaps_us.record(gap)?;
             if !self.begun {
-                interval.first_us.saturating_record(gap);
+                interval.first_us.record(gap)?;
             }
             interval.deltas += 1;
             self.deltas += 1;
