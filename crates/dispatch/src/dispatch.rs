@@ -568,7 +568,9 @@ impl Dispatch {
         if slot.worker.view().state != WorkerState::Running {
             self.load(&slot).await?;
         }
-        let _guest = self.0.admission.guest(&slot.open.id);
+        let tokens = spec.prompt.len() as u64 + u64::from(spec.new_tokens);
+        let refused = |failure: Failure| admin_error(failure.code, failure.message);
+        let _guest = self.0.admission.guest(&slot.open.id, tokens).map_err(refused)?;
         slot.worker.bench(spec).await.map_err(|why| admin_error("internal", why))
     }
 

@@ -582,16 +582,35 @@ impl Books {
         self.pass(now)
     }
 
-    /// Somebody who has no sequence begins to use the model's worker, or has done.
-    pub(crate) fn guest(&mut self, model: &ModelId, comes: bool, now: Instant) -> Vec<Act> {
+    /// Somebody who has no sequence is to use the model's worker, for runs of `tokens`. Gives the
+    /// bytes promised for that, which [`guest_goes`](Self::guest_goes) takes back.
+    pub(crate) fn guest_comes(
+        &mut self,
+        model: &ModelId,
+        tokens: u64,
+        now: Instant,
+    ) -> Result<u64, Failure> {
+        let Some(account) = self.accounts.get(model) else { return Ok(0) };
+        let there = self.ledger.held(model.as_str()).is_some();
+        let bytes = if there { account.sequence_bytes(tokens) } else { 0 };
+        let free = self.free();
+        if bytes > free || there && self.ledger.grow(model.as_str(), bytes).is_err() {
+            return Err(words::no_room_for_run(model, tokens, bytes, free));
+        }
+        let account = self.account(model);
+        account.used_at = now;
+        account.guests += 1;
+        Ok(bytes)
+    }
+
+    /// They have done.
+    pub(crate) fn guest_goes(&mut self, model: &ModelId, bytes: u64, now: Instant) -> Vec<Act> {
         if let Some(account) = self.accounts.get_mut(model) {
             account.used_at = now;
-            account.guests = match comes {
-                true => account.guests + 1,
-                false => account.guests.saturating_sub(1),
-            };
+            account.guests = account.guests.saturating_sub(1);
+            self.ledger.shrink(model.as_str(), bytes);
         }
-        if comes { Vec::new() } else { self.pass(now) }
+        self.pass(now)
     }
 
     /// First caches go, then idle models; new work is refused last.

@@ -436,12 +436,14 @@ fn a_direct_run_keeps_its_model() {
     let request = world.ask_with("a", 256, Some(KeepAlive::For(S))).unwrap();
     world.settle();
     world.end(request);
-    let acts = world.books.guest(&id("a"), true, world.now);
-    world.perform(acts);
+    let promised = world.books.ledger.promised();
+    let bytes = world.books.guest_comes(&id("a"), 256, world.now).unwrap();
+    assert_eq!(world.books.ledger.promised(), promised + bytes);
+    assert!(bytes > 0 && world.books.guest_comes(&id("a"), 1 << 40, world.now).is_err());
     world.pass_time(60 * S);
     let other = world.ask("b", 256);
     assert!(world.unloading.is_empty() && !world.runs(other));
-    let acts = world.books.guest(&id("a"), false, world.now);
+    let acts = world.books.guest_goes(&id("a"), bytes, world.now);
     world.perform(acts);
     world.settle();
     assert!(world.runs(other));

@@ -45,12 +45,14 @@ pub(crate) struct Admission(Arc<Shared>);
 pub(crate) struct Guest {
     admission: Admission,
     model: ModelId,
+    /// Promised for it.
+    bytes: u64,
 }
 
 impl Drop for Guest {
     fn drop(&mut self) {
         let mut books = locked(&self.admission.0.books);
-        let acts = books.guest(&self.model, false, Instant::now());
+        let acts = books.guest_goes(&self.model, self.bytes, Instant::now());
         drop(books);
         self.admission.perform(acts);
     }
@@ -182,11 +184,12 @@ impl Admission {
         locked(&self.0.books).leave(model);
     }
 
-    /// Keeps the model loaded while a direct run of its engine goes on.
-    pub(crate) fn guest(&self, model: &ModelId) -> Guest {
-        let acts = locked(&self.0.books).guest(model, true, Instant::now());
-        self.perform(acts);
-        Guest { admission: self.clone(), model: model.clone() }
+    /// Keeps the model loaded, with memory for sequences of `tokens`, while a direct run of its
+    /// engine goes on.
+    pub(crate) fn guest(&self, model: &ModelId, tokens: u64) -> Result<Guest, Failure> {
+        let bytes = locked(&self.0.books).guest_comes(model, tokens, Instant::now())?;
+        self.contain(model);
+        Ok(Guest { admission: self.clone(), model: model.clone(), bytes })
     }
 
     /// Keeps a model loaded, or does so no longer.

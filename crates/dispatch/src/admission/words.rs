@@ -82,6 +82,15 @@ pub(crate) fn outgrown(takes: u64, promised: u64, may: u64) -> String {
     )
 }
 
+pub(crate) fn no_room_for_run(model: &ModelId, tokens: u64, needs: u64, free: u64) -> Failure {
+    let message = format!(
+        "a run of {tokens} tokens on {model} needs {}, and {} are free; try fewer tokens, or again later",
+        Bytes(needs),
+        Bytes(free)
+    );
+    Failure { code: FULL, message, retry: true }
+}
+
 pub(crate) fn never(model: &ModelId, why: &Why) -> Failure {
     let message = format!(
         "{}. That can never fit: take a smaller or a more quantised model, ask for fewer tokens, lower \
