@@ -561,8 +561,10 @@ impl Books {
     fn condemn_outgrown(&self, look: &Look) -> Vec<Act> {
         let outgrown = |(id, account): (&ModelId, &Account)| {
             let Stage::Alive { pid } = account.stage else { return None };
-            // What a process shares with a GPU's driver says little of what it takes.
-            let counted = account.key.as_ref().is_none_or(|key| key.backend != "cuda");
+            // What a process shares with a GPU's driver says little of what it takes, and before it
+            // is loaded nobody knows what it computes on.
+            let counted = account.is_loaded()
+                && account.key.as_ref().is_some_and(|key| key.backend != "cuda");
             let (footprint, _) = look.workers.get(&pid).filter(|_| counted)?;
             let may = self.containment(id)?;
             let promised = account.planned + self.ledger.held(id.as_str())?.grown;
