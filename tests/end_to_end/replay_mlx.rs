@@ -44,6 +44,11 @@ fn request(number: usize) -> Value {
     chat(DEMO, &format!("What does mlxd do when a worker dies? Say it in {number} words."), more)
 }
 
+/// A prompt that takes far more memory to run than all the others.
+fn long() -> Value {
+    chat(DEMO, &"What is mlxd? ".repeat(90), json!({"max_tokens": 1}))
+}
+
 fn ask(front: &FrontProcess, body: &Value) -> Outcome {
     let response = front.client().post("/v1/chat/completions", body);
     Outcome::read(response, |_, _| ControlFlow::Continue(()))
@@ -53,7 +58,8 @@ fn ask(front: &FrontProcess, body: &Value) -> Outcome {
 #[derive(Debug, Clone, Copy)]
 enum Cause {
     Signal(Signal),
-    /// The system gives it no more memory: an allocation fails, MLX's or any other.
+    /// The system gives it no more memory: an allocation fails, MLX's or any other. What it has freed
+    /// would do for short sequences, so a long prompt comes after them.
     NoMemory,
 }
 
@@ -91,7 +97,13 @@ fn ask_all_disturbed(front: &FrontProcess, bodies: &[Value], cause: Cause) -> Ve
             under_way.then_some(())
         });
         cause.strike(worker(front));
-        clients.into_iter().map(|client| client.join().expect("a client")).collect()
+        let longer =
+            matches!(cause, Cause::NoMemory).then(|| scope.spawn(|| ask(front, &long()).whole()));
+        let answers = clients.into_iter().map(|client| client.join().expect("a client")).collect();
+        if let Some(longer) = longer {
+            longer.join().expect("an answer to the long prompt");
+        }
+        answers
     })
 }
 
