@@ -49,6 +49,11 @@ section! {
         /// Tokens guessed from the sequence itself and checked in one pass, at the most, while a
         /// sequence runs alone and that is measured faster. 0 never guesses.
         guesses_max: u32 = 8, 0..=64;
+        /// Bits of one key or value in long sequences: 4 or 8. 0 keeps them as they are computed.
+        kv_bits: u32 = 0, KvBits;
+        /// Tokens from which on a sequence's keys and values are packed, with `kv_bits`. As in
+        /// mlx-lm: short sequences gain little, and decode together only unpacked.
+        kv_quantize_from_tokens: u32 = 5_000, 0..=16_777_216;
         /// Bytes of it kept on the disk as well, per model. 0 keeps none there: what was written
         /// to a model, and what it answered, could be read out of these files.
         prefix_disk_bytes_max: u64 = 0, 0..=1 << 50;
@@ -99,6 +104,10 @@ section! {
         /// See `[models]`.
         guesses_max: Option<u32> = None, Optional(0..=64);
         /// See `[models]`.
+        kv_bits: Option<u32> = None, Optional(KvBits);
+        /// See `[models]`.
+        kv_quantize_from_tokens: Option<u32> = None, Optional(0..=16_777_216);
+        /// See `[models]`.
         prefix_disk_bytes_max: Option<u64> = None, Optional(0..=1 << 50);
         /// See `[models]`.
         prefix_disk_write_bytes_per_hour_max: Option<u64> = None, Optional(0..=1 << 50);
@@ -112,6 +121,19 @@ section! {
         pinned: Option<bool> = None, Optional(Truth);
         /// See `[models]`.
         deterministic: Option<bool> = None, Optional(Truth);
+    }
+}
+
+/// What keys and values can be packed in.
+struct KvBits;
+
+impl Allowed<u32> for KvBits {
+    fn must_be(&self) -> String {
+        "0, 4 or 8".to_owned()
+    }
+
+    fn admits(&self, value: &u32) -> bool {
+        matches!(value, 0 | 4 | 8)
     }
 }
 
@@ -159,6 +181,10 @@ pub struct ModelSettings {
     pub prefix_cache_bytes_max: u64,
     /// Tokens guessed and checked in one pass at the most.
     pub guesses_max: u32,
+    /// Bits of one key or value in long sequences; 0 keeps them as they are computed.
+    pub kv_bits: u32,
+    /// Tokens from which on they are packed.
+    pub kv_quantize_from_tokens: u32,
     /// Bytes of it kept on the disk as well.
     pub prefix_disk_bytes_max: u64,
     /// Bytes of it written to the disk in an hour.
@@ -173,6 +199,13 @@ pub struct ModelSettings {
     pub pinned: bool,
     /// Whether going on after a death gives the very same tokens.
     pub deterministic: bool,
+}
+
+impl ModelSettings {
+    /// Bits of packed keys and values, and the tokens from which on; `None` where none are packed.
+    pub fn kv_quantized(&self) -> Option<(u32, u32)> {
+        (self.kv_bits > 0).then_some((self.kv_bits, self.kv_quantize_from_tokens))
+    }
 }
 
 impl ModelsConfig {
@@ -195,6 +228,10 @@ impl ModelsConfig {
                 .prefix_cache_bytes_max
                 .unwrap_or(all.prefix_cache_bytes_max),
             guesses_max: own.guesses_max.unwrap_or(all.guesses_max),
+            kv_bits: own.kv_bits.unwrap_or(all.kv_bits),
+            kv_quantize_from_tokens: own
+                .kv_quantize_from_tokens
+                .unwrap_or(all.kv_quantize_from_tokens),
             prefix_disk_bytes_max: own.prefix_disk_bytes_max.unwrap_or(all.prefix_disk_bytes_max),
             prefix_disk_write_bytes_per_hour_max: own
                 .prefix_disk_write_bytes_per_hour_max

@@ -248,6 +248,7 @@ mod tests {
             chunk_tokens: 512,
             cache_bytes_max: None,
             prefix_bytes_max: 0,
+            packed_kv: None,
         }
     }
 

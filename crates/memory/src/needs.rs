@@ -32,6 +32,15 @@ pub struct Load {
     pub batch: u64,
 }
 
+/// Keys and values that are packed in long sequences.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PackedKv {
+    /// Bits of one.
+    pub bits: u64,
+    /// Tokens from which on a sequence's are.
+    pub from_tokens: u64,
+}
+
 /// A model, and how it will be run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Needs {
@@ -47,6 +56,8 @@ pub struct Needs {
     pub cache_bytes_max: Option<u64>,
     /// Bytes that it may keep of prompts it has seen.
     pub prefix_bytes_max: u64,
+    /// Whether keys and values are packed in long sequences.
+    pub packed_kv: Option<PackedKv>,
 }
 
 /// A number of bytes and what they are for.
@@ -87,7 +98,35 @@ impl Needs {
 
     /// Bytes that a sequence of `tokens` keeps while it runs.
     pub fn sequence_bytes(&self, tokens: u64) -> u64 {
-        self.shape.as_ref().map_or(0, |shape| shape.sequence_bytes(tokens, self.element_bytes()))
+        let Some(shape) = &self.shape else { return 0 };
+        self.kept_bytes(shape, tokens)
+    }
+
+    /// A sequence is packed once it is long enough, in whole pieces of its prompt: until then it
+    /// is kept as it is computed.
+    fn kept_bytes(&self, shape: &ModelShape, tokens: u64) -> u64 {
+        let element = self.element_bytes();
+        match self.packed_kv {
+            None => shape.sequence_bytes(tokens, element),
+            Some(PackedKv { bits, from_tokens }) => {
+                let before = tokens.min(from_tokens.saturating_add(self.chunk_tokens));
+                let packed = match tokens > from_tokens {
+                    true => shape.packed_sequence_bytes(tokens, element, bits),
+                    false => 0,
+                };
+                shape.sequence_bytes(before, element).max(packed)
+            }
+        }
+    }
+
+    /// Bytes of one more token of a long sequence.
+    fn bytes_per_token(&self) -> u64 {
+        let Some(shape) = &self.shape else { return 0 };
+        let element = self.element_bytes();
+        match self.packed_kv {
+            None => shape.kv_bytes_per_token(element),
+            Some(PackedKv { bits, .. }) => shape.packed_kv_bytes_per_token(element, bits),
+        }
     }
 
     /// Bytes that MLX may keep of freed buffers.
@@ -121,13 +160,17 @@ impl Needs {
         let scores = match self.form {
             // Without a fused kernel: scores, their softmax, and the mask.
             Form::Float32 => piece * load.context * (2 * shape.heads * 4 + element),
+            // Nor is there one for packed keys and values.
+            Form::Stored if self.packed_kv.is_some_and(|kv| load.context > kv.from_tokens) => {
+                piece * load.context * (2 * shape.heads * element + element)
+            }
             Form::Stored => 0,
         };
         let prefill = of_tokens(piece) + scores;
         // Logits in float32, their copies while a token is chosen.
         let step = of_tokens(load.batch) + load.batch * shape.vocab * 4 * 4;
         // A layer's keys and values exist twice while they grow.
-        prefill.max(step) + shape.widest_layer_bytes(load.context, element)
+        prefill.max(step) + shape.widest_layer_bytes(|one| self.kept_bytes(one, load.context))
     }
 
     /// What being loaded takes, with nothing running.
@@ -156,8 +199,7 @@ impl Needs {
             Form::Stored => "as stored, from the files' headers".to_owned(),
             Form::Float32 => format!("{} parameters, float32 on the CPU", self.weights.parameters),
         };
-        let per_token =
-            self.shape.as_ref().map_or(0, |shape| shape.kv_bytes_per_token(self.element_bytes()));
+        let per_token = self.bytes_per_token();
         let part = |name, bytes, how| Part { name, how, bytes };
         let mut parts = vec![
             part("weights", self.weight_bytes(), weights),

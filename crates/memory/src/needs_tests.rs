@@ -90,6 +90,7 @@ fn needs(known: &Known, form: Form) -> Needs {
         chunk_tokens: 512,
         cache_bytes_max: None,
         prefix_bytes_max: 0,
+        packed_kv: None,
     }
 }
 
@@ -193,4 +194,36 @@ fn what_is_missing_or_absurd_is_named() {
         assert!(error.contains(key), "{error}");
     }
     assert!(ModelShape::from_config(&Value::Null).is_err());
+}
+
+#[test]
+fn packed_keys_and_values_take_what_their_bits_say() {
+    let plain = of("Llama-3.2-1B", Form::Stored);
+    for (bits, of_head) in [(8, 64 + 2 * 2), (4, 32 + 2 * 2)] {
+        let packed_kv = Some(PackedKv { bits, from_tokens: 4096 });
+        let packed = Needs { packed_kv, ..plain.clone() };
+        // Up to there, and the piece of a prompt that passes it, nothing is packed.
+        assert_eq!(packed.sequence_bytes(4096), plain.sequence_bytes(4096));
+        assert!(packed.sequence_bytes(5000) >= plain.sequence_bytes(4608));
+        // 16 layers of keys and values of 8 heads.
+        assert_eq!(packed.sequence_bytes(32_768), 32_768 * 16 * 2 * 8 * of_head, "{bits} bits");
+        let per_token = format!("{} bytes a token", 16 * 2 * 8 * of_head);
+        let load = Load { context: 32_768, batch: 1 };
+        assert!(packed.parts(load).iter().any(|part| part.how.contains(&per_token)));
+        let mut last = 0;
+        for tokens in (0..40_000).step_by(100) {
+            let bytes = packed.sequence_bytes(tokens);
+            assert!(bytes >= last, "a longer sequence takes no less: {tokens}");
+            assert!(bytes <= plain.sequence_bytes(tokens));
+            last = bytes;
+        }
+    }
+    // A window stays as it is, and so does a scan's state.
+    for (name, layers) in [("Mistral-7B-v0.1", 0), ("Nemotron-H-8B", 4)] {
+        let plain = of(name, Form::Stored);
+        let packed_kv = Some(PackedKv { bits: 8, from_tokens: 0 });
+        let packed = Needs { packed_kv, ..plain.clone() };
+        let saved = layers * 2 * 8 * (128 * 2 - (128 + 2 * 2 * 2)) * 8192;
+        assert_eq!(plain.sequence_bytes(8192) - packed.sequence_bytes(8192), saved, "{name}");
+    }
 }

@@ -129,11 +129,22 @@ impl ModelShape {
     /// Bytes that a sequence of `tokens` keeps, with `element_bytes` a key or value. The layers
     /// keep blocks of [`KV_BLOCK`](Self::KV_BLOCK) positions.
     pub fn sequence_bytes(&self, tokens: u64, element_bytes: u64) -> u64 {
+        self.kept_bytes(tokens, element_bytes, |width| width * element_bytes)
+    }
+
+    /// The same once the keys and values of layers that keep all positions are packed in `bits`.
+    pub fn packed_sequence_bytes(&self, tokens: u64, element_bytes: u64, bits: u64) -> u64 {
+        self.kept_bytes(tokens, element_bytes, |width| packed(width, element_bytes, bits))
+    }
+
+    fn kept_bytes(&self, tokens: u64, element_bytes: u64, head: impl Fn(u64) -> u64) -> u64 {
         let of_layer = |layer: &LayerMemory| match *layer {
-            LayerMemory::Attention { kv_heads, head_dim, window } => {
-                let kept =
-                    blocks(window.map_or(tokens, |window| tokens.min(window + Self::KV_BLOCK)));
+            LayerMemory::Attention { kv_heads, head_dim, window: Some(window) } => {
+                let kept = blocks(tokens.min(window + Self::KV_BLOCK));
                 2 * kept * kv_heads * head_dim * element_bytes
+            }
+            LayerMemory::Attention { kv_heads, head_dim, window: None } => {
+                2 * blocks(tokens) * kv_heads * head(head_dim)
             }
             LayerMemory::Recurrent { conv_elements, state_elements } => {
                 conv_elements * element_bytes + state_elements * 4
@@ -145,20 +156,29 @@ impl ModelShape {
 
     /// Bytes that one more token of a long sequence takes over the layers that keep all of them.
     pub fn kv_bytes_per_token(&self, element_bytes: u64) -> u64 {
+        self.token_bytes(|width| width * element_bytes)
+    }
+
+    /// The same where keys and values are packed in `bits`.
+    pub fn packed_kv_bytes_per_token(&self, element_bytes: u64, bits: u64) -> u64 {
+        self.token_bytes(|width| packed(width, element_bytes, bits))
+    }
+
+    fn token_bytes(&self, head: impl Fn(u64) -> u64) -> u64 {
         let of_layer = |layer: &LayerMemory| match *layer {
             LayerMemory::Attention { kv_heads, head_dim, window: None } => {
-                2 * kv_heads * head_dim * element_bytes
+                2 * kv_heads * head(head_dim)
             }
             _ => 0,
         };
         self.layers.iter().map(of_layer).sum()
     }
 
-    /// Bytes of the widest layer's keys and values, for what growing one of them takes meanwhile.
-    pub(crate) fn widest_layer_bytes(&self, tokens: u64, element_bytes: u64) -> u64 {
+    /// `bytes` of the layer that takes most, for what growing one of them takes meanwhile.
+    pub(crate) fn widest_layer_bytes(&self, bytes: impl Fn(&Self) -> u64) -> u64 {
         let one = |layer: &LayerMemory| {
             let alone = Self { layers: vec![*layer], ..self.clone_without_layers() };
-            alone.sequence_bytes(tokens, element_bytes)
+            bytes(&alone)
         };
         self.layers.iter().map(one).max().unwrap_or(0)
     }
@@ -169,6 +189,13 @@ impl ModelShape {
 
     /// Positions that keys and values grow by.
     pub const KV_BLOCK: u64 = 256;
+}
+
+/// Bytes of one head's key or value in MLX's affine packing: its bits, and a scale and a bias for
+/// each group of 64, or of 32 where 64 does not fit.
+fn packed(width: u64, element_bytes: u64, bits: u64) -> u64 {
+    let group = if width.is_multiple_of(64) { 64 } else { 32 };
+    width * bits / 8 + 2 * width.div_ceil(group) * element_bytes
 }
 
 fn blocks(tokens: u64) -> u64 {

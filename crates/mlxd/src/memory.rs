@@ -3,7 +3,7 @@
 use mlxd_config::{Config, Device, Folders, ModelSettings};
 use mlxd_dispatch::{Lifetime, MemoryKeeping, MemoryLimits};
 use mlxd_memory::machine::{Rehearsed, ThisMachine};
-use mlxd_memory::{Form, Machine, ModelShape, Needs, Thresholds, WeightBytes};
+use mlxd_memory::{Form, Machine, ModelShape, Needs, PackedKv, Thresholds, WeightBytes};
 use std::io::Read;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
@@ -58,6 +58,10 @@ pub fn needs(folder: &Path, settings: &ModelSettings) -> Needs {
         chunk_tokens: settings.prefill_chunk_tokens.into(),
         cache_bytes_max: settings.cache_bytes_max,
         prefix_bytes_max: prefix_bytes(settings, weights.bytes),
+        packed_kv: settings.kv_quantized().map(|(bits, from_tokens)| PackedKv {
+            bits: bits.into(),
+            from_tokens: from_tokens.into(),
+        }),
     }
 }
 

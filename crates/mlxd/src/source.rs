@@ -5,7 +5,7 @@ use crate::{memory, virtual_models};
 use mlxd_config::{Config, Device, Folders};
 use mlxd_dispatch::route::Route;
 use mlxd_dispatch::{FoundModel, ListedModel, ModelFault, ModelSource};
-use mlxd_protocol::{DeviceChoice, LoadSpec, ModelId, PrefixDisk};
+use mlxd_protocol::{DeviceChoice, KvQuantization, LoadSpec, ModelId, PrefixDisk};
 use mlxd_store::{ModelEntry, NamedFolder, Store, StoreError, StorePaths};
 use mlxd_supervisor::{LifeLimits, LogFolder, SegmentSpec, WorkerLog, WorkerSpec};
 use mlxd_text::TemplateLimits;
@@ -146,6 +146,9 @@ impl Models {
                 ageing_ms: settings.ageing_ms,
                 prefix_cache_bytes_max: settings.prefix_cache_bytes_max,
                 guesses_max: settings.guesses_max,
+                kv_quantization: settings
+                    .kv_quantized()
+                    .map(|(bits, from_tokens)| KvQuantization { bits, from_tokens }),
                 prefix_disk: (settings.prefix_disk_bytes_max > 0).then(|| PrefixDisk {
                     folder: self.folders.cache.join("prefixes").join(file_name(id.as_str())),
                     bytes_max: settings.prefix_disk_bytes_max,

@@ -101,6 +101,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         ageing_ms: 0,
         prefix_cache_bytes_max: 0,
         guesses_max: 0,
+        kv_quantization: None,
         prefix_disk: None,
         cache_bytes_max: None,
         deterministic: false,

@@ -12,7 +12,7 @@ use mlx_rs::{Array, Dtype, memory};
 use mlxd_engine::{
     CacheFigures, EmbedText, Engine, EngineFault, MemoryFigures, Opened, SeqId, SeqSpec, StepToken,
 };
-use mlxd_protocol::{ModelInfo, Refusal, RefusalCode, TokenId};
+use mlxd_protocol::{KvQuantization, ModelInfo, Refusal, RefusalCode, TokenId};
 
 use crate::arch::{Model, State};
 use crate::batch::{Batch, Evaluation};
@@ -47,6 +47,8 @@ pub struct MlxEngine {
     pub(crate) flights: VecDeque<Flight>,
     /// Tokens guessed ahead.
     pub(crate) guessing: Guessing,
+    /// How keys and values are packed in long sequences.
+    pub(crate) kv: Option<KvQuantization>,
     /// How many steps were submitted since the start.
     pub(crate) steps: u64,
     warm_up: Duration,
@@ -129,6 +131,7 @@ impl MlxEngine {
             pooling: None,
             flights: VecDeque::new(),
             guessing: Guessing::new(0),
+            kv: None,
             steps: 0,
             warm_up: Duration::ZERO,
             _thread: std::marker::PhantomData,
@@ -149,7 +152,17 @@ impl MlxEngine {
     pub fn with_depth(self, depth: usize) -> Self {
         let (model, info, deterministic) = (self.model, self.info, self.deterministic);
         let (prefixes, pooling, guessing) = (self.prefixes, self.pooling, self.guessing);
-        Self { prefixes, pooling, guessing, ..Self::new(model, info, depth, deterministic) }
+        let kv = self.kv;
+        Self { prefixes, pooling, guessing, kv, ..Self::new(model, info, depth, deterministic) }
+    }
+
+    /// Of a sequence of at most `capacity` positions, before the first.
+    fn empty_state(&self, capacity: usize) -> State {
+        let mut state = self.model.state(capacity as i32);
+        if let Some(kv) = self.kv {
+            state.quantize(kv);
+        }
+        state
     }
 
     /// Logits of the last token of `prompt`, then of each of `forced`, as a decode would
@@ -221,7 +234,7 @@ impl MlxEngine {
 
     /// The state after all but the last of `prompt`, with room for `more`.
     fn prefilled(&self, prompt: &[TokenId], more: usize) -> mlx_rs::error::Result<State> {
-        let mut state = self.model.state((prompt.len() + more) as i32);
+        let mut state = self.empty_state(prompt.len() + more);
         let first = prompt.len() - 1;
         if first > 0 {
             let ids = Array::from_slice(&prompt[..first], &[1, first as i32]);
@@ -266,7 +279,7 @@ impl Engine for MlxEngine {
             Sampler::new(spec.sampling, spec.logprobs, vocab, &spec.tokens, spec.prompt_len);
         let (kept, cached_tokens) = self.begin(seq, &spec.tokens);
         let sequence = Sequence {
-            state: Some(self.model.state(spec.capacity as i32)),
+            state: Some(self.empty_state(spec.capacity)),
             known: spec.tokens.clone(),
             ahead: Ahead::default(),
             tokens: spec.tokens,

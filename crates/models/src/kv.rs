@@ -3,20 +3,54 @@
 //! Written in place into buffers that grow in blocks of 256 positions, as mlx-lm's do, towards a
 //! capacity known from the start. A sliding layer forgets what no later query can see whenever
 //! its buffer grows.
+//!
+//! A layer that keeps all positions can be told to pack them from a length on, as mlx-lm's
+//! `QuantizedKVCache` does: what it holds is packed once, at the first append from there on, and
+//! every later position when it is written.
 
 use mlx_rs::error::Result;
-use mlx_rs::ops::{concatenate, zeros_dtype};
+use mlx_rs::ops::{concatenate, dequantize, quantize, zeros_dtype};
 use mlx_rs::{Array, Dtype};
+use mlxd_protocol::KvQuantization;
 
+use crate::config::Packing;
 use crate::sys;
 
 /// Positions a buffer grows by.
 const BLOCK: i32 = 256;
 
+/// Values of a head that share a scale and a bias, for heads of this `width`; `None` where no
+/// group fits. 64 is mlx-lm's.
+pub fn group_of(width: i32) -> Option<i32> {
+    [64, 32].into_iter().find(|group| width % group == 0)
+}
+
+/// Keys or values in MLX's affine packing along the head's width.
+#[derive(Debug)]
+pub struct Packed {
+    /// `[1, heads, positions, words]`, 32-bit words.
+    pub words: Array,
+    /// `[1, heads, positions, groups]`.
+    pub scales: Array,
+    /// As `scales`.
+    pub biases: Array,
+}
+
+/// Views of what a layer holds.
+#[derive(Debug)]
+pub enum Held {
+    /// Keys and values, `[1, heads, positions, width]` each.
+    Plain(Array, Array),
+    /// Packed keys and values.
+    Packed(Packed, Packed, Packing),
+}
+
 /// One layer's keys and values, `[1, heads, positions, width]` each.
 #[derive(Debug)]
 pub struct KvLayer {
     buffers: Option<Buffers>,
+    /// How it packs, and from which position on.
+    packs: Option<(Packing, i32)>,
     /// The position that row 0 holds.
     base: i32,
     /// How many of the last positions a query sees; `None` is all.
@@ -28,9 +62,65 @@ pub struct KvLayer {
 
 #[derive(Debug)]
 struct Buffers {
-    keys: Array,
-    values: Array,
+    /// Keys and values; where packed, words, scales and biases of the keys, then of the values.
+    /// `[1, heads, rows, …]` each.
+    arrays: Vec<Array>,
+    packing: Option<Packing>,
     rows: i32,
+}
+
+impl Buffers {
+    fn plain(keys: Array, values: Array, rows: i32) -> Self {
+        Self { arrays: vec![keys, values], packing: None, rows }
+    }
+
+    /// Views of rows `from..to`.
+    fn view(&self, from: i32, to: i32) -> Result<Held> {
+        let rows = |array: &Array| {
+            let stop = [1, array.dim(1), to, array.dim(3)];
+            sys::slice(array, &[0, 0, from, 0], &stop)
+        };
+        match (self.arrays.as_slice(), self.packing) {
+            ([keys, values], None) => Ok(Held::Plain(rows(keys)?, rows(values)?)),
+            ([keys @ .., words, scales, biases], Some(packing)) if keys.len() == 3 => {
+                let packed = |words, scales, biases| -> Result<Packed> {
+                    Ok(Packed { words: rows(words)?, scales: rows(scales)?, biases: rows(biases)? })
+                };
+                let keys = packed(&keys[0], &keys[1], &keys[2])?;
+                Ok(Held::Packed(keys, packed(words, scales, biases)?, packing))
+            }
+            _ => unreachable!("two plain arrays or six packed ones"),
+        }
+    }
+}
+
+impl Packed {
+    fn unpacked(&self, packing: Packing) -> Result<Array> {
+        let Self { words, scales, biases } = self;
+        dequantize(words, scales, biases, packing.group, packing.bits)
+    }
+}
+
+impl Held {
+    /// Keys and values; of packed ones, what they stand for.
+    fn unpacked(self) -> Result<(Array, Array)> {
+        match self {
+            Self::Plain(keys, values) => Ok((keys, values)),
+            Self::Packed(keys, values, packing) => {
+                Ok((keys.unpacked(packing)?, values.unpacked(packing)?))
+            }
+        }
+    }
+}
+
+/// Words, scales and biases of each array, one after the other.
+fn packed(arrays: [&Array; 2], packing: Packing) -> Result<Vec<Array>> {
+    let mut all = Vec::with_capacity(6);
+    for array in arrays {
+        let (words, scales, biases) = quantize(array, packing.group, packing.bits)?;
+        all.extend([words, scales, biases]);
+    }
+    Ok(all)
 }
 
 fn blocks(positions: i32) -> i32 {
@@ -40,7 +130,34 @@ fn blocks(positions: i32) -> i32 {
 impl KvLayer {
     /// An empty layer.
     pub fn new(heads: i32, width: i32, dtype: Dtype, window: Option<i32>) -> Self {
-        Self { buffers: None, base: 0, window, heads, width, dtype }
+        Self { buffers: None, packs: None, base: 0, window, heads, width, dtype }
+    }
+
+    /// Packs from a length on, if it keeps all positions and its heads have a width that can be
+    /// packed.
+    pub fn quantize(&mut self, kv: KvQuantization) {
+        let group = group_of(self.width).filter(|_| self.window.is_none());
+        let from = i32::try_from(kv.from_tokens).unwrap_or(i32::MAX);
+        self.packs = group.map(|group| (Packing { bits: kv.bits as i32, group }, from));
+    }
+
+    /// Whether an append at `position` finds packed keys and values, or packs them.
+    pub fn is_packed_at(&self, position: i32) -> bool {
+        let packed = self.buffers.as_ref().is_some_and(|buffers| buffers.packing.is_some());
+        packed || self.packs.is_some_and(|(_, from)| position > 0 && position >= from)
+    }
+
+    /// Bytes of one more position of a long sequence.
+    pub fn bytes_per_token(&self) -> u64 {
+        let element = crate::weights::header::element_bytes(self.dtype);
+        let width = self.width as u64;
+        let of_head = match self.packs {
+            None => width * element,
+            Some((Packing { bits, group }, _)) => {
+                width * bits as u64 / 8 + 2 * (width / group as u64) * element
+            }
+        };
+        2 * self.heads as u64 * of_head
     }
 
     /// How many of the last positions a query sees; `None` is all.
@@ -64,20 +181,37 @@ impl KvLayer {
         values: &Array,
         position: i32,
         capacity: i32,
-    ) -> Result<(Array, Array)> {
+    ) -> Result<Held> {
         let end = position + keys.dim(2);
+        if self.is_packed_at(position) {
+            self.pack()?;
+        }
         self.reserve(position, end, capacity)?;
         let first = self.first_seen(position);
         let buffers = self.buffers.as_mut().expect("reserved above");
-        let (heads, width, base) = (self.heads, self.width, self.base);
-        let start = [0, 0, position - base, 0];
-        let stop = [1, heads, end - base, width];
-        // The old handles go at once: the buffers are updated in place only if nothing else
-        // holds them when the step is evaluated.
-        buffers.keys = sys::slice_update(&buffers.keys, keys, &start, &stop)?;
-        buffers.values = sys::slice_update(&buffers.values, values, &start, &stop)?;
-        let start = [0, 0, first - base, 0];
-        Ok((sys::slice(&buffers.keys, &start, &stop)?, sys::slice(&buffers.values, &start, &stop)?))
+        let (heads, base) = (self.heads, self.base);
+        let new = match buffers.packing {
+            None => vec![keys.clone(), values.clone()],
+            Some(packing) => packed([keys, values], packing)?,
+        };
+        for (buffer, new) in buffers.arrays.iter_mut().zip(&new) {
+            let stop = [1, heads, end - base, new.dim(3)];
+            // The old handle goes at once: the buffer is updated in place only if nothing else
+            // holds it when the step is evaluated.
+            *buffer = sys::slice_update(buffer, new, &[0, 0, position - base, 0], &stop)?;
+        }
+        buffers.view(first - base, end - base)
+    }
+
+    /// Packs what it holds, if that is not done.
+    fn pack(&mut self) -> Result<()> {
+        if let (Some(buffers), Some((packing, _))) = (&mut self.buffers, self.packs)
+            && let ([keys, values], None) = (buffers.arrays.as_slice(), buffers.packing)
+        {
+            buffers.arrays = packed([keys, values], packing)?;
+            buffers.packing = Some(packing);
+        }
+        Ok(())
     }
 
     /// Heads, width and type of what it holds.
@@ -90,16 +224,14 @@ impl KvLayer {
         self.buffers.as_ref().map_or(0, |_| position - self.base)
     }
 
-    /// Views of the last `count` of `position` positions; `None` for none.
+    /// The last `count` of `position` positions, views where they are not packed; `None` for
+    /// none.
     pub fn last(&self, count: i32, position: i32) -> Result<Option<(Array, Array)>> {
         let Some(buffers) = self.buffers.as_ref().filter(|_| count > 0) else {
             return Ok(None);
         };
         let end = position - self.base;
-        let start = [0, 0, end - count, 0];
-        let stop = [1, self.heads, end, self.width];
-        let view = |array| sys::slice(array, &start, &stop);
-        Ok(Some((view(&buffers.keys)?, view(&buffers.values)?)))
+        buffers.view(end - count, end)?.unpacked().map(Some)
     }
 
     /// Takes `pieces`, one after the other the last positions before `position`, instead of
@@ -114,9 +246,13 @@ impl KvLayer {
             concatenate(&parts, 2)
         };
         let (keys, values) = (joined(|piece| &piece.0)?, joined(|piece| &piece.1)?);
-        self.buffers = Some(Buffers { keys, values, rows });
+        self.buffers = Some(Buffers::plain(keys, values, rows));
         self.base = first;
-        Ok(())
+        // At once: a long sequence's keys and values may not fit as they are.
+        match self.is_packed_at(position) {
+            true => self.pack(),
+            false => Ok(()),
+        }
     }
 
     /// Forgets everything.
@@ -132,21 +268,24 @@ impl KvLayer {
         }
         let first = self.first_seen(position);
         let rows = self.rows_for(first, end, capacity);
-        let shape = |rows| [1, self.heads, rows, self.width];
-        let grown = |old: Option<&Array>| -> Result<Array> {
-            let kept = position - first;
-            let Some(old) = old.filter(|_| kept > 0) else {
-                return zeros_dtype(&shape(rows), self.dtype);
-            };
+        let kept = position - first;
+        let grown = |old: &Array| -> Result<Array> {
             let start = [0, 0, first - self.base, 0];
-            let stop = [1, self.heads, position - self.base, self.width];
-            let old = sys::slice(old, &start, &stop)?;
-            concatenate(&[old, zeros_dtype(&shape(rows - kept), self.dtype)?], 2)
+            let stop = [1, self.heads, position - self.base, old.dim(3)];
+            let spare = zeros_dtype(&[1, self.heads, rows - kept, old.dim(3)], old.dtype())?;
+            concatenate(&[sys::slice(old, &start, &stop)?, spare], 2)
         };
-        let old = self.buffers.as_ref();
-        let keys = grown(old.map(|old| &old.keys))?;
-        let values = grown(old.map(|old| &old.values))?;
-        self.buffers = Some(Buffers { keys, values, rows });
+        let buffers = match self.buffers.as_ref().filter(|_| kept > 0) {
+            Some(Buffers { arrays, packing, .. }) => {
+                let arrays: Result<Vec<Array>> = arrays.iter().map(grown).collect();
+                Buffers { arrays: arrays?, packing: *packing, rows }
+            }
+            None => {
+                let empty = || zeros_dtype(&[1, self.heads, rows, self.width], self.dtype);
+                Buffers::plain(empty()?, empty()?, rows)
+            }
+        };
+        self.buffers = Some(buffers);
         self.base = first;
         Ok(())
     }
@@ -165,8 +304,7 @@ impl KvLayer {
 
     /// The arrays to evaluate after a prefill chunk.
     pub fn arrays(&self) -> impl Iterator<Item = &Array> {
-        let buffers = self.buffers.as_ref();
-        buffers.into_iter().flat_map(|buffers| [&buffers.keys, &buffers.values])
+        self.buffers.iter().flat_map(|buffers| &buffers.arrays)
     }
 }
 
@@ -186,7 +324,8 @@ mod tests {
             let numbers: Vec<f32> = (position..position + length).map(|p| p as f32).collect();
             let doubled: Vec<f32> = numbers.iter().chain(&numbers).copied().collect();
             let new = Array::from_slice(&doubled, &[1, 2, length, 1]);
-            let (keys, values) = layer.append(&new, &new, position, capacity).unwrap();
+            let held = layer.append(&new, &new, position, capacity).unwrap();
+            let Held::Plain(keys, values) = held else { panic!("packed unasked") };
             let first = window.map_or(0, |window| (position - window + 1).max(0));
             let wanted: Vec<f32> = (first..position + length).map(|p| p as f32).collect();
             for seen in [keys, values] {

@@ -5,15 +5,16 @@ use std::time::Instant;
 
 use mlx_rs::memory;
 use mlxd_engine::{EmbedText, Engine, SeqId, SeqSpec};
-use mlxd_protocol::{LoadFault, LoadFaultKind, LoadSpec, ModelInfo, Sampling};
+use mlxd_protocol::{KvQuantization, LoadFault, LoadFaultKind, LoadSpec, ModelInfo, Sampling};
 
-use crate::arch::{self, BertModel, DenseModel, Layout, Model, NemotronModel};
+use crate::arch::{self, BertModel, DenseModel, LayerState, Layout, Model, NemotronModel, State};
 use crate::config::{Described, Packing};
 use crate::device::{self, Backend};
 use crate::disk::{DiskLimits, DiskTier};
 use crate::engine::MlxEngine;
 use crate::fault::{Loaded, in_load, unsupported};
 use crate::fingerprint;
+use crate::kv::group_of;
 use crate::pooling::{Pooling, Taken};
 use crate::speculate::Guessing;
 use crate::weights::{Checkpoint, Plan, Progress, Reader};
@@ -131,14 +132,26 @@ pub fn load_with_layout(
         Described::Hybrid(config) => Box::new(NemotronModel::load(config, &mut reader, layout)?),
         Described::Encoder(config) => Box::new(BertModel::load(config, &mut reader, layout)?),
     };
+    let mut state = model.state(1);
+    // A model of vectors keeps no keys and values.
+    let kv = spec.kv_quantization.filter(|_| checked.pooling.is_none());
+    if let Some(kv) = kv {
+        can_be_packed(&state, kv)?;
+        state.quantize(kv);
+    }
     let info = ModelInfo {
         architecture,
         vocab_size: vocab as u32,
         context_tokens: context,
         parameters,
         weight_bytes: model.weight_bytes(),
-        kv_bytes_per_token: model.kv_bytes_per_token(),
-        quantization: checked.quantization,
+        kv_bytes_per_token: state.kv_bytes_per_token(),
+        quantization: match kv {
+            None => checked.quantization,
+            Some(KvQuantization { bits, from_tokens }) => {
+                format!("{}, {bits}-bit KV from {from_tokens} tokens", checked.quantization)
+            }
+        },
         backend: backend.name().to_owned(),
         load_ms: 0,
     };
@@ -147,6 +160,16 @@ pub fn load_with_layout(
     let mut engine = MlxEngine::new(model, info, depth, spec.deterministic);
     engine.pooling = checked.pooling;
     engine.guessing = Guessing::new(spec.guesses_max);
+    if let Some(KvQuantization { bits, .. }) = kv {
+        engine.kv = Some(KvQuantization { bits, from_tokens: 0 });
+        pack_once(&mut engine).map_err(|reason| {
+            unsupported(format!(
+                "kv_bits = {bits}: keys and values cannot be packed on this device ({reason}); \
+                 set kv_bits = 0 for this model"
+            ))
+        })?;
+    }
+    engine.kv = kv;
     let crowds = if backend.is_gpu() { crowds(spec.running_max as usize) } else { Vec::new() };
     let first_pass = Instant::now();
     warm_up(&mut engine, &crowds).map_err(|reason| LoadFault {
@@ -160,6 +183,27 @@ pub fn load_with_layout(
     }
     engine.set_load_times(begin.elapsed().as_millis() as u64, warm_up);
     Ok(engine)
+}
+
+/// Refuses what [`KvLayer::quantize`](crate::kv::KvLayer::quantize) would leave as it is.
+fn can_be_packed(state: &State, kv: KvQuantization) -> Loaded<()> {
+    let KvQuantization { bits, .. } = kv;
+    if !matches!(bits, 4 | 8) {
+        return Err(unsupported(format!("kv_bits = {bits}: keys and values are packed in 4 or 8")));
+    }
+    for layer in &state.layers {
+        if let LayerState::Kv(kv) = layer
+            && kv.window().is_none()
+            && group_of(kv.shape().1).is_none()
+        {
+            let width = kv.shape().1;
+            return Err(unsupported(format!(
+                "kv_bits = {bits}: the heads of this model are {width} wide, and keys and values \
+                 are packed in groups of 64 or 32; set kv_bits = 0 for this model"
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// A model serves without kept prefixes too: what stands in their way is said, and no fault.
@@ -251,6 +295,23 @@ fn warm_up(engine: &mut MlxEngine, crowds: &[usize]) -> Result<(), String> {
         ran.map_err(|fault| fault.to_string())?;
     }
     Ok(())
+}
+
+/// Runs a prompt in two pieces and a step with packed keys and values, which a device may not know.
+fn pack_once(engine: &mut MlxEngine) -> Result<(), String> {
+    let prompt = (engine.info().context_tokens as usize).saturating_sub(1).clamp(1, 16);
+    let seq = SeqId(u64::MAX);
+    let spec = SeqSpec {
+        tokens: vec![0; prompt],
+        prompt_len: prompt,
+        sampling: Sampling::default(),
+        logprobs: None,
+        capacity: prompt + 1,
+    };
+    engine.open(seq, spec).map_err(|refusal| refusal.message)?;
+    let ran = drive(engine, &[seq], prompt.div_ceil(2), 1);
+    engine.close(seq);
+    ran.map_err(|fault| fault.to_string())
 }
 
 fn drive(

@@ -104,6 +104,8 @@ pub struct LoadSpec {
     /// Tokens guessed from the sequence itself and checked in one pass, at the most, where that is
     /// measured faster than steps; 0 never guesses. Not where `deterministic` is true.
     pub guesses_max: u32,
+    /// How keys and values of long sequences are packed; `None` keeps them as they are computed.
+    pub kv_quantization: Option<KvQuantization>,
     /// Bytes MLX may keep in its buffer cache; `None` leaves MLX's default.
     pub cache_bytes_max: Option<u64>,
     /// A sequence that an earlier incarnation began goes on with the very tokens that it would
@@ -118,6 +120,16 @@ pub struct LoadSpec {
     /// What it costs: a replay's generated part takes one decode step a token, and up to two
     /// pieces of prompts may run between two decode steps. An undisturbed sequence costs the same.
     pub deterministic: bool,
+}
+
+/// Packed keys and values. Layers that see a window of positions, and states of scans, are never
+/// packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KvQuantization {
+    /// Bits of one key or value: 4 or 8.
+    pub bits: u32,
+    /// Tokens from which on all of a sequence's keys and values are packed.
+    pub from_tokens: u32,
 }
 
 /// Kept prefixes on the disk.
@@ -153,7 +165,7 @@ pub struct ModelInfo {
     pub parameters: u64,
     /// Bytes of the weights as loaded.
     pub weight_bytes: u64,
-    /// KV bytes one token takes over all layers.
+    /// KV bytes one token takes over all layers; where long sequences' KV is packed, one of theirs.
     pub kv_bytes_per_token: u64,
     /// As `4-bit g64`, `bf16`, `f32`.
     pub quantization: String,

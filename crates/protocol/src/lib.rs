@@ -26,8 +26,8 @@ mod wire;
 pub use bootstrap::{Bootstrap, arguments, exit_code};
 pub use command::{Command, Priority, Sampling, Submit};
 pub use control::{
-    BenchLeg, BenchSpec, Cleared, DeviceChoice, FromWorker, Hello, LoadFault, LoadFaultKind,
-    LoadSpec, ModelInfo, PrefixDisk, ToWorker,
+    BenchLeg, BenchSpec, Cleared, DeviceChoice, FromWorker, Hello, KvQuantization, LoadFault,
+    LoadFaultKind, LoadSpec, ModelInfo, PrefixDisk, ToWorker,
 };
 pub use embed::{Embed, Embedded};
 pub use ids::{Incarnation, ModelId, ModelIdError, RequestId, TokenId};

@@ -32,6 +32,7 @@ fn needs(weights_mib: u64) -> Needs {
         chunk_tokens: 512,
         cache_bytes_max: None,
         prefix_bytes_max: 0,
+        packed_kv: None,
     }
 }
 

@@ -7,10 +7,11 @@ use mlx_rs::ops::concatenate;
 
 use super::fused_rows::RowsAttention;
 use super::linear::{Linear, Projection};
+use super::packed::packed_attention;
 use super::rope::Rope;
 use crate::batch::{LayerRows, Part, Seen, Step};
 use crate::config::ModelConfig;
-use crate::kv::KvLayer;
+use crate::kv::{Held, KvLayer};
 use crate::sys;
 
 /// One layer's attention.
@@ -115,8 +116,13 @@ impl Attention {
         };
         let [turned, values] = self.turned(&qkv, pass.rope, &pass.offset)?;
         let [queries, keys] = self.parted(&turned)?;
-        let (keys, values) = kv.append(&keys, &values, pass.position, pass.capacity)?;
-        let attended = self.attend(&queries, &keys, &values, kv, pass)?;
+        let held = kv.append(&keys, &values, pass.position, pass.capacity)?;
+        let attended = match &held {
+            Held::Plain(keys, values) => self.attend(&queries, keys, values, kv, pass)?,
+            Held::Packed(keys, values, packing) => {
+                packed_attention(&queries, keys, values, *packing, self.scale())?
+            }
+        };
         let attended = match length {
             1 => attended,
             _ => attended.transpose_axes(&[0, 2, 1, 3])?,
@@ -153,16 +159,20 @@ impl Attention {
         for (row, (kv, position, capacity)) in (shared..).zip(layer.own) {
             let [queries, keys] = self.parted(&rows_of(&turned, row, row + 1)?)?;
             let values = rows_of(&values, row, row + 1)?;
-            let (keys, values) = kv.append(&keys, &values, position, capacity)?;
-            // The view holds exactly what this query sees.
-            attended.push(fast::scaled_dot_product_attention(
-                &queries,
-                &keys,
-                &values,
-                self.scale(),
-                None,
-                None,
-            )?);
+            attended.push(match kv.append(&keys, &values, position, capacity)? {
+                // The view holds exactly what this query sees.
+                Held::Plain(keys, values) => fast::scaled_dot_product_attention(
+                    &queries,
+                    &keys,
+                    &values,
+                    self.scale(),
+                    None,
+                    None,
+                )?,
+                Held::Packed(keys, values, packing) => {
+                    packed_attention(&queries, &keys, &values, packing, self.scale())?
+                }
+            });
         }
         let attended = match attended.as_slice() {
             [all] => all.clone(),

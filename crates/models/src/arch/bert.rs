@@ -257,8 +257,4 @@ impl Model for BertModel {
     fn weight_bytes(&self) -> u64 {
         self.arrays().map(|array| array.nbytes() as u64).sum()
     }
-
-    fn kv_bytes_per_token(&self) -> u64 {
-        0
-    }
 }

@@ -364,9 +364,4 @@ impl Model for DenseModel {
     fn weight_bytes(&self) -> u64 {
         self.arrays().map(|array| array.nbytes() as u64).sum()
     }
-
-    fn kv_bytes_per_token(&self) -> u64 {
-        let element = crate::weights::header::element_bytes(self.dtype);
-        self.config.kv_bytes_per_token(element as usize)
-    }
 }

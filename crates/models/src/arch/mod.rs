@@ -10,6 +10,7 @@ pub mod linear;
 mod mamba;
 pub mod moe;
 mod nemotron;
+mod packed;
 mod rope;
 mod state;
 
@@ -63,7 +64,4 @@ pub trait Model {
 
     /// Bytes of the weights as held.
     fn weight_bytes(&self) -> u64;
-
-    /// KV bytes that one position takes.
-    fn kv_bytes_per_token(&self) -> u64;
 }

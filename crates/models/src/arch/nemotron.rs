@@ -278,11 +278,6 @@ impl Model for NemotronModel {
     fn weight_bytes(&self) -> u64 {
         self.arrays().map(|array| array.nbytes() as u64).sum()
     }
-
-    fn kv_bytes_per_token(&self) -> u64 {
-        let element = crate::weights::header::element_bytes(self.dtype);
-        self.config.kv_bytes_per_token(element as usize)
-    }
 }
 
 /// `down(relu(up(x))²)`.

@@ -2,6 +2,7 @@
 
 use mlx_rs::Array;
 use mlx_rs::error::Exception;
+use mlxd_protocol::KvQuantization;
 
 use crate::kv::KvLayer;
 use crate::recurrent::Recurrent;
@@ -60,6 +61,29 @@ pub struct State {
 }
 
 impl State {
+    /// Packs keys and values from a length on, where layers keep all of them.
+    pub fn quantize(&mut self, kv: KvQuantization) {
+        self.layers.iter_mut().filter_map(LayerState::kv).for_each(|layer| layer.quantize(kv));
+    }
+
+    /// Whether the next append finds packed keys and values, or packs them: such a sequence
+    /// cannot share buffers with others.
+    pub fn is_packed(&self) -> bool {
+        self.layers.iter().any(|layer| match layer {
+            LayerState::Kv(kv) => kv.is_packed_at(self.position),
+            LayerState::Recurrent(_) => false,
+        })
+    }
+
+    /// Bytes of keys and values of one more position of a long sequence, over all layers.
+    pub fn kv_bytes_per_token(&self) -> u64 {
+        let of_layer = |layer: &LayerState| match layer {
+            LayerState::Kv(kv) => kv.bytes_per_token(),
+            LayerState::Recurrent(_) => 0,
+        };
+        self.layers.iter().map(of_layer).sum()
+    }
+
     /// The arrays to evaluate after a prefill chunk.
     pub fn arrays(&self) -> impl Iterator<Item = &Array> {
         self.layers.iter().flat_map(LayerState::arrays)

@@ -4,7 +4,8 @@
 //! ([`SharedKv`]), written and read by one operation for all of them. A join copies the
 //! newcomer's history and nobody else's; a leave moves one row into the gap. Sharing ends where
 //! it would waste memory: a row much longer than the others keeps buffers of its own, and
-//! attention to them is a call of its own. States of scans are stacked when a step needs them and
+//! attention to them is a call of its own; so does a row whose keys and values are packed. States
+//! of scans are stacked when a step needs them and
 //! taken apart when the rows change.
 
 mod shared_kv;
@@ -169,6 +170,10 @@ impl Batch {
         self.take_apart()?;
         let row = Row { seq, state };
         let length = row.state.position;
+        if row.state.is_packed() {
+            self.rows.push(row);
+            return Ok(());
+        }
         while self.wasteful(&[length]) {
             match self.longest() {
                 Some((index, longest)) if longest > length => self.part(index)?,
@@ -436,6 +441,9 @@ impl Batch {
     /// Makes room for a step of all rows. This may change their order: what goes into the step
     /// is put in order after it.
     pub fn prepare(&mut self) -> Result<()> {
+        while let Some(index) = (0..self.shared).find(|row| self.rows[*row].state.is_packed()) {
+            self.part(index)?;
+        }
         while self.shared > 0 && self.wasteful(&[]) {
             let Some((index, _)) = self.longest() else { break };
             self.part(index)?;

@@ -159,17 +159,6 @@ impl HybridConfig {
             model_type,
         })
     }
-
-    /// How many layers do `what`.
-    pub fn count(&self, what: HybridLayer) -> usize {
-        self.layers.iter().filter(|layer| **layer == what).count()
-    }
-
-    /// KV bytes one token takes over all layers, with elements of `element_bytes`.
-    pub fn kv_bytes_per_token(&self, element_bytes: usize) -> u64 {
-        let layers = self.count(HybridLayer::Attention) as u64;
-        2 * layers * self.kv_heads as u64 * self.head_dim as u64 * element_bytes as u64
-    }
 }
 
 fn divides(divisor: &str, few: i32, dividend: &str, many: i32) -> Loaded<()> {
@@ -370,7 +359,6 @@ mod tests {
             panic!("not a hybrid");
         };
         assert_eq!(names.layers, letters.layers);
-        assert_eq!(letters.kv_bytes_per_token(4), 2 * 2 * 16 * 4, "of one layer");
     }
 
     #[test]

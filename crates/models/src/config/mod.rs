@@ -279,14 +279,6 @@ impl ModelConfig {
     pub fn layers(&self) -> usize {
         self.windows.len()
     }
-
-    /// KV bytes one token takes over all layers, with elements of `element_bytes`.
-    pub fn kv_bytes_per_token(&self, element_bytes: usize) -> u64 {
-        2 * self.layers() as u64
-            * self.kv_heads as u64
-            * self.head_dim as u64
-            * element_bytes as u64
-    }
 }
 
 /// `own_code`: the repository brings Python of its own, which other tools run when they are told to

@@ -76,6 +76,7 @@ pub fn load_spec(folder: &Path) -> LoadSpec {
         ageing_ms: 10_000,
         prefix_cache_bytes_max: 0,
         guesses_max: 0,
+        kv_quantization: None,
         prefix_disk: None,
         cache_bytes_max: None,
         deterministic: false,
