@@ -72,11 +72,9 @@ pub struct Part {
 }
 
 /// A worker without a model: program, MLX, its threads, the rings.
-const OVERHEAD_CPU: u64 = 24 << 20;
+const OVERHEAD_CPU: u64 = 112 << 20;
 /// The same with a device's driver and its kernels.
 const OVERHEAD_GPU: u64 = 320 << 20;
-/// What matrix products on a CPU pack their inputs into: so much a token, up to so much.
-const SCRATCH_CPU: (u64, u64) = (13_000, 26_000_000);
 /// What is kept of freed buffers at least and at most, unless configuration says.
 const CACHE_CPU: (u64, u64) = (64 << 20, 512 << 20);
 const CACHE_GPU: (u64, u64) = (256 << 20, 2 << 30);
@@ -155,65 +153,24 @@ impl Needs {
         let Some(shape) = &self.shape else { return 0 };
         let element = self.element_bytes();
         let (query, kv) = shape.attention_widths();
-        let chunk = self.chunk_tokens.max(1);
+        let piece = self.chunk_tokens.min(load.context).max(1);
         let of_tokens = |tokens: u64| {
-            let bytes = tokens
-                * element
-                * (6 * shape.hidden + 2 * (query + 2 * kv) + 3 * shape.feed_forward);
-            match self.form {
-                // What is built runs ahead of what is computed.
-                Form::Float32 => bytes * 3 / 2,
-                Form::Stored => bytes,
-            }
+            tokens * element * (6 * shape.hidden + 2 * (query + 2 * kv) + 3 * shape.feed_forward)
         };
-        // Positions of a piece times those it sees: of the last whole piece, or of what is left.
-        let whole = load.context / chunk * chunk;
-        let pairs = (chunk * whole).max((load.context - whole) * load.context);
-        // Logits in float32, their copies while a token is chosen.
-        let step = of_tokens(load.batch) + load.batch * shape.vocab * 4 * 4;
-        let piece = of_tokens(chunk.min(load.context).max(1));
-        // A layer's keys and values exist twice while they grow.
-        let growing = shape.widest_layer_bytes(|one| self.kept_bytes(one, load.context));
-        match self.form {
-            // Without a fused kernel there are scores; growing is over before they are made.
-            Form::Float32 => {
-                let prefill = piece + pairs * shape.heads * 4;
-                prefill.max(step).max(growing) + self.scratch_bytes(load)
-            }
-            // Nor is there a fused kernel for packed keys and values.
+        let scores = match self.form {
+            // Without a fused kernel: scores, their softmax, and the mask.
+            Form::Float32 => piece * load.context * (2 * shape.heads * 4 + element),
+            // Nor is there one for packed keys and values.
             Form::Stored if self.packed_kv.is_some_and(|kv| load.context > kv.from_tokens) => {
-                let scores =
-                    chunk.min(load.context) * load.context * (2 * shape.heads + 1) * element;
-                (piece + scores).max(step) + growing
-            }
-            Form::Stored => piece.max(step) + growing,
-        }
-    }
-
-    fn scratch_bytes(&self, load: Load) -> u64 {
-        let (of_token, most) = SCRATCH_CPU;
-        match self.form {
-            Form::Float32 => {
-                load.context.saturating_mul(load.batch).saturating_mul(of_token).min(most)
+                piece * load.context * (2 * shape.heads * element + element)
             }
             Form::Stored => 0,
-        }
-    }
-
-    /// Bytes of all sequences at the worst moment of their joining: those that joined before are
-    /// in shared buffers of a power of two of slots, which exist twice while they double, and the
-    /// others still have buffers of their own.
-    fn joining_bytes(&self, load: Load) -> u64 {
-        let Some(shape) = &self.shape else { return 0 };
-        let shared = |slots| shape.shared_bytes(slots, load.context, self.element_bytes());
-        let own = self.sequence_bytes(load.context);
-        let at = |joined: u64| {
-            let doubled = (joined * 2).max(1);
-            shared(joined) + shared(doubled) + (load.batch - joined) * own
         };
-        let doublings = std::iter::successors(Some(1_u64), |joined| joined.checked_mul(2));
-        let doublings = doublings.take_while(|joined| *joined < load.batch);
-        std::iter::once(0).chain(doublings).map(at).max().unwrap_or(0)
+        let prefill = of_tokens(piece) + scores;
+        // Logits in float32, their copies while a token is chosen.
+        let step = of_tokens(load.batch) + load.batch * shape.vocab * 4 * 4;
+        // A layer's keys and values exist twice while they grow.
+        prefill.max(step) + shape.widest_layer_bytes(|one| self.kept_bytes(one, load.context))
     }
 
     /// What being loaded takes, with nothing running.
@@ -230,19 +187,12 @@ impl Needs {
 
     /// The most that the worker takes at `load`.
     pub fn peak_bytes(&self, load: Load) -> u64 {
-        let running = load.batch * self.sequence_bytes(load.context) + self.transient_bytes(load);
-        let joining = self.joining_bytes(load) + self.scratch_bytes(load);
-        self.loaded_bytes() + running.max(joining)
+        self.loaded_bytes()
+            + load.batch * self.sequence_bytes(load.context)
+            + self.transient_bytes(load)
     }
 
-    /// What is planned for `load`: the base and what sequences keep, or the peak where their
-    /// joining takes more.
-    pub fn planned_bytes(&self, load: Load) -> u64 {
-        let kept = self.base_bytes(load) + load.batch * self.sequence_bytes(load.context);
-        kept.max(self.peak_bytes(load) + self.prefix_bytes_max)
-    }
-
-    /// The parts of what is planned for `load`, which come to [`Needs::planned_bytes`].
+    /// The parts of what is planned for `load`, which [`Needs::base_bytes`] and the sequences come to.
     pub fn parts(&self, load: Load) -> Vec<Part> {
         let Load { context, batch } = load;
         let weights = match self.form {
@@ -271,12 +221,6 @@ impl Needs {
         if self.prefix_bytes_max > 0 {
             let how = "prompts kept for the next request".to_owned();
             parts.push(part("prefix cache", self.prefix_bytes_max, how));
-        }
-        let sum: u64 = parts.iter().map(|part| part.bytes).sum();
-        let joining = self.planned_bytes(load).saturating_sub(sum);
-        if joining > 0 {
-            let how = "buffers that sequences share, beside their own while they join".to_owned();
-            parts.push(part("joining", joining, how));
         }
         parts
     }

@@ -90,6 +90,9 @@ pub(crate) struct Account {
     pub why: Option<Why>,
 }
 
+/// How far a measured load may go over what was measured.
+const MARGIN_PERCENT: u64 = 5;
+
 /// The context that a model's own promise is made for; longer sequences bring their own.
 const ORDINARY: Load = Load { context: 4096, batch: 1 };
 
@@ -152,13 +155,12 @@ impl Account {
     /// What one more sequence of `tokens` needs besides the `held` bytes, with `after` running
     /// then. Where such a load was measured, that decides, with a margin; else the formula.
     fn more_bytes(&self, tokens: u64, after: Load, held: u64) -> u64 {
-        let peak = self.measured.peak_bytes(&self.needs, after);
         match self.measured.has(after) {
-            true => (peak + self.measured.margin_bytes(&self.needs, after)).saturating_sub(held),
-            false => {
-                let joining = (peak + self.needs.prefix_bytes_max).saturating_sub(held);
-                self.sequence_bytes(tokens).max(joining)
+            true => {
+                let peak = self.measured.peak_bytes(&self.needs, after);
+                (peak + peak / 100 * MARGIN_PERCENT).saturating_sub(held)
             }
+            false => self.sequence_bytes(tokens),
         }
     }
 

@@ -301,10 +301,10 @@ fn who_comes_while_his_model_leaves_waits_and_is_served() {
 
 #[test]
 fn what_can_never_fit_is_refused_with_the_numbers() {
-    let mut world = World::new(250, &["a"]);
+    let mut world = World::new(300, &["a"]);
     let failure = world.ask_with("a", 256, None).unwrap_err();
     assert_eq!((failure.code, failure.retry), ("insufficient_memory", false));
-    for word in ["a needs", "MiB", "of 250 MiB are free", "no other model is loaded"] {
+    for word in ["a needs", "MiB", "of 300 MiB are free", "no other model is loaded"] {
         assert!(failure.message.contains(word), "{}", failure.message);
     }
     // The model alone fits; a sequence this long does not.
