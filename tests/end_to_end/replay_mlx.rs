@@ -60,6 +60,7 @@ enum Cause {
     Signal(Signal),
     /// The system gives it no more memory: an allocation fails, MLX's or any other. What it has freed
     /// would do for short sequences, so a long prompt comes after them.
+    #[cfg_attr(not(target_os = "linux"), expect(dead_code, reason = "Linux alone can do that"))]
     NoMemory,
 }
 
