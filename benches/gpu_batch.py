@@ -16,7 +16,6 @@ each, median of the runs), for 1, 5 and 16 at once:
 import argparse
 import http.client
 import json
-import os
 import socket
 import statistics
 import subprocess
@@ -28,7 +27,7 @@ from pathlib import Path
 
 import mlx.core as mx
 from gpu_overhead import SHAPES, make, prompt_of, run_direct, run_mlx_lm
-from http_overhead import add_tokenizer, timed_request, wait_for
+from http_overhead import add_tokenizer, host_of, mlxd, timed_request, wait_for
 from mlx_lm.generate import BatchGenerator
 from mlx_lm.utils import load_model
 
@@ -93,28 +92,10 @@ def run_clients(host, given, model, more):
 
 
 def mlxd_leg(arguments, folder, config, sizes):
-    with tempfile.TemporaryDirectory() as home:
-        environment = dict(os.environ, MLXD_PATHS_RUNTIME=f"{home}/run",
-                           MLXD_PATHS_STATE=f"{home}/state", MLXD_PATHS_LOGS=f"{home}/logs",
-                           MLXD_MODELS_RUNNING_MAX=str(max(sizes)))
-        log = open(f"{home}/log", "w")
-        server = subprocess.Popen([str(arguments.programs / "mlxd"), "serve", "--port", "0"],
-                                  env=environment, stdout=log, stderr=log)
-        try:
-            card = wait_for(lambda: json.loads(Path(f"{home}/run/mlxd.json").read_text()), server)
-            host = card["base_url"].split("/")[2]
-            more = dict(ignore_eos=True)
-            return {rows: median_speed(arguments.runs, rows, lambda: run_clients(
-                host, prompts(config, rows), str(folder), more)) for rows in sizes}
-        except Exception:
-            log.flush()
-            sys.stderr.write(Path(f"{home}/log").read_text()[-3000:])
-            for worker_log in Path(f"{home}/logs").glob("*"):
-                sys.stderr.write(worker_log.read_text()[-3000:])
-            raise
-        finally:
-            server.terminate()
-            server.wait()
+    with mlxd(arguments.programs, MLXD_MODELS_RUNNING_MAX=str(max(sizes))) as card:
+        more = dict(ignore_eos=True)
+        return {rows: median_speed(arguments.runs, rows, lambda: run_clients(
+            host_of(card), prompts(config, rows), str(folder), more)) for rows in sizes}
 
 
 def server_leg(arguments, folder, config, sizes):

@@ -16,6 +16,7 @@ Ratios are of figures from this one run.
 """
 
 import argparse
+import contextlib
 import http.client
 import json
 import os
@@ -157,26 +158,18 @@ def measure_first(connection, admin, folder, config, runs):
     return found
 
 
-def mlxd_legs(arguments, folder, config, lengths):
-    programs, runs = arguments.programs, arguments.runs
+@contextlib.contextmanager
+def mlxd(programs, **settings):
+    """A running `mlxd`, by its card; on a failure what it and its workers logged is shown."""
     with tempfile.TemporaryDirectory() as home:
         environment = dict(os.environ, MLXD_PATHS_RUNTIME=f"{home}/run",
-                           MLXD_PATHS_STATE=f"{home}/state", MLXD_PATHS_LOGS=f"{home}/logs")
+                           MLXD_PATHS_STATE=f"{home}/state", MLXD_PATHS_LOGS=f"{home}/logs",
+                           **settings)
         log = open(f"{home}/log", "w")
         server = subprocess.Popen([str(programs / "mlxd"), "serve", "--port", "0"],
                                   env=environment, stdout=log, stderr=log)
         try:
-            card = wait_for(lambda: json.loads(Path(f"{home}/run/mlxd.json").read_text()), server)
-            host = card["base_url"].split("/")[2]
-            connection = http.client.HTTPConnection(host)
-            admin = card["admin_socket"]
-            found = measure_in_turns(connection, admin, folder, config, lengths, runs)
-            if arguments.first:
-                for tokens, legs in measure_first(connection, admin, folder, config, 3).items():
-                    text = "  ".join(f"{leg} {ms:.1f} ms" for leg, ms in legs.items())
-                    print(f"first token of {tokens}: {text}; HTTP {legs['cold'] / legs['direct']:.3f}×, "
-                          f"cached {100 * legs['cached'] / legs['cold']:.1f} %", flush=True)
-            return found
+            yield wait_for(lambda: json.loads(Path(f"{home}/run/mlxd.json").read_text()), server)
         except Exception:
             log.flush()
             sys.stderr.write(Path(f"{home}/log").read_text()[-4000:])
@@ -186,6 +179,22 @@ def mlxd_legs(arguments, folder, config, lengths):
         finally:
             server.terminate()
             server.wait()
+
+
+def host_of(card):
+    return card["base_url"].split("/")[2]
+
+
+def mlxd_legs(arguments, folder, config, lengths):
+    with mlxd(arguments.programs) as card:
+        connection, admin = http.client.HTTPConnection(host_of(card)), card["admin_socket"]
+        found = measure_in_turns(connection, admin, folder, config, lengths, arguments.runs)
+        if arguments.first:
+            for tokens, legs in measure_first(connection, admin, folder, config, 3).items():
+                text = "  ".join(f"{leg} {ms:.1f} ms" for leg, ms in legs.items())
+                print(f"first token of {tokens}: {text}; HTTP {legs['cold'] / legs['direct']:.3f}×, "
+                      f"cached {100 * legs['cached'] / legs['cold']:.1f} %", flush=True)
+        return found
 
 
 def server_leg(folder, prompt, lengths, runs):
