@@ -114,6 +114,35 @@ fn an_admin_stops_and_starts_a_model() {
     assert_eq!(log.status, 200);
 }
 
+/// A worker that drains sends back what it did not take, and that asks for the next worker while
+/// the admin's stop still waits for this one's end.
+#[test]
+fn requests_that_cross_a_stop_never_lock_the_model() {
+    let scripted = Scripted::start(&Script { step_us: 200, ..Script::default() });
+    let front = &scripted.front;
+    let over = std::sync::atomic::AtomicBool::new(false);
+    let is_over = || over.load(std::sync::atomic::Ordering::Relaxed);
+    std::thread::scope(|scope| {
+        for _ in 0..6 {
+            scope.spawn(|| {
+                while !is_over() {
+                    let body = chat(MODEL, "hi", json!({"max_tokens": 20}));
+                    let response = front.client().post(CHAT, &body);
+                    // Stopped while it waited.
+                    assert!([200, 503].contains(&response.status), "{}", response.text());
+                }
+            });
+        }
+        let call = json!({"model": MODEL});
+        for _ in 0..30 {
+            front.admin().post("/admin/v1/stop", &call);
+            front.admin().post("/admin/v1/start", &call);
+        }
+        over.store(true, std::sync::atomic::Ordering::Relaxed);
+    });
+    assert_eq!(front.client().post(CHAT, &chat(MODEL, "hi", json!({}))).status, 200);
+}
+
 #[test]
 fn an_admin_shuts_the_front_down() {
     let mut front = FrontProcess::start(&config());

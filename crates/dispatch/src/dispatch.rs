@@ -447,9 +447,7 @@ impl Dispatch {
         if slot.worker.view().state == WorkerState::Stopped {
             return Err(admin_error("not_running", format!("{} is not running", slot.open.id)));
         }
-        self.0.admission.leave(&slot.open.id);
-        self.0.admission.fail_waiting(Some(&slot.open.id), &stopped(&slot.open.id));
-        slot.worker.stop().await;
+        self.0.admission.stop(&slot.open.id).await;
         slot.fresh.store(false, Ordering::Relaxed);
         self.settled(&slot, Ok(())).await
     }
@@ -662,16 +660,6 @@ impl Dispatch {
         let slots: Vec<_> = locked(&self.0.slots).values().cloned().collect();
         let stops = slots.iter().map(|slot| slot.worker.stop());
         futures_util::future::join_all(stops).await;
-    }
-}
-
-fn stopped(model: &ModelId) -> Failure {
-    Failure {
-        code: "model_stopped",
-        message: format!(
-            "the model {model} was stopped before the answer was begun; `mlxctl start {model}` brings it back"
-        ),
-        retry: true,
     }
 }
 

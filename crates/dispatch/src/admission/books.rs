@@ -204,6 +204,17 @@ impl Books {
         }
     }
 
+    /// Whoever ended the model's worker has seen it go. What is there now is the next life: a
+    /// sequence that crossed the stop may have asked for it.
+    pub(crate) fn left(&mut self, model: &ModelId, seen: &Seen, now: Instant) -> Vec<Act> {
+        if let Some(account) = self.accounts.get_mut(model)
+            && account.stage == Stage::Leaving
+        {
+            account.stage = Stage::Between;
+        }
+        self.saw(model, seen, now)
+    }
+
     /// A worker changed its state.
     pub(crate) fn saw(&mut self, model: &ModelId, seen: &Seen, now: Instant) -> Vec<Act> {
         use WorkerState::{Exited, Fatal, Running, Stopped};
@@ -228,7 +239,9 @@ impl Books {
             (Stage::Alive { .. } | Stage::Between | Stage::Leaving, Stopped) => true,
             (_, Fatal) => true,
             // With sequences left it is asked for again at once.
-            (Stage::Alive { .. } | Stage::Leaving, Exited) => account.running.is_empty(),
+            (Stage::Alive { .. } | Stage::Between | Stage::Leaving, Exited) => {
+                account.running.is_empty()
+            }
             _ => false,
         };
         if over {

@@ -300,6 +300,25 @@ fn who_comes_while_his_model_leaves_waits_and_is_served() {
 }
 
 #[test]
+fn a_worker_that_a_crossing_sequence_asked_for_lets_everybody_in() {
+    let mut world = World::new(room_for_one(), &["a"]);
+    let first = world.ask("a", 256);
+    world.settle();
+    world.books.leave(&id("a"));
+    let second = world.ask("a", 256);
+    assert!(!world.runs(second), "the model leaves");
+    // The first did not reach the worker that was told to stop, so there is another at once.
+    world.seen(&id("a"), WorkerState::Stopping);
+    world.workers.insert(id("a"), 777);
+    world.seen(&id("a"), WorkerState::Starting);
+    let seen = Seen { state: WorkerState::Starting, pid: Some(777), info: None };
+    let acts = world.books.left(&id("a"), &seen, world.now);
+    world.perform(acts);
+    assert_eq!(world.books.accounts[&id("a")].stage, Stage::Alive { pid: 777 });
+    assert!(world.runs(first) && world.runs(second));
+}
+
+#[test]
 fn what_can_never_fit_is_refused_with_the_numbers() {
     let mut world = World::new(300, &["a"]);
     let failure = world.ask_with("a", 256, None).unwrap_err();

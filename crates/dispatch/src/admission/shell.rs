@@ -3,6 +3,7 @@
 use super::account::{Account, Turn};
 use super::books::{Act, Books, Leave, Look, Seen};
 use super::limits::{Lifetime, MemoryKeeping};
+use super::words;
 use crate::journal::{End, Failure, Journal};
 use crate::link::Inbox;
 use crate::metrics::{Metrics, ModelStats};
@@ -179,9 +180,26 @@ impl Admission {
         self.perform(acts);
     }
 
-    /// An admin stops the model: nobody is let in until it is gone.
-    pub(crate) fn leave(&self, model: &ModelId) {
+    /// An admin stops the model: nobody is let in until it is gone. That goes on when the caller
+    /// does not wait for it.
+    pub(crate) async fn stop(&self, model: &ModelId) {
         locked(&self.0.books).leave(model);
+        self.fail_waiting(Some(model), &words::stopped(model));
+        if let Some(handle) = self.handle(model) {
+            let (this, model) = (self.clone(), model.clone());
+            let gone = self.0.runtime.spawn(async move { this.see_off(&model, &handle).await });
+            // It does not panic, and is never aborted.
+            let _ = gone.await;
+        }
+    }
+
+    /// Ends the model's worker, and waits until it is gone.
+    async fn see_off(&self, model: &ModelId, handle: &Handle) {
+        handle.worker.stop().await;
+        let seen = Seen::of(&handle.worker.view());
+        let acts = locked(&self.0.books).left(model, &seen, Instant::now());
+        self.perform(acts);
+        self.0.look_now.notify_one();
     }
 
     /// Keeps the model loaded, with memory for sequences of `tokens`, while a direct run of its
@@ -266,11 +284,7 @@ impl Admission {
         tracing::info!(%model, reason, "unloading");
         self.0.events.push(Some(model.as_str()), Happening::Unloading { reason });
         let this = self.clone();
-        self.0.runtime.spawn(async move {
-            handle.worker.stop().await;
-            // Also for one that was gone before it could be told to stop.
-            this.saw(&model, &Seen::of(&handle.worker.view()));
-        });
+        self.0.runtime.spawn(async move { this.see_off(&model, &handle).await });
     }
 
     /// Looks at machine and workers, and acts on what it finds, for as long as the front lives.

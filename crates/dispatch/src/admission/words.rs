@@ -123,3 +123,14 @@ pub(crate) fn pressed(model: &ModelId) -> Failure {
     );
     Failure { code: PRESSED, message, retry: true }
 }
+
+/// An admin stopped the model while somebody waited for it.
+pub(crate) fn stopped(model: &ModelId) -> Failure {
+    Failure {
+        code: "model_stopped",
+        message: format!(
+            "the model {model} was stopped before the answer was begun; `mlxctl start {model}` brings it back"
+        ),
+        retry: true,
+    }
+}
