@@ -274,6 +274,10 @@ impl Engine for MlxEngine {
             });
         }
         check(&self.info, &spec)?;
+        // It may begin as those do. What fails here fails again at the next step, which says so.
+        if let Err(error) = self.keep_due(true) {
+            tracing::warn!(reason = error.what(), "a prompt's state was not kept");
+        }
         let vocab = self.info.vocab_size as i32;
         let sampler =
             Sampler::new(spec.sampling, spec.logprobs, vocab, &spec.tokens, spec.prompt_len);
@@ -295,6 +299,7 @@ impl Engine for MlxEngine {
     fn prefill(&mut self, seq: SeqId, tokens_max: usize) -> Result<usize, EngineFault> {
         let fault = in_engine("prefill");
         self.guessing.interrupt();
+        self.keep_due(false).map_err(&fault)?;
         let restored = self.restore(seq).map_err(&fault)?;
         let found = self.found_of(seq).unwrap_or(0);
         let sequence = self.sequences.get_mut(&seq).ok_or_else(|| unknown("prefill", seq))?;
@@ -316,12 +321,13 @@ impl Engine for MlxEngine {
             sequence.fill(model, count).map_err(&fault)?;
         }
         let left = sequence.unfilled();
-        self.keep_chunk(seq).map_err(&fault)?;
+        self.keep_chunk(seq, left).map_err(&fault)?;
         Ok(left)
     }
 
     fn submit(&mut self, rows: &[SeqId]) -> Result<(), EngineFault> {
         self.check_ready(rows)?;
+        self.keep_due(false).map_err(in_engine("keeping a prompt's state"))?;
         let flight = self.step(rows).map_err(in_engine("decode"))?;
         self.steps += 1;
         if self.depth > 1 {

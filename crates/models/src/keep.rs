@@ -1,18 +1,24 @@
 //! When [`MlxEngine`] takes state from its [`PrefixCache`], and when it puts some in.
 //!
-//! In: the whole blocks of a prompt as soon as their chunk has run, so that a sequence that is
-//! given up or waits still serves others; the rest, with what was generated, at the proper end.
-//! Out: at the first call of `prefill`, whole or not at all; where blocks come from the disk, at
-//! the call that has read the last of them.
+//! In: the whole blocks of a prompt once its first token is out, which does not wait for that, or
+//! sooner if somebody else might use them, and where layers forget after each chunk; the rest,
+//! with what was generated, at the proper end. Out: at the first call of `prefill`, whole or not
+//! at all; where blocks come from the disk, at the call that has read the last of them.
 
 use mlx_rs::error::Result;
 use mlxd_engine::SeqId;
 use mlxd_engine::prefix::{BlockHash, Lease};
 use mlxd_protocol::TokenId;
 
+use crate::arch::State;
+use crate::batch::Batch;
 use crate::disk::DiskTier;
 use crate::engine::{MlxEngine, Sequence};
-use crate::prefix::{PrefixCache, history};
+use crate::prefix::{History, PrefixCache, history};
+
+/// Tokens of a long prompt that gather before they are kept: a sequence that is given up or waits
+/// in the middle of it still serves others.
+const GATHERED_TOKENS: usize = 4096;
 
 /// A sequence's part in the cache.
 #[derive(Debug)]
@@ -24,6 +30,10 @@ pub(crate) struct Kept {
     found: usize,
     /// Tokens collected since it was opened.
     generated: Vec<TokenId>,
+    /// Tokens of the prompt up to which nothing is to be kept any more.
+    gathered: usize,
+    /// The prompt has run, and not all of it is kept.
+    due: bool,
 }
 
 impl MlxEngine {
@@ -45,7 +55,15 @@ impl MlxEngine {
         // The last token is always run: its logits are wanted.
         let lease = prefixes.open(&tokens[..tokens.len() - 1]);
         let found = prefixes.found(&lease);
-        (Some(Kept { lease, restored: false, found, generated: Vec::new() }), found)
+        let kept = Kept {
+            lease,
+            restored: false,
+            found,
+            generated: Vec::new(),
+            gathered: found,
+            due: false,
+        };
+        (Some(kept), found)
     }
 
     /// Keeps on the disk too what is kept, and looks for it there.
@@ -78,14 +96,49 @@ impl MlxEngine {
         Ok(true)
     }
 
-    /// Keeps the blocks that a chunk completed.
-    pub(crate) fn keep_chunk(&mut self, seq: SeqId) -> Result<()> {
+    /// Keeps the blocks that chunks completed, if enough have gathered. `left` tokens of the
+    /// prompt are still to run.
+    pub(crate) fn keep_chunk(&mut self, seq: SeqId, left: usize) -> Result<()> {
         let sequence = self.sequences.get_mut(&seq);
         if let Some(Sequence { kept: Some(kept), state: Some(state), tokens, .. }) = sequence
             && let Some(prefixes) = &mut self.prefixes
         {
-            let ran = &tokens[..state.position as usize];
-            prefixes.keep(&mut kept.lease, ran, |count| history(state, count))?;
+            let ran = state.position as usize;
+            let gathered = left > 0 && ran >= kept.gathered + GATHERED_TOKENS;
+            kept.due = left == 0 && !prefixes.forgets();
+            if gathered || prefixes.forgets() {
+                kept.gathered = ran;
+                let history = |count| history(state, count);
+                prefixes.keep(&mut kept.lease, &tokens[..ran], ran, history)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Keeps the prompts that have run: those whose first token is out, or `all`.
+    pub(crate) fn keep_due(&mut self, all: bool) -> Result<()> {
+        let is_due = |sequence: &Sequence| {
+            let kept = sequence.kept.as_ref();
+            kept.is_some_and(|kept| kept.due && (all || !kept.generated.is_empty()))
+        };
+        let due: Vec<SeqId> = self
+            .sequences
+            .iter()
+            .filter(|(_, sequence)| is_due(sequence))
+            .map(|(seq, _)| *seq)
+            .collect();
+        due.into_iter().try_for_each(|seq| self.keep_prompt(seq))
+    }
+
+    fn keep_prompt(&mut self, seq: SeqId) -> Result<()> {
+        let sequence = self.sequences.get_mut(&seq);
+        if let Some(Sequence { kept: Some(kept), state, tokens, .. }) = sequence
+            && let Some(prefixes) = &mut self.prefixes
+            && let Some(place) = Place::of(state.as_ref(), &mut self.batch, seq)
+        {
+            kept.due = false;
+            let (prompt, position) = (&tokens[..tokens.len() - 1], place.position());
+            prefixes.keep(&mut kept.lease, prompt, position, |count| place.history(count))?;
         }
         Ok(())
     }
@@ -107,30 +160,53 @@ impl MlxEngine {
         let (Some(prefixes), true) = (&mut self.prefixes, kept.restored) else {
             return Ok(());
         };
-        let row = self.batch.index(seq);
-        let position = match (&*state, row) {
-            (Some(state), _) => state.position,
-            (None, Some(row)) => self.batch.rows()[row].state.position,
-            (None, None) => return Ok(()),
-        } as usize;
+        let Some(place) = Place::of(state.as_ref(), &mut self.batch, seq) else { return Ok(()) };
+        let position = place.position();
         let mut ran = tokens.clone();
         ran.append(&mut kept.generated);
         if position > ran.len() {
             return Ok(()); // it ran tokens that nobody has read
         }
         ran.truncate(position);
-        let batch = &mut self.batch;
-        prefixes.keep_all(&mut kept.lease, &ran, |count| match (&*state, row) {
-            (Some(state), _) => history(state, count),
-            (None, Some(row)) => batch.history(row, count),
-            (None, None) => Ok(None),
-        })
+        prefixes.keep_all(&mut kept.lease, &ran, |count| place.history(count))
     }
 
     /// Gives back a sequence's part.
     pub(crate) fn let_go(&mut self, kept: Option<Kept>) {
         if let (Some(kept), Some(prefixes)) = (kept, &mut self.prefixes) {
             prefixes.release(kept.lease);
+        }
+    }
+}
+
+/// Where a sequence's state is.
+enum Place<'a> {
+    Alone(&'a State),
+    Row(&'a mut Batch, usize),
+}
+
+impl<'a> Place<'a> {
+    fn of(alone: Option<&'a State>, batch: &'a mut Batch, seq: SeqId) -> Option<Self> {
+        match alone {
+            Some(state) => Some(Self::Alone(state)),
+            None => batch.index(seq).map(|row| Self::Row(batch, row)),
+        }
+    }
+
+    /// Positions that it ran.
+    fn position(&self) -> usize {
+        let position = match self {
+            Self::Alone(state) => state.position,
+            Self::Row(batch, row) => batch.rows()[*row].state.position,
+        };
+        position as usize
+    }
+
+    /// See [`history`].
+    fn history(self, count: usize) -> Result<Option<Vec<History>>> {
+        match self {
+            Self::Alone(state) => history(state, count),
+            Self::Row(batch, row) => batch.history(row, count),
         }
     }
 }

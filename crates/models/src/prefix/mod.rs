@@ -41,6 +41,8 @@ pub struct PrefixCache {
     bytes_per_token: u64,
     /// Of all scans' states.
     snapshot_bytes: u64,
+    /// Whether a layer sees a window only.
+    windows: bool,
     /// Shapes and types of the arrays of all scans' states, in order.
     scans: Vec<(Vec<i32>, Dtype)>,
     disk: Option<DiskTier>,
@@ -79,10 +81,11 @@ impl PrefixCache {
     pub fn new(template: &State, root: BlockHash, bytes_max: u64) -> Self {
         let mut groups: Vec<Group> = Vec::new();
         let mut scans = Vec::new();
-        let mut snapshot_bytes = 0;
+        let (mut snapshot_bytes, mut windows) = (0, false);
         for (index, layer) in template.layers.iter().enumerate() {
             match layer {
                 LayerState::Kv(kv) => {
+                    windows |= kv.window().is_some();
                     let (heads, width, dtype) = kv.shape();
                     let alike = |group: &&mut Group| {
                         (group.heads, group.width, group.dtype) == (heads, width, dtype)
@@ -106,6 +109,7 @@ impl PrefixCache {
             bytes_per_token: groups.iter().map(Group::bytes_per_token).sum(),
             groups,
             snapshot_bytes,
+            windows,
             scans,
             disk: None,
         }
@@ -151,16 +155,23 @@ impl PrefixCache {
         Ok(())
     }
 
-    /// Keeps the whole blocks of a sequence that ran `tokens`. `history` gives what its layers
-    /// remember of so many of the last positions, `None` where they do not go back so far; it is
-    /// asked only if something is missing.
+    /// Whether layers forget what they went by: a scan all of it, a window what is before it.
+    /// Then it is to be kept in time.
+    pub fn forgets(&self) -> bool {
+        self.snapshot_bytes > 0 || self.windows
+    }
+
+    /// Keeps the whole blocks of a sequence that began with `tokens` and ran `position` of them, or
+    /// more. `history` gives what its layers remember of so many of the last positions, `None`
+    /// where they do not go back so far; it is asked only if something is missing.
     pub fn keep(
         &mut self,
         lease: &mut Lease,
         tokens: &[TokenId],
+        position: usize,
         history: impl FnOnce(usize) -> Result<Option<Vec<History>>>,
     ) -> Result<()> {
-        self.put(lease, tokens, Extent::Blocks, history)
+        self.put(lease, tokens, position, Extent::Blocks, history)
     }
 
     /// Keeps a sequence that ran `tokens` and ended there: its whole blocks and its tail.
@@ -170,13 +181,14 @@ impl PrefixCache {
         tokens: &[TokenId],
         history: impl FnOnce(usize) -> Result<Option<Vec<History>>>,
     ) -> Result<()> {
-        self.put(lease, tokens, Extent::All, history)
+        self.put(lease, tokens, tokens.len(), Extent::All, history)
     }
 
     fn put(
         &mut self,
         lease: &mut Lease,
         tokens: &[TokenId],
+        position: usize,
         extent: Extent,
         history: impl FnOnce(usize) -> Result<Option<Vec<History>>>,
     ) -> Result<()> {
@@ -188,11 +200,11 @@ impl PrefixCache {
         if from == tail_from && !tail {
             return Ok(());
         }
-        let Some(history) = history(tokens.len() - from)? else {
+        let Some(history) = history(position - from)? else {
             return Ok(());
         };
         let mut source =
-            Source { groups: &self.groups, history, from, to: tokens.len(), stacked: None };
+            Source { groups: &self.groups, history, from, to: position, stacked: None };
         let mut new = Vec::new();
         let mut make = |from: usize, to: usize| -> Result<Block> {
             let block = source.block(from, to)?;
