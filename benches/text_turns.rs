@@ -65,7 +65,7 @@ fn row(length: usize, tokenizer: &Tokenizer, template: &ChatTemplate) -> anyhow:
             .encode(messages[messages.len() - 1]["content"].as_str().unwrap_or(""), false)?
             .len();
     }
-    tokenizer.encode_cached(&render(&messages)?, &cache)?;
+    tokenizer.encode_cached(&render(&messages)?, false, &cache)?;
     let (mut rendered, mut whole, mut next) = (Vec::new(), Vec::new(), Vec::new());
     let mut added = 0;
     for _ in 0..TURNS {
@@ -75,7 +75,7 @@ fn row(length: usize, tokenizer: &Tokenizer, template: &ChatTemplate) -> anyhow:
         let text = black_box(render(&messages)?);
         rendered.push(begun.elapsed());
         let begun = Instant::now();
-        let ids = black_box(tokenizer.encode_cached(&text, &cache)?);
+        let ids = black_box(tokenizer.encode_cached(&text, false, &cache)?);
         next.push(begun.elapsed());
         let begun = Instant::now();
         let expected = black_box(tokenizer.encode(&text, false)?);

@@ -215,22 +215,23 @@ pub(crate) fn chat(
         extra: Some(&chat.template_arguments),
         ..RenderInput::default()
     })?;
-    let prompt = model.text.tokenizer.encode_cached(&text, segments)?;
+    let prompt = model.text.tokenizer.encode_cached(&text, false, segments)?;
     check_length(model, &prompt, tokens_max, "messages")?;
     Ok(Prepared { prompt: prompt.into(), echo: String::new() })
 }
 
-/// Encodes a bare prompt. Blocks.
+/// Encodes a bare prompt, or takes what it was encoded to before. Blocks.
 pub(crate) fn completion(
     model: &OpenModel,
     prompt: &Prompt,
     echo: bool,
+    segments: &SegmentCache,
     tokens_max: usize,
 ) -> Result<Prepared, ApiError> {
     check_writes(model)?;
     let tokenizer = &model.text.tokenizer;
     let (tokens, text) = match prompt {
-        Prompt::Text(text) => (tokenizer.encode(text, true)?, text.clone()),
+        Prompt::Text(text) => (tokenizer.encode_cached(text, true, segments)?, text.clone()),
         Prompt::Tokens(ids) => {
             check_ids(model, ids, "prompt")?;
             let text = if echo { tokenizer.decode(ids, true) } else { String::new() };

@@ -61,7 +61,9 @@ impl Wanted {
         match self {
             Self::Chat(chat) => Ok(vec![prepare::chat(model, chat, segments, tokens_max)?]),
             Self::Completion(wanted) => {
-                let one = |prompt: &_| prepare::completion(model, prompt, wanted.echo, tokens_max);
+                let one = |prompt: &_| {
+                    prepare::completion(model, prompt, wanted.echo, segments, tokens_max)
+                };
                 wanted.prompts.iter().map(one).collect()
             }
         }

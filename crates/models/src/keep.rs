@@ -5,6 +5,8 @@
 //! with what was generated, at the proper end. Out: at the first call of `prefill`, whole or not
 //! at all; where blocks come from the disk, at the call that has read the last of them.
 
+use std::time::Instant;
+
 use mlx_rs::error::Result;
 use mlxd_engine::SeqId;
 use mlxd_engine::prefix::{BlockHash, Lease};
@@ -91,7 +93,12 @@ impl MlxEngine {
                 return Ok(false);
             }
             kept.restored = true;
+            let begun = Instant::now();
             prefixes.restore(&mut kept.lease, state)?;
+            if kept.found > 0 {
+                let us = begun.elapsed().as_micros() as u64;
+                tracing::debug!(tokens = kept.found, us, "prefix taken up");
+            }
         }
         Ok(true)
     }
@@ -137,8 +144,11 @@ impl MlxEngine {
             && let Some(place) = Place::of(state.as_ref(), &mut self.batch, seq)
         {
             kept.due = false;
+            let begun = Instant::now();
             let (prompt, position) = (&tokens[..tokens.len() - 1], place.position());
             prefixes.keep(&mut kept.lease, prompt, position, |count| place.history(count))?;
+            let us = begun.elapsed().as_micros() as u64;
+            tracing::debug!(tokens = prompt.len(), us, "prefix kept");
         }
         Ok(())
     }

@@ -18,6 +18,9 @@ use crate::tokenizer::Tokenizer;
 /// A part is cut off when it has so many bytes: shorter ones are not worth a place.
 const PART_BYTES_MIN: usize = 256;
 
+/// Set in a tokenizer's number where the parts have its own start and end tokens around them.
+const WITH_SPECIAL: u64 = 1 << 63;
+
 /// What a part takes besides its text and its ids: two entries of maps and their allocations.
 const PART_OVERHEAD_BYTES: usize = 256;
 
@@ -50,7 +53,7 @@ impl Cuts {
         Cuts(built.ok().filter(|_| !certain.is_empty()))
     }
 
-    /// The text's parts: all but the last end where they may be cut, and are long enough.
+    /// The text's parts that end where it may be cut and are long enough, and what is left.
     fn split<'a>(&self, text: &'a str) -> (Vec<&'a str>, &'a str) {
         let (mut parts, mut from) = (Vec::new(), 0);
         for found in self.0.iter().flat_map(|cuts| cuts.find_iter(text)) {
@@ -158,18 +161,26 @@ fn bytes_of(text: &str, ids: &[u32]) -> usize {
 }
 
 impl Tokenizer {
-    /// As [`Tokenizer::encode`] without the model's own start and end tokens, taking from `cache`
-    /// what it has of this text, and leaving there what it had not.
-    pub fn encode_cached(&self, text: &str, cache: &SegmentCache) -> Result<Vec<u32>, TextError> {
+    /// As [`Tokenizer::encode`], taking from `cache` what it has of this text, and leaving there
+    /// what it had not. With the model's own start and end tokens around it a text is one part.
+    pub fn encode_cached(
+        &self,
+        text: &str,
+        add_special: bool,
+        cache: &SegmentCache,
+    ) -> Result<Vec<u32>, TextError> {
         let bytes_max = self.limits().text_bytes_max;
         if text.len() > bytes_max {
             return Err(TextError::TextTooLong { bytes: text.len(), bytes_max });
         }
-        let (parts, rest) = match cache.bytes_max {
-            0 => (Vec::new(), text),
-            _ => self.cuts().split(text),
+        let (mut parts, mut rest) = match add_special || cache.bytes_max == 0 {
+            true => (Vec::new(), text),
+            false => self.cuts().split(text),
         };
-        let own = self.identity();
+        if rest.len() >= PART_BYTES_MIN && cache.bytes_max > 0 {
+            parts.push(std::mem::take(&mut rest));
+        }
+        let own = self.identity() | if add_special { WITH_SPECIAL } else { 0 };
         let mut found: Vec<Option<Arc<[u32]>>> = match parts.is_empty() {
             true => Vec::new(),
             false => {
@@ -182,13 +193,16 @@ impl Tokenizer {
         let mut encoded = rest.len();
         for (part, ids) in parts.iter().zip(&mut found) {
             if ids.is_none() {
-                let made: Arc<[u32]> = self.encode(part, false)?.into();
+                let made: Arc<[u32]> = self.encode(part, add_special)?.into();
                 encoded += part.len();
                 new.push((*part, made.clone()));
                 *ids = Some(made);
             }
         }
-        let tail = self.encode(rest, false)?;
+        let tail = match rest.is_empty() && !parts.is_empty() {
+            true => Vec::new(),
+            false => self.encode(rest, add_special)?,
+        };
         let mut ids = Vec::with_capacity(text.len() / 4 + tail.len());
         found.iter().flatten().for_each(|part| ids.extend_from_slice(part));
         ids.extend_from_slice(&tail);

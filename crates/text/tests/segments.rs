@@ -93,9 +93,11 @@ proptest! {
                 text.push_str(&turn.concat());
                 for end in ["", "<|end|>\n", "</s>", "[SEP]assistant"] {
                     let text = format!("{text}{end}");
-                    let whole = tokenizer.encode(&text, false).expect("ids");
-                    let parts = tokenizer.encode_cached(&text, &cache).expect("ids");
-                    prop_assert_eq!(parts, whole, "{}: {:?}", name, text);
+                    for special in [false, true, false, true] {
+                        let whole = tokenizer.encode(&text, special).expect("ids");
+                        let parts = tokenizer.encode_cached(&text, special, &cache).expect("ids");
+                        prop_assert_eq!(parts, whole, "{}: {:?}", name, text);
+                    }
                 }
                 text.push_str("<|end|></s>[SEP]");
             }
@@ -113,7 +115,7 @@ fn a_turn_costs_what_is_new_in_it() {
     for turn in 0..200 {
         let message = format!("{turn}: {}", "The worker serves the tokens. ".repeat(40 + turn % 7));
         conversation.push_str(&format!("<|end|>user\n{message}<|end|>assistant\nYes, {turn}."));
-        let ids = tokenizer.encode_cached(&conversation, &cache).expect("ids");
+        let ids = tokenizer.encode_cached(&conversation, false, &cache).expect("ids");
         let now = cache.figures();
         let encoded = (now.encoded_bytes - before.encoded_bytes) as usize;
         // The message, and the end of what was there before, which was not cut off.
@@ -128,10 +130,14 @@ fn a_turn_costs_what_is_new_in_it() {
         }
     }
     assert!(conversation.len() > 250_000);
+    let again = tokenizer.encode_cached(&conversation, false, &cache).expect("ids");
+    assert_eq!(again, tokenizer.encode(&conversation, false).expect("ids"));
+    let encoded = cache.figures().encoded_bytes - before.encoded_bytes;
+    assert!(encoded < 256, "{encoded} bytes of the same text once more");
     // Another model's tokenizer has its own ids for the same text.
     let other = kinds::named("byte fallback");
     let other = Tokenizer::from_json(&other.json, &Value::Null, &[], TokenizerLimits::default());
     let other = other.expect("a tokenizer");
-    let ids = other.encode_cached(&conversation, &cache).expect("ids");
+    let ids = other.encode_cached(&conversation, false, &cache).expect("ids");
     assert_eq!(ids, other.encode(&conversation, false).expect("ids"));
 }
