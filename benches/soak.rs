@@ -12,7 +12,7 @@
 //! proportional set where the system tells of it, else its resident set.
 //!
 //! Growth is the slope of a line through memory over the second half of the run, by when every
-//! pool is full. Starvation: a stream that waits longer than the limit for a delta, its first
+//! pool is full; the front's cache of tokenised texts is made small for that. Starvation: a stream that waits longer than the limit for a delta, its first
 //! included, or a place among the streams that had less than half as many deltas as another.
 
 use anyhow::{Context, Result, bail, ensure};
@@ -26,6 +26,8 @@ const BUILT_IN: &str = "mlxd-demo";
 const INTERVAL: Duration = Duration::from_secs(10);
 /// A process that grows faster than this has a leak: 10 minutes of it are 5 MiB.
 const GROWTH_MAX_MIB_PER_MINUTE: f64 = 0.5;
+/// What the front keeps of prompts' texts: so little that it is full within the first minute.
+const CACHE_BYTES: i64 = 1 << 20;
 /// Longer than this without a delta is starvation.
 const WAIT_MAX: Duration = Duration::from_secs(30);
 
@@ -122,6 +124,7 @@ fn start(arguments: &Arguments) -> (FrontProcess, String, Option<ModelFolder>) {
             .with_model_key(model, "running_max", streams)
             .with_model_key(model, "queued_max", streams)
             .with("http.streams_max", streams * 2)
+            .with("requests.tokenize_cache_bytes_max", CACHE_BYTES)
     };
     if arguments.real {
         let config = limits(FrontConfig::default().with_real_worker(), BUILT_IN);

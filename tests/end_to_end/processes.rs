@@ -94,6 +94,25 @@ fn a_drain_that_takes_too_long_says_so_to_the_client() {
 }
 
 #[test]
+fn a_second_signal_hurries_and_still_says_so() {
+    let script = Script { step_us: 10_000, context_tokens: 100_000, ..Script::default() };
+    let mut scripted = Scripted::start(&script);
+    let body = chat(MODEL, "talk", json!({"stream": true, "max_tokens": 90_000}));
+    let mut events = scripted.front.client().post(CHAT, &body).events();
+    while delta(&events.expect_event().json()).is_empty() {}
+    scripted.front.signal(Signal::SIGTERM);
+    delta(&events.expect_event().json());
+    scripted.front.signal(Signal::SIGTERM);
+    let mut error = None;
+    while let Ok(Some(event)) = events.next_event() {
+        assert_ne!(event.data, "[DONE]");
+        error = event.json().get("error").cloned().or(error);
+    }
+    assert_eq!(error.expect("an error event")["code"], "shutting_down");
+    assert_eq!(scripted.front.wait_exit().code(), Some(130));
+}
+
+#[test]
 fn an_admin_stops_and_starts_a_model() {
     let scripted = Scripted::start(&Script::default());
     let (admin, call) = (scripted.front.admin(), json!({"model": MODEL}));

@@ -167,6 +167,11 @@ fn a_model_that_cannot_be_kept_alive_is_given_up_until_an_admin_starts_it() {
     });
     let (code, message, _) = ask(&scripted, "anybody there?", true).error();
     assert_eq!(code, "load_failed");
+    // Who is given up with the model is not said to go on.
+    let why = scripted.front.admin().get(&format!("/admin/v1/why?model={MODEL}")).json();
+    let deeds = &why["report"]["deeds"];
+    let did = |what: &str| deeds.as_array().expect("deeds").iter().any(|deed| deed["did"] == what);
+    assert!(did("give_up") && did("fail") && !did("replay"), "{deeds}");
     assert!(message.contains("SIGABRT") && message.contains("mlxctl start"), "{message}");
     let status = status_of(&scripted.front, MODEL);
     assert_eq!((&status["state"], &status["deaths"]), (&json!("FATAL"), &json!(5)));

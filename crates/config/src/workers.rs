@@ -34,7 +34,7 @@ section! {
         /// A worker that was sent requests and takes none for so long is hung.
         idle_hang_ms: u64 = 5_000, 1_000..=3_600_000;
         /// From SIGTERM to SIGKILL for a worker that hung or broke the protocol.
-        condemned_term_ms: u64 = 2_000, 100..=600_000;
+        condemned_term_ms: u64 = 500, 100..=600_000;
         /// How often the progress pages are looked at.
         watch_interval_ms: u64 = 250, 10..=60_000;
         /// Ring that carries requests to a worker.

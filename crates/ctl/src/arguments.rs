@@ -54,7 +54,7 @@ pub(crate) enum Command {
         #[arg(value_name = "MODEL")]
         models: Vec<String>,
     },
-    /// Send workers a signal; a worker that one ends is started again, unlike after `stop`
+    /// Send workers a signal; one that it kills is started again, unlike after `stop`
     Signal(Signal),
     /// Say why a model's worker died last, and what mlxd did about it
     Why {

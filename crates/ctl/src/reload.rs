@@ -55,10 +55,16 @@ fn setting(change: &SettingChange, applied: bool) -> String {
     let shown = |value: &Option<String>| value.clone().unwrap_or_else(|| "not set".to_owned());
     let when = match (change.needs_restart, applied) {
         (true, _) => "; needs a new start of mlxd",
+        (false, true) if of_workers(&change.key) => "; at work for workers that start from now on",
         (false, true) => "; at work",
         (false, false) => "",
     };
     format!("{}: {} -> {}{when}", change.key, shown(&change.from), shown(&change.to))
+}
+
+/// Whether a worker is told of it when it is started.
+fn of_workers(key: &str) -> bool {
+    key.starts_with("models.") || key.starts_with("workers.")
 }
 
 #[cfg(test)]

@@ -24,7 +24,11 @@ pub(crate) fn service(arguments: &Arguments, as_json: bool) -> Result<Exit, Fail
         ServiceDeed::Print { manager: Some(manager), .. } => (*manager).into(),
         _ => Manager::native(),
     };
-    let owner = Owner::of(target)?;
+    let owner = match &arguments.deed {
+        ServiceDeed::Print { .. } | ServiceDeed::Install(_) => Owner::of(target)?,
+        // Whom it runs as stands in its files.
+        _ => Owner::of(&ServiceTarget { system: false, user: target.user.clone() })?,
+    };
     let config_folder = owner.environment.xdg_config.clone();
     let config_folder = config_folder.unwrap_or_else(|| owner.home.join(".config"));
     let places = Places::standard(manager, scope, &owner.home, &config_folder, owner.uid.as_raw());
@@ -210,6 +214,8 @@ impl Owner {
         for name in carried.into_iter().filter(|_| self.is_caller) {
             variables.extend(std::env::var(name).ok().map(|value| (name.to_owned(), value)));
         }
+        // The configuration's own: the service is to run as this mlxctl sees it.
+        variables.extend(self.environment.mlxd.iter().cloned());
         if let Some(runtime) = runtime {
             let runtime = runtime.to_string_lossy().into_owned();
             variables.push(("MLXD_PATHS_RUNTIME".to_owned(), runtime));

@@ -55,7 +55,7 @@ fn headline(report: &CrashReport, zone: &TimeZone, now: Timestamp) -> String {
     let ago = now.duration_since(at).as_secs().max(0).unsigned_abs();
     let doing = match report.phase.as_deref() {
         Some("idle") => " while it had nothing to do".to_owned(),
-        Some(phase) => format!(" in {phase}{}", lasting(report.phase_ms)),
+        Some(phase) => format!(", in {phase}{}", lasting(report.phase_ms)),
         None => String::new(),
     };
     format!(
@@ -70,7 +70,7 @@ fn headline(report: &CrashReport, zone: &TimeZone, now: Timestamp) -> String {
 }
 
 fn lasting(phase_ms: Option<u64>) -> String {
-    phase_ms.map(|ms| format!(" since {}", seconds(ms))).unwrap_or_default()
+    phase_ms.map(|ms| format!(" for {}", seconds(ms))).unwrap_or_default()
 }
 
 fn seconds(ms: u64) -> String {
@@ -94,11 +94,18 @@ fn meaning(report: &CrashReport) -> String {
             seconds(*still_ms),
             seconds(*limit_ms)
         ),
+        DeathCause::Overdue { why } => {
+            format!("mlxd ended it: {why}. If it is only slow, raise that limit.")
+        }
         DeathCause::Condemned { why } => {
             format!("mlxd ended it, because it could not be trusted any more: {why}.")
         }
         DeathCause::Itself => match &report.end {
             DeathEnd::Signal { name, .. } => signal_meaning(name),
+            DeathEnd::Exit { code: 0, .. } => {
+                "It finished what it had and ended, as on SIGTERM: somebody told its process to."
+                    .to_owned()
+            }
             DeathEnd::Exit { .. } => {
                 "It gave up by itself; what it said last stands below.".to_owned()
             }
@@ -115,7 +122,7 @@ fn signal_meaning(name: &str) -> String {
         }
         "SIGSEGV" | "SIGBUS" | "SIGILL" | "SIGFPE" | "SIGTRAP" => {
             "It crashed inside its own code or a library's: a fault of mlxd, of MLX or of the \
-             machine, not of your request. Please report it, with the report below."
+             machine, most likely not of your request. Please report it, with the report below."
         }
         "SIGABRT" => {
             "It ended itself because something that must not happen did: an MLX or Metal error, \
@@ -185,6 +192,7 @@ fn deeds(report: &CrashReport) -> Vec<String> {
     }
     let told = |deed: &Deed| match deed {
         Deed::Signalled { signal } => format!("sent {signal}"),
+        Deed::Passed { signal } => format!("sent {signal}, as `mlxctl signal` asked"),
         Deed::StartAgain { after_ms } => format!(
             "starts another worker after {} (death {} of {} that are borne)",
             seconds(*after_ms),
@@ -211,7 +219,11 @@ fn deeds(report: &CrashReport) -> Vec<String> {
 fn last_words(report: &CrashReport) -> Vec<String> {
     let said: Vec<&str> = report.stderr_tail.trim_end().lines().collect();
     if said.is_empty() {
-        return vec!["It said nothing on its standard error.".to_owned()];
+        let line = match report.shortened {
+            true => "What it said was left out of the report (workers.crash_report_bytes_max).",
+            false => "It said nothing on its standard error.",
+        };
+        return vec![line.to_owned()];
     }
     let shown = &said[said.len().saturating_sub(STDERR_LINES_MAX)..];
     let head = "The end of what it said:".to_owned();
@@ -221,7 +233,7 @@ fn last_words(report: &CrashReport) -> Vec<String> {
 fn at_present(why: &Why) -> String {
     let status = &why.status;
     let deaths = match status.deaths {
-        0 => "it has not died since mlxd started".to_owned(),
+        0 => "no death counts against it since mlxd started".to_owned(),
         1 => "it died once since mlxd started".to_owned(),
         count => format!("it died {count} times since mlxd started"),
     };
@@ -279,6 +291,7 @@ mod tests {
             quantization: None,
             requests: vec![request("r1", true, 1), request("r2", false, 2)],
             requests_left_out: 0,
+            shortened: false,
             stderr_tail: "one\ntwo\n".into(),
             timeline: vec![sample(4000, 10, 1_000_000_000), sample(50, 90, 3_000_000_000)],
             deaths: 2,
@@ -304,8 +317,8 @@ mod tests {
         assert_eq!(
             text(Some(report()), "RUNNING"),
             "\
-org/m: its worker (pid 4711) died at 2023-11-14 22:13:20, 0:01:05 ago, after 0:01:02 in decode since 1.5 s: ended by SIGSEGV.
-It crashed inside its own code or a library's: a fault of mlxd, of MLX or of the machine, not of your request. Please report it, with the report below.
+org/m: its worker (pid 4711) died at 2023-11-14 22:13:20, 0:01:05 ago, after 0:01:02, in decode for 1.5 s: ended by SIGSEGV.
+It crashed inside its own code or a library's: a fault of mlxd, of MLX or of the machine, most likely not of your request. Please report it, with the report below.
 It had 2 requests:
   r1 running: prompt of 1 token, 7 of at most 100 generated
   r2 waiting: prompt of 1 token, 7 of at most 100 generated, present at 2 deaths in a row
@@ -343,6 +356,22 @@ The whole report, the newest of 4: /s/crashes/m/1
         ] {
             assert!(text.contains(part), "{part} is not in:\n{text}");
         }
+    }
+
+    #[test]
+    fn one_that_was_ended_is_not_said_to_have_given_up() {
+        let ended = DeathEnd::Exit { code: 0, meaning: "finished".into() };
+        let limit = "not loaded within 300s (workers.load_timeout_ms)";
+        let mut late = CrashReport { end: ended, shortened: true, ..report() };
+        late.stderr_tail.clear();
+        late.deeds = vec![Deed::Passed { signal: "SIGTERM".into() }];
+        let told = text(Some(late.clone()), "EXITED");
+        assert!(told.contains("somebody told its process to"), "{told}");
+        assert!(told.contains("sent SIGTERM, as `mlxctl signal` asked"), "{told}");
+        assert!(told.contains("left out of the report"), "{told}");
+        late.cause = DeathCause::Overdue { why: limit.into() };
+        let told = text(Some(late), "BACKOFF");
+        assert!(told.contains(&format!("mlxd ended it: {limit}")), "{told}");
     }
 
     #[test]

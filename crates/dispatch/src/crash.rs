@@ -20,7 +20,8 @@ pub struct CrashFolder {
     pub folder: PathBuf,
     /// Reports kept for each model; the oldest go first.
     pub reports_max: usize,
-    /// Bytes of a report; a longer one loses its standard error, its timeline and the prompts.
+    /// Bytes of a report; a longer one loses the prompts, then most of its timeline and standard
+    /// error, then all of those, then requests.
     pub report_bytes_max: usize,
     /// Whether prompts are kept, as token ids.
     pub prompts: bool,
@@ -52,6 +53,33 @@ pub(crate) fn complete(
     report.deeds.extend(deeds);
 }
 
+/// Takes the next thing out of a report that is too long. False: nothing is left to take.
+fn shorten(report: &mut CrashReport, step: usize) -> bool {
+    /// Kept at first of the timeline, and bytes of standard error.
+    const LAST: (usize, usize) = (4, 1024);
+    let keep = match step {
+        0 => {
+            report.requests.iter_mut().for_each(|request| request.prompt = None);
+            return true;
+        }
+        1 => LAST,
+        _ => (0, 0),
+    };
+    report.shortened = true;
+    report.timeline.drain(..report.timeline.len().saturating_sub(keep.0));
+    let tail = &mut report.stderr_tail;
+    let from = tail.len().saturating_sub(keep.1);
+    let from = (from..=tail.len()).find(|at| tail.is_char_boundary(*at)).unwrap_or(from);
+    tail.drain(..from);
+    if step > 2 {
+        let kept = report.requests.len() / 2;
+        report.requests_left_out += (report.requests.len() - kept) as u32;
+        report.requests.truncate(kept);
+        return kept > 0;
+    }
+    true
+}
+
 impl CrashFolder {
     /// Writes a report and removes what is over the limit. Blocks. Gives the report's folder.
     ///
@@ -59,11 +87,11 @@ impl CrashFolder {
     /// As for any file that is written.
     pub fn write(&self, report: &CrashReport) -> io::Result<PathBuf> {
         let mut text = serde_json::to_vec_pretty(report).map_err(io::Error::other)?;
-        if text.len() > self.report_bytes_max {
-            let mut short = report.clone();
-            short.stderr_tail.clear();
-            short.timeline.clear();
-            short.requests.iter_mut().for_each(|request| request.prompt = None);
+        let mut short = report.clone();
+        for step in 0.. {
+            if text.len() <= self.report_bytes_max || !shorten(&mut short, step) {
+                break;
+            }
             text = serde_json::to_vec_pretty(&short).map_err(io::Error::other)?;
         }
         let of_model = self.of_model(&report.model);
@@ -130,6 +158,7 @@ mod tests {
             quantization: None,
             requests: vec![],
             requests_left_out: 0,
+            shortened: false,
             stderr_tail: "x".repeat(stderr_bytes),
             timeline: vec![],
             deaths: 1,
@@ -157,6 +186,23 @@ mod tests {
         let (newest, count) = crashes.newest("a/b");
         assert_eq!((newest.unwrap().0.unix_ms, count), (40, 3));
         let (long, _) = crashes.newest("other");
-        assert_eq!(long.unwrap().0.stderr_tail, "", "too long a report loses what is long");
+        let long = long.unwrap().0;
+        assert_eq!(long.stderr_tail.len(), 1024, "too long a report loses what is long");
+        assert!(long.shortened);
+        let shape = RequestShape {
+            id: "req_0123456789abcdef".into(),
+            prompt_tokens: 1,
+            generated_tokens: 2,
+            max_tokens: 3,
+            running: true,
+            deaths: 1,
+            prompt: Some("1 2 3".repeat(100)),
+        };
+        let many = CrashReport { requests: vec![shape; 60], ..report("many", 7, 10_000) };
+        let written = crashes.write(&many).unwrap().join("report.json");
+        assert!(fs::metadata(written).unwrap().len() <= 4096);
+        let (many, _) = crashes.newest("many").0.unwrap();
+        assert!(many.stderr_tail.is_empty() && many.requests[0].prompt.is_none());
+        assert_eq!(many.requests.len() + many.requests_left_out as usize, 60);
     }
 }

@@ -55,6 +55,9 @@ struct Shared {
     slots: Mutex<BTreeMap<ModelId, Arc<Slot>>>,
     /// Names and aliases asked for, so that the source is not asked again.
     names: Mutex<HashMap<String, ModelId>>,
+    /// Held while files are read, by the name asked for: of many requests for a new model one
+    /// reads them.
+    reading: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
     metrics: Arc<Metrics>,
     events: EventLog,
     next_request: AtomicU64,
@@ -138,6 +141,7 @@ impl Dispatch {
             source,
             slots: Mutex::default(),
             names: Mutex::default(),
+            reading: Mutex::default(),
             metrics,
             events,
             admission,
@@ -180,6 +184,15 @@ impl Dispatch {
     async fn slot(&self, name: &str) -> Result<Arc<Slot>, ModelFault> {
         let usable =
             |slot: &Arc<Slot>| slot.fresh.load(Ordering::Relaxed) || slot.worker.view().is_alive();
+        if let Some(slot) = self.known_slot(name).filter(usable) {
+            return Ok(slot);
+        }
+        let turn = {
+            let mut reading = locked(&self.0.reading);
+            reading.retain(|_, turn| Arc::strong_count(turn) > 1);
+            reading.entry(name.to_owned()).or_default().clone()
+        };
+        let _turn = turn.lock().await;
         match self.known_slot(name).filter(usable) {
             Some(slot) => Ok(slot),
             None => self.read_slot(name).await,

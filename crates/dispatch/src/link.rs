@@ -526,13 +526,24 @@ impl State {
                 End::Failed(Failure { code: "quarantined", message, retry: false }),
             );
         }
-        if replayed > 0 {
-            deeds.push(Deed::Replay { requests: replayed });
-            self.happened(Happening::Replayed { requests: replayed });
+        // They are ended as soon as the supervisor says that no worker will come.
+        let given_up = report.deeds.iter().find_map(|deed| match deed {
+            Deed::GiveUp { why } => Some(why.clone()),
+            _ => None,
+        });
+        let left = self.waiting.len() as u32;
+        match given_up {
+            Some(why) if left > 0 => deeds.push(Deed::Fail { requests: left, why }),
+            Some(_) => {}
+            None if replayed > 0 => {
+                deeds.push(Deed::Replay { requests: replayed });
+                self.happened(Happening::Replayed { requests: replayed });
+                tracing::info!(model = %self.pump.model, how, replayed, "sequences go on with the next worker");
+            }
+            None => {}
         }
         shapes.extend(waited.iter().map(|journal| crash::shape(journal, false, 0, prompts)));
         crash::complete(&mut report, shapes, deeds);
-        tracing::info!(model = %self.pump.model, how, replayed, "sequences go on with the next worker");
         let crashes = self.pump.crashes.clone();
         tokio::task::spawn_blocking(move || match crashes.write(&report) {
             Ok(folder) => {

@@ -3,6 +3,7 @@
 use crate::app::App;
 use crate::backend::Backend;
 use crate::request_id::{self, TraceId};
+use crate::routes::MODEL_HEADER;
 use actix_web::body::MessageBody;
 use actix_web::dev::{ServiceRequest, ServiceResponse};
 use actix_web::middleware::Next;
@@ -30,15 +31,25 @@ pub(crate) async fn watch<B: Backend>(
     let method = response.request().method().as_str();
     let elapsed_ms = elapsed.as_millis() as u64;
     let id: &str = &trace.0;
+    // Who answers, where that is known; of a stream its head's time, and its end has another line.
+    let model = response.headers().get(MODEL_HEADER).and_then(|model| model.to_str().ok());
     match response.response().error() {
         Some(error) if status.is_server_error() => {
-            tracing::warn!(id, method, route, status = status.as_u16(), elapsed_ms, %error, "answered");
+            tracing::warn!(id, method, route, model, status = status.as_u16(), elapsed_ms, %error, "answered");
         }
         Some(error) => {
-            tracing::info!(id, method, route, status = status.as_u16(), elapsed_ms, %error, "answered");
+            tracing::info!(id, method, route, model, status = status.as_u16(), elapsed_ms, %error, "answered");
         }
         None if route.starts_with("/v1/") => {
-            tracing::info!(id, method, route, status = status.as_u16(), elapsed_ms, "answered");
+            tracing::info!(
+                id,
+                method,
+                route,
+                model,
+                status = status.as_u16(),
+                elapsed_ms,
+                "answered"
+            );
         }
         None => {
             tracing::debug!(id, method, route, status = status.as_u16(), elapsed_ms, "answered");

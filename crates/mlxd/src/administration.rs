@@ -27,6 +27,8 @@ struct Inner {
     folders: Folders,
     environment: Environment,
     given: Given,
+    /// As it was at the start, which some keys go by until the end.
+    started: Config,
     config: Mutex<Config>,
     logs: LogFolder,
     models: Arc<LiveModels>,
@@ -48,9 +50,19 @@ impl Administration {
         models: Arc<LiveModels>,
         dispatch: Dispatch,
     ) -> Self {
-        let config = Mutex::new(config);
+        let (started, config) = (config.clone(), Mutex::new(config));
         let pulls = Pulls::default();
-        Self(Arc::new(Inner { folders, environment, given, config, logs, models, dispatch, pulls }))
+        Self(Arc::new(Inner {
+            folders,
+            environment,
+            given,
+            started,
+            config,
+            logs,
+            models,
+            dispatch,
+            pulls,
+        }))
     }
 
     /// The configuration at work.
@@ -98,6 +110,10 @@ impl Administration {
         })?;
         let now = inner.config.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
         let mut reread = reload::difference(&now, &loaded.config);
+        // What an earlier update could not put to work either is still to be done.
+        let pending = reload::difference(&inner.started, &loaded.config).settings;
+        reread.settings.retain(|change| !change.needs_restart);
+        reread.settings.extend(pending.into_iter().filter(|change| change.needs_restart));
         reread.file = loaded.file.as_ref().map(|file| file.display().to_string());
         reread.warnings = loaded.warnings.iter().map(ToString::to_string).collect();
         reread.warnings.extend(self.models_of(&loaded.config).unknown_targets());
@@ -116,7 +132,9 @@ impl Administration {
             let runs = running.contains(&change.model);
             let preload = change.change == ModelChangeKind::Added
                 && loaded.config.models.preloaded().any(|name| name == change.model);
-            change.note = if runs {
+            change.note = if runs && change.change == ModelChangeKind::Removed {
+                Some(format!("its worker goes on; `mlxctl stop {}` ends it", change.model))
+            } else if runs && !change.keys.iter().all(|key| reload::is_fronts_alone(key)) {
                 Some("its worker goes on as it is; `mlxctl restart` puts the change to work".into())
             } else if preload {
                 let (dispatch, name) = (inner.dispatch.clone(), change.model.clone());

@@ -9,6 +9,11 @@ use toml::{Table, Value};
 /// Sections that are read once, at the start.
 const AT_START_ONLY: [&str; 6] = ["http", "memory", "requests", "streams", "log", "paths"];
 
+/// Whether a model's key is the front's alone, and so at work at once.
+pub fn is_fronts_alone(key: &str) -> bool {
+    ["alias", "aliases", "group", "groups", "preload"].contains(&key)
+}
+
 /// The difference between two configurations, key by key.
 pub fn difference(now: &Config, then: &Config) -> Reread {
     let mut reread = Reread { settings: route_changes(now, then), ..Reread::default() };

@@ -23,6 +23,8 @@ use tokio_util::sync::CancellationToken;
 const BLOCKING_THREADS_MAX: usize = 4;
 /// How often a drain looks whether it is done.
 const DRAIN_LOOK: Duration = Duration::from_millis(20);
+/// So long the clients' error events have to get out after a second signal.
+const LAST_WORDS: Duration = Duration::from_millis(200);
 /// Exit code after a second signal.
 const HURRIED: i32 = 130;
 
@@ -60,6 +62,8 @@ pub fn run_with(
     purpose: Purpose,
 ) -> Result<(), Failed> {
     let folders = Folders::new(&loaded.config, environment).map_err(Failed::config)?;
+    // Logs and crash reports are nobody else's business. Sockets have their modes set anyway.
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
     let logs = LogFolder::new(&folders.logs, loaded.config.log.total_bytes_max);
     let _log = logging::start(&loaded.config, &logs, given.launchd);
     for warning in &loaded.warnings {
@@ -151,6 +155,12 @@ async fn serve(
         () = drain(config, &dispatch, server) => {}
         signal = signals.end() => {
             tracing::warn!(signal, "ending at once");
+            dispatch.fail_all(&Failure {
+                code: "shutting_down",
+                message: "mlxd was told to end at once, before the answer was complete".into(),
+                retry: true,
+            });
+            tokio::time::sleep(LAST_WORDS).await;
             drop(instance); // Removes the sockets; the workers see that the front is gone.
             std::process::exit(HURRIED);
         }

@@ -126,10 +126,13 @@ impl Models {
         WorkerSpec {
             model: id.clone(),
             program: self.program.clone(),
-            env: vec![(
-                "MLXD_LOG".into(),
-                std::env::var("MLXD_LOG").unwrap_or(self.config.log.level.clone()),
-            )],
+            env: vec![
+                ("MLXD_LOG_FORMAT".into(), self.config.log.format.word().into()),
+                (
+                    "MLXD_LOG".into(),
+                    std::env::var("MLXD_LOG").unwrap_or(self.config.log.level.clone()),
+                ),
+            ],
             load: LoadSpec {
                 folder: folder.to_owned(),
                 device: match settings.device {

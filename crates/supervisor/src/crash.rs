@@ -117,6 +117,7 @@ impl Record {
             quantization: view.info.as_ref().map(|info| info.quantization.clone()),
             requests: Vec::new(),
             requests_left_out: 0,
+            shortened: false,
             stderr_tail: self.tail.text(),
             timeline: self.timeline(),
             deaths: after.deaths,

@@ -49,7 +49,7 @@ impl Default for LifeLimits {
             deaths_window: Duration::from_secs(120),
             prefill_hang: Duration::from_secs(120),
             decode_hang: Duration::from_secs(5),
-            condemned_term_timeout: Duration::from_secs(2),
+            condemned_term_timeout: Duration::from_millis(500),
             watch_interval: Duration::from_millis(250),
         }
     }
@@ -183,6 +183,15 @@ impl Life {
         }
     }
 
+    /// Why a process is being ended that counts as a death: it hung, was too late, or broke the
+    /// protocol.
+    pub fn fault(&self) -> Option<&str> {
+        match &self.after {
+            After::Death(why) => Some(why),
+            After::GiveUp(_) | After::Stopped | After::StartAgain => None,
+        }
+    }
+
     /// Whether a process that is being ended was asked to, with nothing to come after it.
     pub fn ends_stopped(&self) -> bool {
         self.state == WorkerState::Stopping && self.after == After::Stopped
@@ -295,11 +304,17 @@ impl Life {
         self.timer = None;
         match timer {
             Timer::Hello => {
-                let why = format!("no hello within {:?}", self.limits.start_timeout);
+                let why = format!(
+                    "no hello within {:?} (workers.start_timeout_ms)",
+                    self.limits.start_timeout
+                );
                 self.terminate(After::Death(why), now)
             }
             Timer::Load => {
-                let why = format!("not loaded within {:?}", self.limits.load_timeout);
+                let why = format!(
+                    "not loaded within {:?} (workers.load_timeout_ms)",
+                    self.limits.load_timeout
+                );
                 self.terminate(After::Death(why), now)
             }
             Timer::Drain => {

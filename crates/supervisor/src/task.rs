@@ -349,6 +349,10 @@ impl Task {
                 Wake::Ask(Some(Ask::Bench(spec, reply))) => self.start_bench(spec, reply),
                 // Here the process was not waited for yet, so its number is still its own.
                 Wake::Ask(Some(Ask::Signal(signal, reply))) => {
+                    if let Some(alive) = self.alive.as_mut() {
+                        let signal = system_signal(signal).to_string();
+                        alive.record.deeds.push(Deed::Passed { signal });
+                    }
                     let _ = reply.send(self.signal(system_signal(signal)));
                 }
                 Wake::Control(control) => self.hear(control).await,
@@ -417,6 +421,7 @@ impl Task {
                 format!("it hung: it stood still for {still_ms} ms ({key} = {limit_ms})")
             }
             DeathCause::Condemned { why } => why.clone(),
+            DeathCause::Overdue { why } => why.clone(),
             DeathCause::Itself => "it died".to_owned(),
         };
         tracing::error!(model = %self.spec.model, why, "worker condemned");
@@ -601,6 +606,9 @@ impl Task {
             view.info = None;
         });
         let told = self.life.ending().unwrap_or(&how).to_owned();
+        if let (None, Some(why)) = (&alive.record.cause, self.life.fault()) {
+            alive.record.cause = Some(DeathCause::Overdue { why: why.to_owned() });
+        }
         let stopped = self.life.ends_stopped();
         let asked_for = self.life.ends_as_asked();
         let actions = self.advance(Event::Exited { clean, how });

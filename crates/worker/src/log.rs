@@ -8,19 +8,25 @@ use tracing_subscriber::EnvFilter;
 /// The variable that holds the level or a filter.
 const LEVEL: &str = "MLXD_LOG";
 
-/// Sends tracing to standard error. The front adds time and model to each line it collects.
+/// The variable that holds the lines' format: `json`, or any other for text.
+const FORMAT: &str = "MLXD_LOG_FORMAT";
+
+/// Sends tracing to standard error, which the front collects in the model's own log.
 pub(crate) fn start() {
     let filter = EnvFilter::builder()
         .with_env_var(LEVEL)
         .with_default_directive(tracing::Level::INFO.into())
         .from_env_lossy();
-    // Fails only where a test has set a subscriber of its own.
-    let _ = tracing_subscriber::fmt()
+    let lines = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false)
-        .try_init();
+        .with_target(false);
+    // Fails only where a test has set a subscriber of its own.
+    let _ = match std::env::var(FORMAT).is_ok_and(|format| format == "json") {
+        true => lines.json().try_init(),
+        false => lines.try_init(),
+    };
 }
 
 /// A panic anywhere ends the process: no thread here can go on without the others.

@@ -190,6 +190,10 @@ fn the_socket_is_where_the_configuration_puts_it() {
     let done = Done::of(command.output().unwrap());
     assert_eq!(done.code, 0);
     assert!(done.err.contains("did you mean http.port?"), "{}", done.err);
+    let mut command = mlxctl(&["status"]);
+    let runtime = folder.path().join("mlxd");
+    command.env("MLXD_CONFIG", &file).env("MLXD_PATHS_RUNTIME", runtime);
+    assert_eq!(Done::of(command.output().unwrap()).code, 0, "variables still count");
 }
 
 #[test]

@@ -9,6 +9,7 @@ use bytes::{Bytes, BytesMut};
 use mlxd_dispatch::Entry;
 use mlxd_protocol::ModelId;
 use std::future::poll_fn;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,8 @@ use std::time::{Duration, Instant};
 #[derive(Debug)]
 pub(crate) struct Answer<T: Tokens> {
     pub(crate) head: Head,
+    /// The request's id.
+    pub(crate) trace: Arc<str>,
     /// Who makes it.
     pub(crate) model: ModelId,
     pub(crate) choices: Vec<Choice<T>>,
@@ -32,6 +35,7 @@ pub(crate) struct Answer<T: Tokens> {
 impl<T: Tokens> Answer<T> {
     pub(crate) fn new(
         head: Head,
+        trace: Arc<str>,
         model: ModelId,
         choices: Vec<Choice<T>>,
         prompt_tokens: u32,
@@ -40,6 +44,7 @@ impl<T: Tokens> Answer<T> {
     ) -> Self {
         Self {
             head,
+            trace,
             model,
             choices,
             error: None,
@@ -135,6 +140,11 @@ impl<T: Tokens> Answer<T> {
         let mut out = BytesMut::new();
         self.head.answer(&mut out, &whole, self.usage());
         Ok(out.freeze())
+    }
+
+    /// Milliseconds since it was started.
+    pub(crate) fn elapsed_ms(&self) -> u64 {
+        self.started_at.elapsed().as_millis() as u64
     }
 
     /// Tokens so far. A prompt counts once however many choices it has.

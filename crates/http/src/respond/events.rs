@@ -88,7 +88,9 @@ pub(crate) fn write_news<T: Tokens>(answer: &mut Answer<T>, sink: &mut impl Even
         }
     }
     if let Some(error) = &answer.error {
-        tracing::warn!(answer = %answer.head.id, %error, "a stream breaks off");
+        let (id, model, elapsed_ms) = (&*answer.trace, &answer.model, answer.elapsed_ms());
+        let tokens = answer.usage().completion_tokens;
+        tracing::warn!(id, %model, tokens, elapsed_ms, %error, "a stream breaks off");
         sink.event(|out| error_event(out, &error.body()));
         return Written::BrokenOff;
     }
@@ -96,6 +98,8 @@ pub(crate) fn write_news<T: Tokens>(answer: &mut Answer<T>, sink: &mut impl Even
         return Written::GoesOn;
     }
     let usage = answer.usage();
+    let (id, model, elapsed_ms) = (&*answer.trace, &answer.model, answer.elapsed_ms());
+    tracing::info!(id, %model, tokens = usage.completion_tokens, elapsed_ms, "a stream is complete");
     sink.event(|out| answer.head.usage_chunk(out, usage));
     sink.event(|out| answer.head.end_mark(out));
     Written::Whole

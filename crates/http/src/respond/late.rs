@@ -5,6 +5,7 @@
 use crate::backend::Tokens;
 use crate::error::ApiError;
 use crate::openai::answer::error_event;
+use crate::request_id::TraceId;
 use crate::respond::answer::Answer;
 use crate::respond::silence::{COMMENT, Silence};
 use crate::respond::sse::{BrokenOff, SseBody};
@@ -28,14 +29,15 @@ enum Stage<T: Tokens> {
 /// A streamed answer that is still to begin.
 pub(crate) struct LateBody<T: Tokens> {
     stage: Stage<T>,
+    trace: TraceId,
     ping: Duration,
     silence: Silence,
 }
 
 impl<T: Tokens> LateBody<T> {
-    /// Streams what `begun` gives.
-    pub(crate) fn new(begun: Begun<T>, ping: Duration) -> Self {
-        Self { stage: Stage::Waiting(begun), ping, silence: Silence::new(ping) }
+    /// Streams what `begun` gives to this request.
+    pub(crate) fn new(begun: Begun<T>, trace: TraceId, ping: Duration) -> Self {
+        Self { stage: Stage::Waiting(begun), trace, ping, silence: Silence::new(ping) }
     }
 }
 
@@ -66,7 +68,8 @@ impl<T: Tokens> MessageBody for LateBody<T> {
                         this.stage = Stage::Running(Box::new(body));
                     }
                     Poll::Ready(Err(error)) => {
-                        tracing::warn!(%error, "a stream breaks off before its first token");
+                        let id: &str = &this.trace.0;
+                        tracing::warn!(id, %error, "a stream breaks off before its first token");
                         let mut event = BytesMut::new();
                         error_event(&mut event, &error.body());
                         this.stage = Stage::Flushing;

@@ -83,6 +83,17 @@ impl<T: Tokens> SseBody<T> {
     }
 }
 
+impl<T: Tokens> Drop for SseBody<T> {
+    fn drop(&mut self) {
+        if matches!(self.stage, Stage::Opening | Stage::Running) {
+            let Answer { trace, model, .. } = &self.answer;
+            let (id, elapsed_ms) = (&**trace, self.answer.elapsed_ms());
+            let tokens = self.answer.usage().completion_tokens;
+            tracing::info!(id, %model, tokens, elapsed_ms, "a stream's client is gone");
+        }
+    }
+}
+
 impl<T: Tokens> MessageBody for SseBody<T> {
     type Error = BrokenOff;
 

@@ -9,7 +9,7 @@ mod models;
 mod streams;
 mod submit;
 
-pub(crate) use submit::priority_of;
+pub(crate) use submit::{MODEL_HEADER, priority_of};
 
 use crate::backend::Backend;
 use crate::error::ApiError;

@@ -26,7 +26,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Which model answers.
-const MODEL_HEADER: &str = "x-mlxd-model";
+pub(crate) const MODEL_HEADER: &str = "x-mlxd-model";
 
 /// Answers a request, streamed or not.
 pub(crate) async fn submit<B: Backend>(
@@ -45,7 +45,11 @@ pub(crate) async fn submit<B: Backend>(
     let submission = Submission {
         app: app.clone(),
         shape: wanted.shape(),
-        keep: common.keep.or_else(|| keep_of(request)).filter(|_| common.stream),
+        keep: match common.keep {
+            Some(keep) => Some(keep),
+            None => keep_of(request)?,
+        }
+        .filter(|_| common.stream),
         trace: trace_of(request),
         tenant: app.tenants.of(request.headers()),
         priority,
@@ -149,7 +153,7 @@ impl<B: Backend> Submission<B> {
                     SseBody::new(answer, ping, app.limits.stream_progress),
                 ))
             }
-            Err(_) => Ok(event_stream(None, None, LateBody::new(begun, ping))),
+            Err(_) => Ok(event_stream(None, None, LateBody::new(begun, trace, ping))),
         }
     }
 
@@ -235,7 +239,8 @@ impl<B: Backend> Submission<B> {
             text.tokenizer.clone(),
         );
         let n = common.n as usize;
-        Ok(Answer::new(head, model.id.clone(), choices, prompt_tokens, n, place.take()))
+        let trace = self.trace.0.clone();
+        Ok(Answer::new(head, trace, model.id.clone(), choices, prompt_tokens, n, place.take()))
     }
 }
 
@@ -272,11 +277,14 @@ pub(crate) fn trace_of(request: &HttpRequest) -> TraceId {
 }
 
 /// `X-Resumable: true` or `background`, for clients that cannot add to their request's body.
-fn keep_of(request: &HttpRequest) -> Option<Keep> {
-    match request.headers().get("x-resumable")?.to_str().ok()?.trim() {
-        word if word.eq_ignore_ascii_case("true") => Some(Keep::Paused),
-        word if word.eq_ignore_ascii_case("background") => Some(Keep::GoingOn),
-        _ => None,
+fn keep_of(request: &HttpRequest) -> Result<Option<Keep>, ApiError> {
+    const NAME: &str = "x-resumable";
+    let Some(value) = request.headers().get(NAME) else { return Ok(None) };
+    match value.to_str().unwrap_or_default().trim().to_ascii_lowercase().as_str() {
+        "true" => Ok(Some(Keep::Paused)),
+        "background" => Ok(Some(Keep::GoingOn)),
+        "false" => Ok(None),
+        _ => Err(ApiError::field(NAME, "'x-resumable' must be true, background or false")),
     }
 }
 

@@ -61,6 +61,9 @@ pub struct CrashReport {
     /// Further requests that are not listed.
     #[serde(default)]
     pub requests_left_out: u32,
+    /// Whether some of what follows was left out to keep to the limit on a report's size.
+    #[serde(default)]
+    pub shortened: bool,
     /// The end of what it wrote to standard error in this life.
     pub stderr_tail: String,
     /// What it told of itself towards the end, oldest first.
@@ -113,6 +116,11 @@ pub enum DeathCause {
         limit_ms: u64,
         /// The deadline's key in the configuration, as `workers.decode_hang_ms`.
         key: String,
+    },
+    /// It was not ready in time, and mlxd ended it.
+    Overdue {
+        /// What was waited for, how long, and the limit's key in the configuration.
+        why: String,
     },
     /// It said or did what no worker should, and mlxd ended it.
     Condemned {
@@ -167,6 +175,11 @@ pub struct Sample {
 pub enum Deed {
     /// It sent the process this signal.
     Signalled {
+        /// As `SIGTERM`.
+        signal: String,
+    },
+    /// It sent the process this signal, because an admin asked for that.
+    Passed {
         /// As `SIGTERM`.
         signal: String,
     },

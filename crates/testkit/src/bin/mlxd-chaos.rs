@@ -18,6 +18,10 @@ fn plan(mut arguments: impl Iterator<Item = String>) -> Result<ChaosPlan, String
         request_deaths_max: 1000,
     };
     while let Some(flag) = arguments.next() {
+        if flag == "--help" {
+            println!("{USAGE}");
+            std::process::exit(0);
+        }
         let value = arguments.next().ok_or(format!("{flag} wants a number\n{USAGE}"))?;
         let wrong = |_| format!("{flag} {value}: not a number\n{USAGE}");
         let whole = || value.parse::<u64>().map_err(|error| wrong(error.to_string()));
