@@ -240,10 +240,31 @@ impl Config {
                 workers.backoff_initial_ms, workers.backoff_max_ms
             ));
         }
+        self.check_kv(&mut wrong);
         self.check_names(&mut wrong);
         if let Some(round) = self.routes.cycle() {
             let way: Vec<String> = round.iter().map(|name| format!("{name:?}")).collect();
             wrong(format!("[routes] leads round in a circle: {}", way.join(" to ")));
+        }
+    }
+
+    /// Keys and values that are packed are all kept.
+    fn check_kv(&self, wrong: &mut impl FnMut(String)) {
+        let tables = self.models.tables.iter();
+        let own = tables
+            .filter(|(_, table)| table.kv_bits.is_some() || table.max_kv_tokens.is_some())
+            .map(|(name, _)| (format!("[models.{name:?}]"), name.as_str()));
+        // No model has an empty name, so this is what holds for those without a table.
+        for (section, name) in [("[models]".to_owned(), "")].into_iter().chain(own) {
+            let settings = self.models.settings(name);
+            if let (Some((bits, _)), Some(most)) =
+                (settings.kv_quantized(), settings.kv_tokens_max())
+            {
+                wrong(format!(
+                    "{section}: kv_bits ({bits}) and max_kv_tokens ({most}) do not go together; \
+                     set one of them to 0"
+                ));
+            }
         }
     }
 

@@ -54,6 +54,9 @@ section! {
         /// Tokens from which on a sequence's keys and values are packed, with `kv_bits`. As in
         /// mlx-lm: short sequences gain little, and decode together only unpacked.
         kv_quantize_from_tokens: u32 = 5_000, 0..=16_777_216;
+        /// Tokens whose keys and values a sequence keeps at the most: its first 4 and the last ones.
+        /// 0 keeps all. Not with `kv_bits`.
+        max_kv_tokens: u32 = 0, KvTokens;
         /// Bytes of it kept on the disk as well, per model. 0 keeps none there: what was written
         /// to a model, and what it answered, could be read out of these files.
         prefix_disk_bytes_max: u64 = 0, 0..=1 << 50;
@@ -108,6 +111,8 @@ section! {
         /// See `[models]`.
         kv_quantize_from_tokens: Option<u32> = None, Optional(0..=16_777_216);
         /// See `[models]`.
+        max_kv_tokens: Option<u32> = None, Optional(KvTokens);
+        /// See `[models]`.
         prefix_disk_bytes_max: Option<u64> = None, Optional(0..=1 << 50);
         /// See `[models]`.
         prefix_disk_write_bytes_per_hour_max: Option<u64> = None, Optional(0..=1 << 50);
@@ -134,6 +139,19 @@ impl Allowed<u32> for KvBits {
 
     fn admits(&self, value: &u32) -> bool {
         matches!(value, 0 | 4 | 8)
+    }
+}
+
+/// How many tokens' keys and values can be kept.
+struct KvTokens;
+
+impl Allowed<u32> for KvTokens {
+    fn must_be(&self) -> String {
+        "0, or 16 to 16777216".to_owned()
+    }
+
+    fn admits(&self, value: &u32) -> bool {
+        matches!(value, 0 | 16..=16_777_216)
     }
 }
 
@@ -185,6 +203,8 @@ pub struct ModelSettings {
     pub kv_bits: u32,
     /// Tokens from which on they are packed.
     pub kv_quantize_from_tokens: u32,
+    /// Tokens whose keys and values a sequence keeps; 0 keeps all.
+    pub max_kv_tokens: u32,
     /// Bytes of it kept on the disk as well.
     pub prefix_disk_bytes_max: u64,
     /// Bytes of it written to the disk in an hour.
@@ -205,6 +225,11 @@ impl ModelSettings {
     /// Bits of packed keys and values, and the tokens from which on; `None` where none are packed.
     pub fn kv_quantized(&self) -> Option<(u32, u32)> {
         (self.kv_bits > 0).then_some((self.kv_bits, self.kv_quantize_from_tokens))
+    }
+
+    /// Tokens whose keys and values a sequence keeps; `None` where it keeps all.
+    pub fn kv_tokens_max(&self) -> Option<u32> {
+        (self.max_kv_tokens > 0).then_some(self.max_kv_tokens)
     }
 }
 
@@ -232,6 +257,7 @@ impl ModelsConfig {
             kv_quantize_from_tokens: own
                 .kv_quantize_from_tokens
                 .unwrap_or(all.kv_quantize_from_tokens),
+            max_kv_tokens: own.max_kv_tokens.unwrap_or(all.max_kv_tokens),
             prefix_disk_bytes_max: own.prefix_disk_bytes_max.unwrap_or(all.prefix_disk_bytes_max),
             prefix_disk_write_bytes_per_hour_max: own
                 .prefix_disk_write_bytes_per_hour_max

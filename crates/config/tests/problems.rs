@@ -107,6 +107,24 @@ fn a_wrong_value_is_named_with_what_is_allowed() {
 }
 
 #[test]
+fn bounded_keys_and_values_are_not_packed() {
+    assert_eq!(
+        told("[models]\nmax_kv_tokens = 8"),
+        "m.toml:2:17: models.max_kv_tokens is 8, but must be 0, or 16 to 16777216"
+    );
+    assert_eq!(
+        told("[models]\nmax_kv_tokens = 4096\n[models.\"m\"]\nkv_bits = 8"),
+        "configuration: [models.\"m\"]: kv_bits (8) and max_kv_tokens (4096) do not go together; \
+         set one of them to 0"
+    );
+    assert!(told("[models]\nmax_kv_tokens = 4096\nkv_bits = 4").contains("[models]: kv_bits (4)"));
+    let text = "[models]\nkv_bits = 8\n[models.\"m\"]\nkv_bits = 0\nmax_kv_tokens = 4096";
+    let models = file(text).unwrap().config.models;
+    assert_eq!(models.settings("m").kv_tokens_max(), Some(4096));
+    assert_eq!(models.settings("other").kv_tokens_max(), None);
+}
+
+#[test]
 fn log_levels_are_checked() {
     for good in ["info", "DEBUG", "warn,mlxd_http=trace", "info, hyper::proto=off"] {
         let loaded = file(&format!("[log]\nlevel = \"{good}\"")).unwrap();

@@ -249,6 +249,7 @@ mod tests {
             cache_bytes_max: None,
             prefix_bytes_max: 0,
             packed_kv: None,
+            kv_tokens_max: None,
         }
     }
 

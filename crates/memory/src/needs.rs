@@ -58,6 +58,9 @@ pub struct Needs {
     pub prefix_bytes_max: u64,
     /// Whether keys and values are packed in long sequences.
     pub packed_kv: Option<PackedKv>,
+    /// Positions that layers keep at the most which would keep all; `None` keeps all. Not with
+    /// `packed_kv`.
+    pub kv_tokens_max: Option<u64>,
 }
 
 /// A number of bytes and what they are for.
@@ -107,16 +110,23 @@ impl Needs {
     fn kept_bytes(&self, shape: &ModelShape, tokens: u64) -> u64 {
         let element = self.element_bytes();
         match self.packed_kv {
-            None => shape.sequence_bytes(tokens, element),
+            None => shape.sequence_bytes(tokens, self.kept_tokens(tokens), element),
             Some(PackedKv { bits, from_tokens }) => {
                 let before = tokens.min(from_tokens.saturating_add(self.chunk_tokens));
                 let packed = match tokens > from_tokens {
                     true => shape.packed_sequence_bytes(tokens, element, bits),
                     false => 0,
                 };
-                shape.sequence_bytes(before, element).max(packed)
+                shape.sequence_bytes(before, before, element).max(packed)
             }
         }
+    }
+
+    /// Positions of a sequence of `tokens` that layers keep which would keep all: those of the
+    /// limit, and the piece of a prompt that runs.
+    fn kept_tokens(&self, tokens: u64) -> u64 {
+        let most = self.kv_tokens_max.map(|most| most.saturating_add(self.chunk_tokens));
+        tokens.min(most.unwrap_or(tokens))
     }
 
     /// Bytes of one more token of a long sequence.
@@ -159,7 +169,9 @@ impl Needs {
         };
         let scores = match self.form {
             // Without a fused kernel: scores, their softmax, and the mask.
-            Form::Float32 => piece * load.context * (2 * shape.heads * 4 + element),
+            Form::Float32 => {
+                piece * self.attended_tokens(shape, load.context) * (2 * shape.heads * 4 + element)
+            }
             // Nor is there one for packed keys and values.
             Form::Stored if self.packed_kv.is_some_and(|kv| load.context > kv.from_tokens) => {
                 piece * load.context * (2 * shape.heads * element + element)
@@ -171,6 +183,16 @@ impl Needs {
         let step = of_tokens(load.batch) + load.batch * shape.vocab * 4 * 4;
         // A layer's keys and values exist twice while they grow.
         prefill.max(step) + shape.widest_layer_bytes(|one| self.kept_bytes(one, load.context))
+    }
+
+    /// Positions of `context` that a piece of a prompt attends to, in the layer that keeps most.
+    fn attended_tokens(&self, shape: &ModelShape, context: u64) -> u64 {
+        let of_layer = |layer: &LayerMemory| match *layer {
+            LayerMemory::Attention { window: None, .. } => Some(self.kept_tokens(context)),
+            LayerMemory::Attention { .. } => Some(context),
+            _ => None,
+        };
+        shape.layers.iter().filter_map(of_layer).max().unwrap_or(context)
     }
 
     /// What being loaded takes, with nothing running.
@@ -206,7 +228,13 @@ impl Needs {
             part(
                 "sequences",
                 batch * self.sequence_bytes(context),
-                format!("{batch} × {context} tokens, {per_token} bytes a token"),
+                match self.kv_tokens_max.filter(|most| *most < context) {
+                    Some(most) => format!(
+                        "{batch} × {context} tokens, {per_token} bytes a token, {most} kept of each \
+                         and a piece of its prompt"
+                    ),
+                    None => format!("{batch} × {context} tokens, {per_token} bytes a token"),
+                },
             ),
             part(
                 "transient and cache",

@@ -91,6 +91,7 @@ fn needs(known: &Known, form: Form) -> Needs {
         cache_bytes_max: None,
         prefix_bytes_max: 0,
         packed_kv: None,
+        kv_tokens_max: None,
     }
 }
 
@@ -226,4 +227,34 @@ fn packed_keys_and_values_take_what_their_bits_say() {
         let saved = layers * 2 * 8 * (128 * 2 - (128 + 2 * 2 * 2)) * 8192;
         assert_eq!(plain.sequence_bytes(8192) - packed.sequence_bytes(8192), saved, "{name}");
     }
+}
+
+#[test]
+fn bounded_sequences_stop_growing() {
+    let plain = of("Llama-3.2-1B", Form::Stored);
+    let bounded = Needs { kv_tokens_max: Some(4096), chunk_tokens: 1024, ..plain.clone() };
+    for tokens in [1, 300, 4096, 5120] {
+        assert_eq!(bounded.sequence_bytes(tokens), plain.sequence_bytes(tokens), "{tokens}");
+    }
+    // 16 layers of keys and values of 8 heads of 64, in 16 bits; the piece of a prompt beside them.
+    for tokens in [5121, 8192, 131_072] {
+        assert_eq!(bounded.sequence_bytes(tokens), (4096 + 1024) * 16 * 2 * 8 * 64 * 2, "{tokens}");
+    }
+    let load = Load { context: 131_072, batch: 4 };
+    let sequences = bounded.parts(load).into_iter().find(|part| part.name == "sequences").unwrap();
+    assert!(sequences.how.contains("4096 kept of each"), "{}", sequences.how);
+    assert!(bounded.peak_bytes(load) < plain.peak_bytes(load) / 4);
+    // On a CPU a piece's scores are as wide as what is kept.
+    let on_cpu = Needs { form: Form::Float32, ..bounded.clone() };
+    let long = Load { context: 32_768, batch: 1 };
+    let longer = Load { context: 131_072, batch: 1 };
+    assert_eq!(on_cpu.transient_bytes(long), on_cpu.transient_bytes(longer));
+    // A window stays as it is, and so does a scan's state.
+    let sliding = of("Mistral-7B-v0.1", Form::Stored);
+    let both = Needs { kv_tokens_max: Some(64), ..sliding.clone() };
+    assert_eq!(both.sequence_bytes(8192), sliding.sequence_bytes(8192));
+    let hybrid = of("Nemotron-H-8B", Form::Stored);
+    let both = Needs { kv_tokens_max: Some(1024), chunk_tokens: 512, ..hybrid.clone() };
+    let saved = (8192 - 1536) * 4 * 2 * 8 * 128 * 2;
+    assert_eq!(hybrid.sequence_bytes(8192) - both.sequence_bytes(8192), saved);
 }

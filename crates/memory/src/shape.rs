@@ -126,25 +126,32 @@ impl ModelShape {
         })
     }
 
-    /// Bytes that a sequence of `tokens` keeps, with `element_bytes` a key or value. The layers
-    /// keep blocks of [`KV_BLOCK`](Self::KV_BLOCK) positions.
-    pub fn sequence_bytes(&self, tokens: u64, element_bytes: u64) -> u64 {
-        self.kept_bytes(tokens, element_bytes, |width| width * element_bytes)
+    /// Bytes that a sequence of `tokens` keeps, with `element_bytes` a key or value, `kept` of its
+    /// positions in layers without a window. The layers keep blocks of
+    /// [`KV_BLOCK`](Self::KV_BLOCK) positions.
+    pub fn sequence_bytes(&self, tokens: u64, kept: u64, element_bytes: u64) -> u64 {
+        self.kept_bytes(tokens, kept, element_bytes, |width| width * element_bytes)
     }
 
     /// The same once the keys and values of layers that keep all positions are packed in `bits`.
     pub fn packed_sequence_bytes(&self, tokens: u64, element_bytes: u64, bits: u64) -> u64 {
-        self.kept_bytes(tokens, element_bytes, |width| packed(width, element_bytes, bits))
+        self.kept_bytes(tokens, tokens, element_bytes, |width| packed(width, element_bytes, bits))
     }
 
-    fn kept_bytes(&self, tokens: u64, element_bytes: u64, head: impl Fn(u64) -> u64) -> u64 {
+    fn kept_bytes(
+        &self,
+        tokens: u64,
+        kept: u64,
+        element_bytes: u64,
+        head: impl Fn(u64) -> u64,
+    ) -> u64 {
         let of_layer = |layer: &LayerMemory| match *layer {
             LayerMemory::Attention { kv_heads, head_dim, window: Some(window) } => {
                 let kept = blocks(tokens.min(window + Self::KV_BLOCK));
                 2 * kept * kv_heads * head_dim * element_bytes
             }
             LayerMemory::Attention { kv_heads, head_dim, window: None } => {
-                2 * blocks(tokens) * kv_heads * head(head_dim)
+                2 * blocks(kept) * kv_heads * head(head_dim)
             }
             LayerMemory::Recurrent { conv_elements, state_elements } => {
                 conv_elements * element_bytes + state_elements * 4

@@ -62,6 +62,7 @@ pub fn needs(folder: &Path, settings: &ModelSettings) -> Needs {
             bits: bits.into(),
             from_tokens: from_tokens.into(),
         }),
+        kv_tokens_max: settings.kv_tokens_max().map(u64::from),
     }
 }
 

@@ -152,6 +152,7 @@ impl Models {
                 kv_quantization: settings
                     .kv_quantized()
                     .map(|(bits, from_tokens)| KvQuantization { bits, from_tokens }),
+                kv_tokens_max: settings.kv_tokens_max(),
                 prefix_disk: (settings.prefix_disk_bytes_max > 0).then(|| PrefixDisk {
                     folder: self.folders.cache.join("prefixes").join(file_name(id.as_str())),
                     bytes_max: settings.prefix_disk_bytes_max,

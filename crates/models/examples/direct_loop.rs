@@ -102,6 +102,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         prefix_cache_bytes_max: 0,
         guesses_max: 0,
         kv_quantization: None,
+        kv_tokens_max: None,
         prefix_disk: None,
         cache_bytes_max: None,
         deterministic: false,

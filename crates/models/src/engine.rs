@@ -20,6 +20,7 @@ use crate::check::check;
 use crate::embed;
 use crate::fault::in_engine;
 use crate::keep::Kept;
+use crate::kv::Rotation;
 use crate::pooling::Pooling;
 use crate::prefix::PrefixCache;
 use crate::sample::{Sampler, Token};
@@ -49,6 +50,8 @@ pub struct MlxEngine {
     pub(crate) guessing: Guessing,
     /// How keys and values are packed in long sequences.
     pub(crate) kv: Option<KvQuantization>,
+    /// Positions whose keys and values a sequence keeps, in layers that would keep all.
+    pub(crate) kv_tokens_max: Option<u32>,
     /// How many steps were submitted since the start.
     pub(crate) steps: u64,
     warm_up: Duration,
@@ -132,6 +135,7 @@ impl MlxEngine {
             flights: VecDeque::new(),
             guessing: Guessing::new(0),
             kv: None,
+            kv_tokens_max: None,
             steps: 0,
             warm_up: Duration::ZERO,
             _thread: std::marker::PhantomData,
@@ -152,15 +156,21 @@ impl MlxEngine {
     pub fn with_depth(self, depth: usize) -> Self {
         let (model, info, deterministic) = (self.model, self.info, self.deterministic);
         let (prefixes, pooling, guessing) = (self.prefixes, self.pooling, self.guessing);
-        let kv = self.kv;
-        Self { prefixes, pooling, guessing, kv, ..Self::new(model, info, depth, deterministic) }
+        let (kv, kv_tokens_max) = (self.kv, self.kv_tokens_max);
+        let new = Self::new(model, info, depth, deterministic);
+        Self { prefixes, pooling, guessing, kv, kv_tokens_max, ..new }
     }
 
-    /// Of a sequence of at most `capacity` positions, before the first.
-    fn empty_state(&self, capacity: usize) -> State {
+    /// Of a sequence of at most `capacity` positions, before the first of a prompt of so many
+    /// tokens, the last of which is decoded.
+    fn empty_state(&self, prompt_len: usize, capacity: usize) -> State {
         let mut state = self.model.state(capacity as i32);
         if let Some(kv) = self.kv {
             state.quantize(kv);
+        }
+        if let Some(most) = self.kv_tokens_max {
+            let steps_from = prompt_len as i32 - 1;
+            state.rotate(Rotation { most: most as i32, steps_from });
         }
         state
     }
@@ -234,7 +244,7 @@ impl MlxEngine {
 
     /// The state after all but the last of `prompt`, with room for `more`.
     fn prefilled(&self, prompt: &[TokenId], more: usize) -> mlx_rs::error::Result<State> {
-        let mut state = self.empty_state(prompt.len() + more);
+        let mut state = self.empty_state(prompt.len(), prompt.len() + more);
         let first = prompt.len() - 1;
         if first > 0 {
             let ids = Array::from_slice(&prompt[..first], &[1, first as i32]);
@@ -283,7 +293,7 @@ impl Engine for MlxEngine {
             Sampler::new(spec.sampling, spec.logprobs, vocab, &spec.tokens, spec.prompt_len);
         let (kept, cached_tokens) = self.begin(seq, &spec.tokens);
         let sequence = Sequence {
-            state: Some(self.empty_state(spec.capacity)),
+            state: Some(self.empty_state(spec.prompt_len, spec.capacity)),
             known: spec.tokens.clone(),
             ahead: Ahead::default(),
             tokens: spec.tokens,

@@ -47,6 +47,9 @@ impl MlxEngine {
     pub fn keep_prefixes(&mut self, root: BlockHash, bytes_max: u64) {
         let worth = bytes_max > 0 && !self.deterministic;
         self.prefixes = worth.then(|| PrefixCache::new(&self.model.state(1), root, bytes_max));
+        if let (Some(prefixes), Some(most)) = (&mut self.prefixes, self.kv_tokens_max) {
+            prefixes.keep_at_most(most as usize);
+        }
     }
 
     /// A sequence's part in the cache, and how many of its `tokens` were found.
@@ -110,13 +113,14 @@ impl MlxEngine {
         if let Some(Sequence { kept: Some(kept), state: Some(state), tokens, .. }) = sequence
             && let Some(prefixes) = &mut self.prefixes
         {
-            let ran = state.position as usize;
-            let gathered = left > 0 && ran >= kept.gathered + GATHERED_TOKENS;
+            let position = state.position as usize;
+            let gathered = left > 0 && position >= kept.gathered + GATHERED_TOKENS;
             kept.due = left == 0 && !prefixes.forgets();
             if gathered || prefixes.forgets() {
-                kept.gathered = ran;
-                let history = |count| history(state, count);
-                prefixes.keep(&mut kept.lease, &tokens[..ran], ran, history)?;
+                kept.gathered = position;
+                let ran = prefixes.keepable(&tokens[..position]);
+                let history = |count| history(state, count, ran.len());
+                prefixes.keep(&mut kept.lease, ran, ran.len(), history)?;
             }
         }
         Ok(())
@@ -146,7 +150,8 @@ impl MlxEngine {
             kept.due = false;
             let begun = Instant::now();
             let (prompt, position) = (&tokens[..tokens.len() - 1], place.position());
-            prefixes.keep(&mut kept.lease, prompt, position, |count| place.history(count))?;
+            prefixes
+                .keep(&mut kept.lease, prompt, position, |count| place.history(count, position))?;
             let us = begun.elapsed().as_micros() as u64;
             tracing::debug!(tokens = prompt.len(), us, "prefix kept");
         }
@@ -178,7 +183,8 @@ impl MlxEngine {
             return Ok(()); // it ran tokens that nobody has read
         }
         ran.truncate(position);
-        prefixes.keep_all(&mut kept.lease, &ran, |count| place.history(count))
+        let ran = prefixes.keepable(&ran);
+        prefixes.keep_all(&mut kept.lease, ran, |count| place.history(count, ran.len()))
     }
 
     /// Gives back a sequence's part.
@@ -213,10 +219,10 @@ impl<'a> Place<'a> {
     }
 
     /// See [`history`].
-    fn history(self, count: usize) -> Result<Option<Vec<History>>> {
+    fn history(self, count: usize, end: usize) -> Result<Option<Vec<History>>> {
         match self {
-            Self::Alone(state) => history(state, count),
-            Self::Row(batch, row) => batch.history(row, count),
+            Self::Alone(state) => history(state, count, end),
+            Self::Row(batch, row) => batch.history(row, count, end),
         }
     }
 }

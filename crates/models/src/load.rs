@@ -14,7 +14,7 @@ use crate::disk::{DiskLimits, DiskTier};
 use crate::engine::MlxEngine;
 use crate::fault::{Loaded, in_load, unsupported};
 use crate::fingerprint;
-use crate::kv::group_of;
+use crate::kv::{KEPT_FIRST, group_of};
 use crate::pooling::{Pooling, Taken};
 use crate::speculate::Guessing;
 use crate::weights::{Checkpoint, Plan, Progress, Reader};
@@ -139,6 +139,7 @@ pub fn load_with_layout(
         can_be_packed(&state, kv)?;
         state.quantize(kv);
     }
+    let rotating = kv_tokens_max(&state, spec, context)?.filter(|_| checked.pooling.is_none());
     let info = ModelInfo {
         architecture,
         vocab_size: vocab as u32,
@@ -146,11 +147,12 @@ pub fn load_with_layout(
         parameters,
         weight_bytes: model.weight_bytes(),
         kv_bytes_per_token: state.kv_bytes_per_token(),
-        quantization: match kv {
-            None => checked.quantization,
-            Some(KvQuantization { bits, from_tokens }) => {
+        quantization: match (kv, rotating) {
+            (None, None) => checked.quantization,
+            (Some(KvQuantization { bits, from_tokens }), _) => {
                 format!("{}, {bits}-bit KV from {from_tokens} tokens", checked.quantization)
             }
+            (None, Some(most)) => format!("{}, KV of {most} tokens", checked.quantization),
         },
         backend: backend.name().to_owned(),
         load_ms: 0,
@@ -170,6 +172,7 @@ pub fn load_with_layout(
         })?;
     }
     engine.kv = kv;
+    engine.kv_tokens_max = rotating;
     let crowds = if backend.is_gpu() { crowds(spec.running_max as usize) } else { Vec::new() };
     let first_pass = Instant::now();
     warm_up(&mut engine, &crowds).map_err(|reason| LoadFault {
@@ -183,6 +186,32 @@ pub fn load_with_layout(
     }
     engine.set_load_times(begin.elapsed().as_millis() as u64, warm_up);
     Ok(engine)
+}
+
+/// Fewer positions of keys and values are no context: the first ones are always among them.
+const KV_TOKENS_MIN: u32 = 4 * KEPT_FIRST as u32;
+
+/// Positions that layers keep which would keep all; `None` where that is the whole context, or
+/// where there are no such layers.
+fn kv_tokens_max(state: &State, spec: &LoadSpec, context: u32) -> Loaded<Option<u32>> {
+    let Some(most) = spec.kv_tokens_max else { return Ok(None) };
+    if most < KV_TOKENS_MIN {
+        return Err(unsupported(format!(
+            "max_kv_tokens = {most}: the keys and values of {KV_TOKENS_MIN} tokens are the fewest \
+             that a sequence can go on with; 0 keeps all"
+        )));
+    }
+    if let Some(KvQuantization { bits, .. }) = spec.kv_quantization {
+        return Err(unsupported(format!(
+            "kv_bits = {bits} and max_kv_tokens = {most}: keys and values that are packed keep \
+             their place; set one of the two to 0 for this model"
+        )));
+    }
+    let keeps_all = |layer: &LayerState| match layer {
+        LayerState::Kv(kv) => kv.window().is_none(),
+        LayerState::Recurrent(_) => false,
+    };
+    Ok(Some(most).filter(|most| *most < context && state.layers.iter().any(keeps_all)))
 }
 
 /// Refuses what [`KvLayer::quantize`](crate::kv::KvLayer::quantize) would leave as it is.

@@ -151,10 +151,13 @@ impl Ahead {
     }
 }
 
-/// Positions can be taken back from it.
-fn can_go_back(state: &State) -> bool {
+/// So many positions can be computed at once and taken back from it.
+fn can_go_back(state: &State, positions: usize) -> bool {
+    let end = state.position + positions as i32;
     let all = |layer: &LayerState| match layer {
-        LayerState::Kv(kv) => kv.window().is_none(),
+        LayerState::Kv(kv) => {
+            kv.window().is_none() && kv.rotation().is_none_or(|by| !by.drops_at(end))
+        }
         LayerState::Recurrent(_) => false,
     };
     state.layers.iter().all(all)
@@ -231,7 +234,8 @@ impl MlxEngine {
         }
         let room = |engine: &Self| {
             let sequence = engine.sequences.get(&seq)?;
-            let state = sequence.state.as_ref().filter(|state| can_go_back(state))?;
+            let most = engine.guessing.guesses_max + 1;
+            let state = sequence.state.as_ref().filter(|state| can_go_back(state, most))?;
             // As many tokens as the guesses and one more must have a place.
             let left = usize::try_from(state.capacity - state.position - 2).ok()?;
             Some((left.min(engine.guessing.guesses_max), state.position as usize))

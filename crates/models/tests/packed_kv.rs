@@ -3,18 +3,15 @@
 
 mod common;
 
-use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use common::compare::{distance, greedy};
-use mlxd_engine::{Engine, Limits, Scheduler, SeqId, SeqSpec, Sink};
+use common::scheduled::{Heard, LIMITS, run, submit};
+use mlxd_engine::{Engine, Scheduler, SeqId, SeqSpec};
 use mlxd_models::MlxEngine;
-use mlxd_protocol::{
-    Command, KvQuantization, LoadFaultKind, LoadSpec, Priority, Report, RequestId, Sampling,
-    Submit, TokenId, TokenRecord,
-};
+use mlxd_protocol::{KvQuantization, LoadFaultKind, LoadSpec, Priority, Sampling, TokenId};
 use serde::Deserialize;
 
 /// What mlx-lm said about one case of `oracle/kv.py`.
@@ -192,64 +189,6 @@ fn an_answer_done_again_in_deterministic_mode_is_the_same() {
         let again: Vec<TokenId> = out.into_iter().map(|step| step.token).collect();
         assert_eq!(again, tokens[known..], "after {known} tokens");
     }
-}
-
-#[derive(Default)]
-struct Heard {
-    tokens: HashMap<u64, Vec<TokenId>>,
-    cached: HashMap<u64, u32>,
-    ended: usize,
-}
-
-impl Sink for Heard {
-    fn report(&mut self, report: Report) {
-        match report {
-            Report::Started(started) => {
-                self.cached.insert(started.request.0, started.cached_tokens);
-            }
-            Report::Ended(ended) => panic!("{ended:?}"),
-            _ => {}
-        }
-    }
-
-    fn tokens(&mut self, records: &[TokenRecord]) {
-        for record in records {
-            self.tokens.entry(record.request).or_default().push(record.token);
-            self.ended += usize::from(record.flags != 0);
-        }
-    }
-}
-
-const LIMITS: Limits = Limits {
-    prefill_chunk_tokens: 16,
-    prefill_chunk_tokens_busy: 5,
-    running_max: 3,
-    queued_max: 16,
-    parked_max: 4,
-    ageing: Duration::from_millis(40),
-    whole_chunks: false,
-};
-
-fn submit(request: u64, prompt: &[TokenId], max_new: u32, priority: Priority) -> Command {
-    Command::Submit(Submit {
-        request: RequestId(request),
-        trace: String::new(),
-        tokens: prompt.to_vec(),
-        prompt_len: prompt.len() as u32,
-        max_new,
-        stop_tokens: Vec::new(),
-        sampling: Sampling::default(),
-        logprobs: None,
-        priority,
-        tenant: 0,
-        weight: 1,
-        deadline_ms: None,
-    })
-}
-
-fn run(scheduler: &mut Scheduler<MlxEngine>, heard: &mut Heard, now: &mut Instant) {
-    scheduler.tick(*now, heard).expect("MLX computes");
-    *now += Duration::from_millis(1);
 }
 
 /// Rows that share buffers and leave them when they are packed, rows that join packed, and packed

@@ -106,6 +106,9 @@ pub struct LoadSpec {
     pub guesses_max: u32,
     /// How keys and values of long sequences are packed; `None` keeps them as they are computed.
     pub kv_quantization: Option<KvQuantization>,
+    /// Positions whose keys and values a sequence keeps at the most, in layers that would keep all
+    /// of them: the first few and the last ones. `None` keeps all. Not with `kv_quantization`.
+    pub kv_tokens_max: Option<u32>,
     /// Bytes MLX may keep in its buffer cache; `None` leaves MLX's default.
     pub cache_bytes_max: Option<u64>,
     /// A sequence that an earlier incarnation began goes on with the very tokens that it would

@@ -11,7 +11,7 @@ use super::packed::packed_attention;
 use super::rope::Rope;
 use crate::batch::{LayerRows, Part, Seen, Step};
 use crate::config::ModelConfig;
-use crate::kv::{Held, KvLayer};
+use crate::kv::{Held, KvLayer, Rotation};
 use crate::sys;
 
 /// One layer's attention.
@@ -69,6 +69,8 @@ pub struct Pass<'a> {
     pub capacity: i32,
     /// Masks of sliding layers, by window.
     masks: Vec<(i32, Array)>,
+    /// Of layers that rotate, which all do so alike.
+    rotating_mask: Option<Array>,
 }
 
 impl<'a> Pass<'a> {
@@ -81,7 +83,17 @@ impl<'a> Pass<'a> {
             length,
             capacity,
             masks: Vec::new(),
+            rotating_mask: None,
         }
+    }
+
+    /// Which of the `rows` rows that a layer keeps each query sees.
+    fn rotating_mask(&mut self, rotation: Rotation, rows: i32) -> Result<Array> {
+        if let Some(mask) = &self.rotating_mask {
+            return Ok(mask.clone());
+        }
+        let mask = rotation.mask(self.position, self.length, rows)?;
+        Ok(self.rotating_mask.insert(mask).clone())
     }
 
     /// Which of the keys `first..position + length` each query sees, where causality is not all.
@@ -233,6 +245,12 @@ impl Attention {
             }
             None => fast::scaled_dot_product_attention(queries, keys, values, scale, None, None),
         };
+        if let Some(rotation) = kv.rotation()
+            && rotation.is_masked(pass.position, pass.length)
+        {
+            let mask = pass.rotating_mask(rotation, keys.dim(2))?;
+            return sdpa(Some(Mask::Array(&mask)));
+        }
         if pass.length == 1 {
             return sdpa(None); // the view holds exactly what this query sees
         }

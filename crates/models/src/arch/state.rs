@@ -4,7 +4,7 @@ use mlx_rs::Array;
 use mlx_rs::error::Exception;
 use mlxd_protocol::KvQuantization;
 
-use crate::kv::KvLayer;
+use crate::kv::{KvLayer, Rotation};
 use crate::recurrent::Recurrent;
 
 /// What a layer remembers of a sequence.
@@ -66,11 +66,19 @@ impl State {
         self.layers.iter_mut().filter_map(LayerState::kv).for_each(|layer| layer.quantize(kv));
     }
 
-    /// Whether the next append finds packed keys and values, or packs them: such a sequence
-    /// cannot share buffers with others.
-    pub fn is_packed(&self) -> bool {
+    /// Keeps no more keys and values than `rotation` says, where layers would keep all of them.
+    pub fn rotate(&mut self, rotation: Rotation) {
+        self.layers.iter_mut().filter_map(LayerState::kv).for_each(|layer| layer.rotate(rotation));
+    }
+
+    /// Whether the next append finds packed keys and values, or packs them, or takes the place of
+    /// older ones: such a sequence cannot share buffers with others.
+    pub fn stays_apart(&self) -> bool {
         self.layers.iter().any(|layer| match layer {
-            LayerState::Kv(kv) => kv.is_packed_at(self.position),
+            LayerState::Kv(kv) => {
+                let dropping = kv.rotation().is_some_and(|by| by.drops_at(self.position));
+                dropping || kv.is_packed_at(self.position)
+            }
             LayerState::Recurrent(_) => false,
         })
     }

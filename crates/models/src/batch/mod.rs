@@ -4,9 +4,9 @@
 //! ([`SharedKv`]), written and read by one operation for all of them. A join copies the
 //! newcomer's history and nobody else's; a leave moves one row into the gap. Sharing ends where
 //! it would waste memory: a row much longer than the others keeps buffers of its own, and
-//! attention to them is a call of its own; so does a row whose keys and values are packed. States
-//! of scans are stacked when a step needs them and
-//! taken apart when the rows change.
+//! attention to them is a call of its own; so does a row whose keys and values are packed, or take
+//! the place of its older ones. States of scans are stacked when a step needs them and taken apart
+//! when the rows change.
 
 mod shared_kv;
 mod wheel;
@@ -170,7 +170,7 @@ impl Batch {
         self.take_apart()?;
         let row = Row { seq, state };
         let length = row.state.position;
-        if row.state.is_packed() {
+        if row.state.stays_apart() {
             self.rows.push(row);
             return Ok(());
         }
@@ -207,14 +207,22 @@ impl Batch {
         self.remove(index)
     }
 
-    /// What a row's layers remember of its last `count` positions; `None` where one does not go
-    /// back so far.
-    pub fn history(&mut self, index: usize, count: usize) -> Result<Option<Vec<History>>> {
+    /// What a row's layers remember of the last `count` of its first `end` positions; `None` where
+    /// one does not go back so far, or no longer knows how things stood there.
+    pub fn history(
+        &mut self,
+        index: usize,
+        count: usize,
+        end: usize,
+    ) -> Result<Option<Vec<History>>> {
         self.take_apart()?;
         if index >= self.shared {
-            return prefix::history(&self.rows[index].state, count);
+            return prefix::history(&self.rows[index].state, count, end);
         }
         let State { layers, position, .. } = &self.rows[index].state;
+        if *position != end as i32 {
+            return Ok(None);
+        }
         let mut all = Vec::with_capacity(layers.len());
         for (place, layer) in self.places.iter_mut().zip(layers) {
             all.push(match (place, layer) {
@@ -441,7 +449,7 @@ impl Batch {
     /// Makes room for a step of all rows. This may change their order: what goes into the step
     /// is put in order after it.
     pub fn prepare(&mut self) -> Result<()> {
-        while let Some(index) = (0..self.shared).find(|row| self.rows[*row].state.is_packed()) {
+        while let Some(index) = (0..self.shared).find(|row| self.rows[*row].state.stays_apart()) {
             self.part(index)?;
         }
         while self.shared > 0 && self.wasteful(&[]) {

@@ -46,6 +46,7 @@ pub struct PrefixCache {
     /// Shapes and types of the arrays of all scans' states, in order.
     scans: Vec<(Vec<i32>, Dtype)>,
     disk: Option<DiskTier>,
+    tokens_max: usize,
 }
 
 /// Layers with keys and values of one shape.
@@ -112,11 +113,24 @@ impl PrefixCache {
             windows,
             scans,
             disk: None,
+            tokens_max: usize::MAX,
         }
+    }
+
+    /// Neither keeps nor finds state beyond the first `tokens_max` tokens of a sequence: what later
+    /// ones leave behind depends on how they were computed.
+    pub fn keep_at_most(&mut self, tokens_max: usize) {
+        self.tokens_max = tokens_max;
+    }
+
+    /// Those of a sequence's `tokens` whose state may be kept.
+    pub fn keepable<'a>(&self, tokens: &'a [TokenId]) -> &'a [TokenId] {
+        &tokens[..tokens.len().min(self.tokens_max)]
     }
 
     /// Finds and holds the longest beginning of `tokens` that is kept.
     pub fn open(&mut self, tokens: &[TokenId]) -> Lease {
+        let tokens = self.keepable(tokens);
         match self.snapshot_bytes {
             0 => self.index.open(tokens),
             _ => self.index.open_at_ends(tokens, |block| block.snapshot.is_some()),
@@ -155,10 +169,10 @@ impl PrefixCache {
         Ok(())
     }
 
-    /// Whether layers forget what they went by: a scan all of it, a window what is before it.
-    /// Then it is to be kept in time.
+    /// Whether layers forget what they went by: a scan all of it, a window or a bound what is
+    /// before it. Then it is to be kept in time.
     pub fn forgets(&self) -> bool {
-        self.snapshot_bytes > 0 || self.windows
+        self.snapshot_bytes > 0 || self.windows || self.tokens_max < usize::MAX
     }
 
     /// Keeps the whole blocks of a sequence that began with `tokens` and ran `position` of them, or
@@ -375,17 +389,18 @@ fn scans(history: &[History]) -> Vec<Recurrent> {
     history.iter().filter_map(scan).collect()
 }
 
-/// What the layers of a sequence that is not in a batch remember of its last `count` positions;
-/// `None` where one does not go back so far.
-pub fn history(state: &State, count: usize) -> Result<Option<Vec<History>>> {
+/// What the layers of a sequence that is not in a batch remember of the last `count` of its first
+/// `end` positions; `None` where one does not go back so far, or no longer knows how things stood
+/// there.
+pub fn history(state: &State, count: usize, end: usize) -> Result<Option<Vec<History>>> {
+    let (count, end) = (count as i32, end as i32);
     let mut all = Vec::with_capacity(state.layers.len());
     for layer in &state.layers {
         all.push(match layer {
+            LayerState::Recurrent(_) if end < state.position => return Ok(None),
             LayerState::Recurrent(scan) => History::Scan(scan.clone()),
-            LayerState::Kv(kv) if kv.held(state.position) < count as i32 => return Ok(None),
-            LayerState::Kv(kv) => {
-                History::Columns(kv.last(count as i32, state.position)?.into_iter().collect())
-            }
+            LayerState::Kv(kv) if kv.held(end) < count => return Ok(None),
+            LayerState::Kv(kv) => History::Columns(kv.last(count, end)?.into_iter().collect()),
         });
     }
     Ok(Some(all))

@@ -44,6 +44,7 @@ impl PrefixCache {
 
     /// Reads blocks that `tokens` begin with and that memory has not got. True: there are more.
     pub fn fetch(&mut self, lease: &mut Lease, tokens: &[TokenId]) -> Result<bool> {
+        let tokens = self.keepable(tokens);
         let Missing { whole, tail } = self.missing(lease, tokens);
         if whole.is_empty() && tail.is_none() {
             return Ok(false);

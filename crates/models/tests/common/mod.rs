@@ -8,6 +8,7 @@
 #![allow(dead_code)]
 
 pub mod compare;
+pub mod scheduled;
 
 use std::collections::hash_map::DefaultHasher;
 use std::fs::{self, File};
@@ -77,6 +78,7 @@ pub fn load_spec(folder: &Path) -> LoadSpec {
         prefix_cache_bytes_max: 0,
         guesses_max: 0,
         kv_quantization: None,
+        kv_tokens_max: None,
         prefix_disk: None,
         cache_bytes_max: None,
         deterministic: false,

@@ -6,7 +6,10 @@
 //!
 //! A layer that keeps all positions can be told to pack them from a length on, as mlx-lm's
 //! `QuantizedKVCache` does: what it holds is packed once, at the first append from there on, and
-//! every later position when it is written.
+//! every later position when it is written. Or it can be told to keep so many positions at the
+//! most: see [`Rotation`].
+
+mod rotation;
 
 use mlx_rs::error::Result;
 use mlx_rs::ops::{concatenate, dequantize, quantize, zeros_dtype};
@@ -15,6 +18,7 @@ use mlxd_protocol::KvQuantization;
 
 use crate::config::Packing;
 use crate::sys;
+pub use rotation::{KEPT_FIRST, Rotation};
 
 /// Positions a buffer grows by.
 const BLOCK: i32 = 256;
@@ -51,10 +55,12 @@ pub struct KvLayer {
     buffers: Option<Buffers>,
     /// How it packs, and from which position on.
     packs: Option<(Packing, i32)>,
-    /// The position that row 0 holds.
+    /// The position that row 0 holds; where first positions are kept, how many were dropped behind
+    /// them.
     base: i32,
     /// How many of the last positions a query sees; `None` is all.
     window: Option<i32>,
+    rotation: Option<Rotation>,
     heads: i32,
     width: i32,
     dtype: Dtype,
@@ -67,19 +73,38 @@ struct Buffers {
     arrays: Vec<Array>,
     packing: Option<Packing>,
     rows: i32,
+    /// Rows behind the first ones are written round and round, and not in order.
+    turned: bool,
+}
+
+/// Rows `from..to` of `array`, `[1, heads, rows, …]`.
+fn rows(array: &Array, (from, to): (i32, i32)) -> Result<Array> {
+    sys::slice(array, &[0, 0, from, 0], &[1, array.dim(1), to, array.dim(3)])
 }
 
 impl Buffers {
     fn plain(keys: Array, values: Array, rows: i32) -> Self {
-        Self { arrays: vec![keys, values], packing: None, rows }
+        Self { arrays: vec![keys, values], packing: None, rows, turned: false }
+    }
+
+    /// Writes keys and values from row `at` on.
+    fn write(&mut self, [keys, values]: [&Array; 2], at: i32) -> Result<()> {
+        let new = match self.packing {
+            None => vec![keys.clone(), values.clone()],
+            Some(packing) => packed([keys, values], packing)?,
+        };
+        for (buffer, new) in self.arrays.iter_mut().zip(&new) {
+            let stop = [1, new.dim(1), at + new.dim(2), new.dim(3)];
+            // The old handle goes at once: the buffer is updated in place only if nothing else
+            // holds it when the step is evaluated.
+            *buffer = sys::slice_update(buffer, new, &[0, 0, at, 0], &stop)?;
+        }
+        Ok(())
     }
 
     /// Views of rows `from..to`.
     fn view(&self, from: i32, to: i32) -> Result<Held> {
-        let rows = |array: &Array| {
-            let stop = [1, array.dim(1), to, array.dim(3)];
-            sys::slice(array, &[0, 0, from, 0], &stop)
-        };
+        let rows = |array: &Array| rows(array, (from, to));
         match (self.arrays.as_slice(), self.packing) {
             ([keys, values], None) => Ok(Held::Plain(rows(keys)?, rows(values)?)),
             ([keys @ .., words, scales, biases], Some(packing)) if keys.len() == 3 => {
@@ -130,7 +155,7 @@ fn blocks(positions: i32) -> i32 {
 impl KvLayer {
     /// An empty layer.
     pub fn new(heads: i32, width: i32, dtype: Dtype, window: Option<i32>) -> Self {
-        Self { buffers: None, packs: None, base: 0, window, heads, width, dtype }
+        Self { buffers: None, packs: None, base: 0, window, rotation: None, heads, width, dtype }
     }
 
     /// Packs from a length on, if it keeps all positions and its heads have a width that can be
@@ -139,6 +164,16 @@ impl KvLayer {
         let group = group_of(self.width).filter(|_| self.window.is_none());
         let from = i32::try_from(kv.from_tokens).unwrap_or(i32::MAX);
         self.packs = group.map(|group| (Packing { bits: kv.bits as i32, group }, from));
+    }
+
+    /// Keeps no more positions than `rotation` says, if it would keep all.
+    pub fn rotate(&mut self, rotation: Rotation) {
+        self.rotation = Some(rotation).filter(|_| self.window.is_none());
+    }
+
+    /// How it rotates, if it does.
+    pub fn rotation(&self) -> Option<Rotation> {
+        self.rotation
     }
 
     /// Whether an append at `position` finds packed keys and values, or packs them.
@@ -174,7 +209,8 @@ impl KvLayer {
     }
 
     /// Writes `keys` and `values` at `position` and returns views of what the first of the new
-    /// queries and all later ones see. `capacity` is where the sequence ends at the latest.
+    /// queries and all later ones see; of a layer that rotates, of all that it keeps. `capacity` is
+    /// where the sequence ends at the latest.
     pub fn append(
         &mut self,
         keys: &Array,
@@ -183,23 +219,17 @@ impl KvLayer {
         capacity: i32,
     ) -> Result<Held> {
         let end = position + keys.dim(2);
+        if let Some(rotation) = self.rotation {
+            return self.append_rotating([keys, values], (position, capacity), rotation);
+        }
         if self.is_packed_at(position) {
             self.pack()?;
         }
         self.reserve(position, end, capacity)?;
         let first = self.first_seen(position);
+        let base = self.base;
         let buffers = self.buffers.as_mut().expect("reserved above");
-        let (heads, base) = (self.heads, self.base);
-        let new = match buffers.packing {
-            None => vec![keys.clone(), values.clone()],
-            Some(packing) => packed([keys, values], packing)?,
-        };
-        for (buffer, new) in buffers.arrays.iter_mut().zip(&new) {
-            let stop = [1, heads, end - base, new.dim(3)];
-            // The old handle goes at once: the buffer is updated in place only if nothing else
-            // holds it when the step is evaluated.
-            *buffer = sys::slice_update(buffer, new, &[0, 0, position - base, 0], &stop)?;
-        }
+        buffers.write([keys, values], position - base)?;
         buffers.view(first - base, end - base)
     }
 
@@ -219,9 +249,15 @@ impl KvLayer {
         (self.heads, self.width, self.dtype)
     }
 
-    /// How many of `position` positions it goes back.
+    /// How many of `position` positions it goes back; none once it dropped some between the first
+    /// and the last.
     pub fn held(&self, position: i32) -> i32 {
-        self.buffers.as_ref().map_or(0, |_| position - self.base)
+        let dropped =
+            |buffers: &Buffers| self.rotation.is_some() && (buffers.turned || self.base > 0);
+        match &self.buffers {
+            Some(buffers) if !dropped(buffers) => position - self.base,
+            _ => 0,
+        }
     }
 
     /// The last `count` of `position` positions, views where they are not packed; `None` for
@@ -278,7 +314,7 @@ impl KvLayer {
         let buffers = match self.buffers.as_ref().filter(|_| kept > 0) {
             Some(Buffers { arrays, packing, .. }) => {
                 let arrays: Result<Vec<Array>> = arrays.iter().map(grown).collect();
-                Buffers { arrays: arrays?, packing: *packing, rows }
+                Buffers { arrays: arrays?, packing: *packing, rows, turned: false }
             }
             None => {
                 let empty = || zeros_dtype(&[1, self.heads, rows, self.width], self.dtype);
@@ -299,7 +335,11 @@ impl KvLayer {
             None => needed + (needed / 4).max(BLOCK),
         };
         let most = blocks(capacity.max(end) - first);
-        blocks(roomy).min(most).max(blocks(needed))
+        let rows = blocks(roomy).min(most).max(blocks(needed));
+        match self.rotation {
+            Some(rotation) => rows.min(rotation.most).max(needed),
+            None => rows,
+        }
     }
 
     /// The arrays to evaluate after a prefill chunk.
