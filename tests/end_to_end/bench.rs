@@ -255,6 +255,40 @@ fn memory_that_shared_beginnings_save_is_the_honest_figure() {
 }
 
 #[test]
+fn packed_keys_and_values_are_judged_against_full_precision() {
+    let bench = Bench::start();
+    let report = bench.report(&["kv-quant"]);
+    let (speed, quality) = (&report["tables"][0]["rows"], &report["tables"][1]["rows"]);
+    let forms: Vec<_> = speed.as_array().expect("forms").iter().map(|row| &row["form"]).collect();
+    assert_eq!(forms, ["full", "full", "8-bit", "8-bit", "4-bit", "4-bit"]);
+    for (index, bytes) in
+        [(1, 4 * 2 * 4 * 32 * 4), (3, 4 * 2 * 4 * (32 + 8)), (5, 4 * 2 * 4 * (16 + 8))]
+    {
+        let row = row(&report, 0, index);
+        // 4 layers, 4 heads of 32 as float32; packed in groups of 32, each with a scale and a bias.
+        assert_eq!(number(row, "bytes_per_token"), f64::from(bytes), "{report}");
+        near(number(row, "kv_saved_percent"), (1.0 - f64::from(bytes) / 4096.0) * 100.0);
+        near(
+            number(row, "of_full"),
+            number(row, "tokens_per_s") / number(&speed[1], "tokens_per_s"),
+        );
+        assert!(number(row, "state_mb") * 1e6 >= number(row, "length") * f64::from(bytes), "{row}");
+        assert!(number(row, "peak_mb") >= number(row, "state_mb"), "{row}");
+    }
+    assert!(number(&speed[5], "state_mb") < number(&speed[3], "state_mb"), "{report}");
+    assert!(number(&speed[3], "state_mb") < number(&speed[1], "state_mb"), "{report}");
+    let (eight, four) = (&quality[0], &quality[1]);
+    for row in [eight, four] {
+        assert_eq!(number(row, "tokens"), 32.0, "{report}");
+        assert!(number(row, "divergence") > 0.0, "nothing is packed: {report}");
+        assert!(number(row, "divergence_max") >= number(row, "divergence"), "{row}");
+        assert!(number(row, "agreeing_percent") <= 100.0, "{row}");
+    }
+    assert!(number(four, "divergence") > 4.0 * number(eight, "divergence"), "{report}");
+    assert!(number(eight, "agreeing_percent") > 90.0, "{report}");
+}
+
+#[test]
 fn models_are_loaded_predicted_and_swapped() {
     let bench = Bench::start();
     let made = Command::new(python())

@@ -4,8 +4,8 @@ use crate::report::{Report, Written, write_json};
 use crate::session::{Benchmark, Session, print};
 use crate::target::ServerFlags;
 use crate::{
-    Front, admission, attention, bandwidth, batch, cache_memory, detok, forward, llm, load, memory,
-    overhead, paged_cache, prefix_cache, serve, single, stream, swap,
+    Front, admission, attention, bandwidth, batch, cache_memory, detok, forward, kv_quant, llm,
+    load, memory, overhead, paged_cache, prefix_cache, serve, single, stream, swap,
 };
 use anyhow::Context;
 use clap::{Args, Command};
@@ -83,6 +83,7 @@ async fn measure(
     one::<prefix_cache::Arguments>(arguments, session, outcome).await?;
     one::<paged_cache::Arguments>(arguments, session, outcome).await?;
     one::<cache_memory::Arguments>(arguments, session, outcome).await?;
+    one::<kv_quant::Arguments>(arguments, session, outcome).await?;
     one::<load::Arguments>(arguments, session, outcome).await?;
     one::<swap::Arguments>(arguments, session, outcome).await?;
     one::<admission::Arguments>(arguments, session, outcome).await

@@ -22,6 +22,7 @@ mod compare;
 mod detok;
 mod fit;
 mod forward;
+mod kv_quant;
 mod llm;
 mod load;
 mod machine;
@@ -118,6 +119,8 @@ enum Table {
     PagedCache(paged_cache::Arguments),
     /// Memory that shared beginnings save: system prompts, concurrent requests, branches.
     CacheMemory(cache_memory::Arguments),
+    /// Keys and values in 8 and 4 bits: bytes, speed by length, and quality lost.
+    KvQuant(kv_quant::Arguments),
     /// Load time and memory by model and by length, with fits over the parameters.
     Load(load::Arguments),
     /// From a request for a model that is not loaded to its first token, and a start in parts.
@@ -152,6 +155,7 @@ pub fn run(arguments: &Arguments, front: &dyn Front) -> anyhow::Result<()> {
             Table::PrefixCache(arguments) => show(arguments, front).await,
             Table::PagedCache(arguments) => show(arguments, front).await,
             Table::CacheMemory(arguments) => show(arguments, front).await,
+            Table::KvQuant(arguments) => show(arguments, front).await,
             Table::Load(arguments) => show(arguments, front).await,
             Table::Swap(arguments) => show(arguments, front).await,
             Table::Admission(arguments) => show(arguments, front).await,

@@ -163,7 +163,7 @@ impl MlxEngine {
 
     /// Of a sequence of at most `capacity` positions, before the first of a prompt of so many
     /// tokens, the last of which is decoded.
-    fn empty_state(&self, prompt_len: usize, capacity: usize) -> State {
+    pub(crate) fn empty_state(&self, prompt_len: usize, capacity: usize) -> State {
         let mut state = self.model.state(capacity as i32);
         if let Some(kv) = self.kv {
             state.quantize(kv);

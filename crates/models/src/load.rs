@@ -215,7 +215,7 @@ fn kv_tokens_max(state: &State, spec: &LoadSpec, context: u32) -> Loaded<Option<
 }
 
 /// Refuses what [`KvLayer::quantize`](crate::kv::KvLayer::quantize) would leave as it is.
-fn can_be_packed(state: &State, kv: KvQuantization) -> Loaded<()> {
+pub(crate) fn can_be_packed(state: &State, kv: KvQuantization) -> Loaded<()> {
     let KvQuantization { bits, .. } = kv;
     if !matches!(bits, 4 | 8) {
         return Err(unsupported(format!("kv_bits = {bits}: keys and values are packed in 4 or 8")));

@@ -6,7 +6,7 @@
 //! The program that runs benchmarks links no MLX; a process of its own for each measurement also
 //! starts with nothing in memory.
 
-use crate::{DeviceChoice, LoadSpec};
+use crate::{DeviceChoice, LoadSpec, TokenId};
 use serde::{Deserialize, Serialize};
 
 /// The first argument of a worker program that is to measure.
@@ -58,6 +58,24 @@ pub enum Measurement {
         load: LoadSpec,
         /// Tokens.
         lengths: Vec<u32>,
+    },
+    /// Keys and values as they are computed against packed ones: speed, memory, and how far answers
+    /// get from each other.
+    Kv {
+        /// The model. How it keeps keys and values is not taken from here.
+        load: LoadSpec,
+        /// Bits of one, of each packed form.
+        bits: Vec<u32>,
+        /// Tokens before the ones that are timed.
+        lengths: Vec<u32>,
+        /// Tokens generated in each timed run, two or more.
+        new_tokens: u32,
+        /// Timed runs per form and length.
+        runs: u32,
+        /// What is answered for the judgement.
+        prompts: Vec<Vec<TokenId>>,
+        /// Tokens of each of these answers.
+        answer_tokens: u32,
     },
     /// What a new process does until its first token.
     Start {
@@ -187,6 +205,43 @@ pub enum Figure {
         state_bytes: u64,
         /// The highest of those while its prompt ran.
         peak_bytes: u64,
+    },
+    /// Of [`Measurement::Kv`], for each form and length.
+    Kv {
+        /// Of one key or value; `None` where they are kept as they are computed.
+        bits: Option<u32>,
+        /// KV bytes that one token takes.
+        bytes_per_token: u64,
+        /// Tokens before the timed ones.
+        length: u32,
+        /// Seconds of each run until its first token.
+        first_s: Vec<f64>,
+        /// Seconds of each run for the tokens after it.
+        rest_s: Vec<f64>,
+        /// Tokens after the first.
+        rest_tokens: u32,
+        /// Bytes in live arrays with the sequence, beyond those without.
+        state_bytes: u64,
+        /// The highest of those.
+        peak_bytes: u64,
+    },
+    /// Of [`Measurement::Kv`], for each packed form: its logits along the answers that the model
+    /// gives with keys and values as they are computed.
+    KvQuality {
+        /// Of one key or value.
+        bits: u32,
+        /// Tokens judged.
+        tokens: u32,
+        /// Mean of the Kullback-Leibler divergence from the full form's distribution, in nats.
+        divergence: f64,
+        /// The largest.
+        divergence_max: f64,
+        /// The largest difference of a logit.
+        difference_max: f64,
+        /// Tokens that are the most likely in both forms.
+        agreeing: u32,
+        /// Tokens of the form's own greedy answers up to the first that differs.
+        equal: u32,
     },
     /// Of [`Measurement::Start`]. One part follows the other.
     Start {

@@ -4,6 +4,8 @@
 //! run is preceded by one that is not, so that kernels are compiled; every result is evaluated
 //! before the clock is read.
 
+mod kv;
+
 use std::time::Instant;
 
 use mlx_rs::error::{Exception, Result};
@@ -87,6 +89,11 @@ pub fn measure(what: &Measurement, progress: Steps) -> std::result::Result<Measu
                 progress(at as u64 + 1, lengths.len() as u64);
             }
             Ok(measured)
+        }
+        Measurement::Kv { load, bits, lengths, new_tokens, runs, prompts, answer_tokens } => {
+            let (new_tokens, runs, answer_tokens) = (*new_tokens, *runs, *answer_tokens);
+            let asked = kv::Asked { bits, lengths, new_tokens, runs, prompts, answer_tokens };
+            kv::measure(load, &asked, progress)
         }
         Measurement::Start { load, length } => start(load, *length),
         Measurement::Peak { load, context, batch } => {
