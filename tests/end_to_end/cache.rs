@@ -82,6 +82,30 @@ fn a_chat_that_goes_on_uses_its_own_answers() {
     assert_eq!(unknown.status, 404);
 }
 
+/// A chat that outgrows what is kept of a sequence says the same with kept prefixes and without.
+#[test]
+fn what_is_kept_of_bounded_sequences_changes_no_answer() {
+    const MOST: u64 = 160;
+    let bounded = config().with_real_worker().with("models.max_kv_tokens", MOST as i64);
+    let without = bounded.clone().with("models.prefix_cache_bytes_max", 0);
+    let (kept, fresh) = (FrontProcess::start(&bounded), FrontProcess::start(&without));
+    let mut messages =
+        vec![user("What is mlxd, and what does it do when one of its workers dies?")];
+    let (mut told, mut found) = (0, 0);
+    for question in
+        ["How do I start it?", "And how do I stop it?", "How do I pull a model?", "Bye."]
+    {
+        let (answer, other) = (say(&kept, &messages), say(&fresh, &messages));
+        assert_eq!(said(&answer), said(&other), "after {told} tokens");
+        let (prompt, completion, cached) = usage(&answer);
+        assert!(cached <= MOST, "{cached} tokens found beyond {MOST}");
+        assert_eq!(usage(&other).2, 0);
+        (told, found) = (prompt + completion, found.max(cached));
+        messages.extend([assistant(&answer), user(question)]);
+    }
+    assert!(told > MOST && found > MOST / 2, "{told} tokens, {found} found");
+}
+
 fn with_disk() -> FrontConfig {
     config().with_real_worker().with("models.prefix_disk_bytes_max", 1_i64 << 30)
 }

@@ -2,7 +2,7 @@
 //! death is the one that would have come anyway, without it the answer goes on all the same.
 
 use crate::fixture::{DEMO, chat, config, python, repository, status_of};
-use mlxd_testkit::{Answer, FrontProcess, ModelFolder, Outcome, Script, until};
+use mlxd_testkit::{Answer, FrontConfig, FrontProcess, ModelFolder, Outcome, Script, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
@@ -47,12 +47,11 @@ impl Models {
         self.checkpoints.iter().map(|(name, _)| name.as_str()).chain([DEMO])
     }
 
-    fn serve(&self, deterministic: bool) -> FrontProcess {
-        let mut config = config().with_real_worker().with("models.deterministic", deterministic);
-        for (name, folder) in &self.checkpoints {
-            config = config.with_model(name, folder.path());
-        }
-        FrontProcess::start(&config)
+    fn serve(&self, config: FrontConfig) -> FrontProcess {
+        let with = |config: FrontConfig, (name, folder): &(String, ModelFolder)| {
+            config.with_model(name, folder.path())
+        };
+        FrontProcess::start(&self.checkpoints.iter().fold(config.with_real_worker(), with))
     }
 }
 
@@ -139,23 +138,41 @@ fn recoveries(front: &FrontProcess, model: &str) -> u64 {
 #[test]
 fn every_token_after_a_death_is_the_one_that_would_have_come() {
     let models = Models::make();
-    let front = models.serve(true);
+    let front = models.serve(config().with("models.deterministic", true));
     for model in models.names() {
-        let bodies = requests(model);
-        let undisturbed = bodies.each_ref().map(|body| ask(&front, body, || {}));
-        let disturbed = ask_disturbed(&front, model, &bodies);
-        assert_eq!(recoveries(&front, model), 2, "{model}: both were in the middle");
-        for (got, expected) in disturbed.iter().zip(&undisturbed) {
-            assert_eq!(got.usage.expect("usage").1, TOKENS);
-            assert_eq!(got, expected, "{model}");
-        }
+        goes_on_the_same(&front, model);
+    }
+}
+
+/// The same past the number of tokens whose keys and values are kept.
+#[test]
+fn what_was_dropped_before_a_death_stays_so() {
+    let models = Models::make();
+    let bounded = config().with("models.deterministic", true).with("models.max_kv_tokens", 64);
+    let front = models.serve(bounded);
+    for model in models.names() {
+        goes_on_the_same(&front, model);
+        let form = status_of(&front, model)["quantization"].clone();
+        assert!(form.as_str().is_some_and(|form| form.ends_with("KV of 64 tokens")), "{form}");
+    }
+}
+
+/// Both answers of a model are what they would have been without its worker's death.
+fn goes_on_the_same(front: &FrontProcess, model: &str) {
+    let bodies = requests(model);
+    let undisturbed = bodies.each_ref().map(|body| ask(front, body, || {}));
+    let disturbed = ask_disturbed(front, model, &bodies);
+    assert_eq!(recoveries(front, model), 2, "{model}: both were in the middle");
+    for (got, expected) in disturbed.iter().zip(&undisturbed) {
+        assert_eq!(got.usage.expect("usage").1, TOKENS);
+        assert_eq!(got, expected, "{model}");
     }
 }
 
 #[test]
 fn without_that_mode_the_answer_goes_on_as_well() {
     let models = Models::make();
-    let front = models.serve(false);
+    let front = models.serve(config().with("models.deterministic", false));
     let (mut exact, mut equal, mut all) = (0, 0, 0);
     for model in models.names() {
         let bodies = requests(model);

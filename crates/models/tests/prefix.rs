@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 use mlxd_engine::{CacheFigures, Engine, Limits, Scheduler, SeqId, SeqSpec, Sink};
 use mlxd_models::MlxEngine;
 use mlxd_protocol::{
-    Command, PrefixDisk, Priority, Report, RequestId, Sampling, Submit, TokenId, TokenRecord,
+    Command, LoadSpec, PrefixDisk, Priority, Report, RequestId, Sampling, Submit, TokenId,
+    TokenRecord,
 };
 
 /// Two tokens whose logits lie nearer than this, in standard deviations, are one choice: other
@@ -126,8 +127,7 @@ fn compare(name: &str, engine: &mut MlxEngine, submit: &Submit, got: &[TokenId])
     let Some(at) = (0..got.len()).find(|at| got[*at] != expected[*at]) else {
         return true;
     };
-    let told = [&submit.tokens[..], &expected[..at]].concat();
-    let logits = engine.logits_along(&told, &[]).expect("logits").remove(0);
+    let logits = engine.logits_along(&submit.tokens, &expected[..at]).expect("logits").remove(at);
     let mean = logits.iter().sum::<f32>() / logits.len() as f32;
     let deviation = logits.iter().map(|value| (value - mean).powi(2)).sum::<f32>();
     let deviation = (deviation / logits.len() as f32).sqrt();
@@ -152,17 +152,20 @@ struct Ran {
     ties: usize,
 }
 
-/// `requests` at random, of which some are given up, over an engine with room for `blocks` blocks.
-fn mix(
-    name: &str,
-    script: &str,
-    requests: u64,
-    (bytes_max, disk): (u64, Option<PrefixDisk>),
-    seed: u64,
-) -> Ran {
+/// How much an engine keeps.
+#[derive(Default)]
+struct Keeping {
+    bytes_max: u64,
+    disk: Option<PrefixDisk>,
+    kv_tokens_max: Option<u32>,
+}
+
+/// `requests` at random, of which some are given up, over an engine with little room.
+fn mix(name: &str, script: &str, requests: u64, keeping: Keeping, seed: u64) -> Ran {
     let folder = common::made_by(script).join(name);
-    let mut plain = common::load(&folder);
-    let mut spec = common::load_spec(&folder);
+    let Keeping { bytes_max, disk, kv_tokens_max } = keeping;
+    let mut spec = LoadSpec { kv_tokens_max, ..common::load_spec(&folder) };
+    let mut plain = mlxd_models::load(&spec, &mut |_, _| {}).expect("it loads");
     spec.prefix_cache_bytes_max = bytes_max;
     spec.prefix_disk = disk;
     let engine = mlxd_models::load(&spec, &mut |_, _| {}).expect("it loads");
@@ -235,7 +238,12 @@ fn mix(
 const KIB: u64 = 1 << 10;
 
 fn check(name: &str, script: &str, bytes_max: u64, seed: u64) {
-    let ran = mix(name, script, 90, (bytes_max, None), seed);
+    check_keeping(name, script, Keeping { bytes_max, ..Keeping::default() }, seed);
+}
+
+fn check_keeping(name: &str, script: &str, keeping: Keeping, seed: u64) {
+    let bytes_max = keeping.bytes_max;
+    let ran = mix(name, script, 90, keeping, seed);
     let CacheFigures { hits, evictions, bytes, cached_tokens, .. } = ran.figures;
     assert!(hits > 15 && evictions > 15 && bytes <= bytes_max, "{:?}", ran.figures);
     assert!(ran.cached > 500 && ran.cached <= cached_tokens, "{} cached", ran.cached);
@@ -266,6 +274,19 @@ fn scans() {
     check("hybrid-experts", "hybrids.py", 2048 * KIB, 7);
 }
 
+/// A third of the sequences pass what is kept of each.
+#[test]
+fn first_and_last_positions() {
+    for (name, script, kib, seed) in [
+        ("arch-llama", "make.py", 400, 11),
+        ("arch-llama-sliding", "make.py", 400, 9),
+        ("hybrid", "hybrids.py", 1200, 10),
+    ] {
+        let keeping = Keeping { bytes_max: kib * KIB, disk: None, kv_tokens_max: Some(150) };
+        check_keeping(name, script, keeping, seed);
+    }
+}
+
 fn disk(folder: &Path) -> PrefixDisk {
     PrefixDisk { folder: folder.to_owned(), bytes_max: 1 << 30, write_bytes_per_hour_max: 1 << 30 }
 }
@@ -273,14 +294,16 @@ fn disk(folder: &Path) -> PrefixDisk {
 /// Much more is on the disk than in memory, so that blocks come back from it all the time.
 #[test]
 fn blocks_that_come_back_from_the_disk() {
-    for (name, script, bytes_max, seed) in [
-        ("arch-llama", "make.py", 400 * KIB, 21),
-        ("arch-llama-sliding", "make.py", 400 * KIB, 22),
-        ("hybrid", "hybrids.py", 900 * KIB, 23),
-        ("moe", "hybrids.py", 400 * KIB, 24),
+    for (name, script, bytes_max, kv_tokens_max, seed) in [
+        ("arch-llama", "make.py", 400 * KIB, None, 21),
+        ("arch-llama-sliding", "make.py", 400 * KIB, None, 22),
+        ("hybrid", "hybrids.py", 900 * KIB, None, 23),
+        ("moe", "hybrids.py", 400 * KIB, None, 24),
+        ("arch-qwen3", "make.py", 250 * KIB, Some(200), 25),
     ] {
         let folder = tempfile::tempdir().unwrap();
-        let ran = mix(name, script, 60, (bytes_max, Some(disk(folder.path()))), seed);
+        let keeping = Keeping { bytes_max, disk: Some(disk(folder.path())), kv_tokens_max };
+        let ran = mix(name, script, 60, keeping, seed);
         let CacheFigures { disk, evictions, .. } = ran.figures;
         assert!(disk.reads > 10 && disk.damaged == 0 && evictions > 10, "{:?}", ran.figures);
         assert!(ran.cached > 500 && ran.ties <= 2, "{} cached, {} ties", ran.cached, ran.ties);

@@ -140,3 +140,72 @@ impl KvLayer {
 fn out_of_order() -> Exception {
     Exception::custom("a prompt goes on after steps that took the place of older positions")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device;
+    use mlx_rs::Dtype;
+    use mlxd_protocol::DeviceChoice;
+    use proptest::prelude::*;
+
+    /// `array` in one piece, as numbers.
+    fn flat(array: &Array) -> Vec<i32> {
+        let array = array.contiguous().unwrap().as_dtype(Dtype::Int32).unwrap();
+        array.to_vec_exact::<i32>().unwrap()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        /// A prompt in pieces and then steps, positions as keys, against what each query should
+        /// see.
+        #[test]
+        fn every_query_sees_what_it_should(
+            most in 5..24_i32,
+            pieces in proptest::collection::vec(1..30_i32, 0..5),
+            steps in 1..60_i32,
+        ) {
+            device::choose(DeviceChoice::Cpu).unwrap();
+            let steps_from: i32 = pieces.iter().sum();
+            let rotation = Rotation { most, steps_from };
+            let mut layer = KvLayer::new(1, 1, Dtype::Float32, None);
+            layer.rotate(rotation);
+            let lengths = pieces.iter().copied().chain(std::iter::repeat_n(1, steps as usize));
+            let mut position = 0;
+            for length in lengths {
+                let end = position + length;
+                let new: Vec<f32> = (position..end).map(|at| at as f32).collect();
+                let new = Array::from_slice(&new, &[1, 1, length, 1]);
+                let capacity = steps_from + steps;
+                let held = layer.append(&new, &new, position, capacity).unwrap();
+                let Held::Plain(keys, values) = held else { panic!("packed unasked") };
+                let keys = flat(&keys);
+                prop_assert_eq!(&keys, &flat(&values));
+                prop_assert!(keys.len() as i32 <= most + KEPT_FIRST + length - 1);
+                let rows = keys.len() as i32;
+                let mask = rotation.is_masked(position, length);
+                let mask = mask.then(|| flat(&rotation.mask(position, length, rows).unwrap()));
+                for query in position..end {
+                    let row = (query - position) * rows;
+                    let shown = |at: &usize| match &mask {
+                        Some(mask) => mask[row as usize + at] != 0,
+                        None => keys[*at] <= query,
+                    };
+                    let mut seen: Vec<i32> =
+                        (0..keys.len()).filter(shown).map(|at| keys[at]).collect();
+                    seen.sort_unstable();
+                    let near = |positions: i32| move |key: &i32| *key > query - positions;
+                    let wanted: Vec<i32> = match query < steps_from {
+                        true => (0..=query).filter(near(most)).collect(),
+                        false => (0..=query)
+                            .filter(|key| *key < KEPT_FIRST || near(most - KEPT_FIRST)(key))
+                            .collect(),
+                    };
+                    prop_assert_eq!(seen, wanted, "query {} of {}..{}", query, position, end);
+                }
+                position = end;
+            }
+        }
+    }
+}
