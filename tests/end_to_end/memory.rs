@@ -3,6 +3,7 @@
 //! machine's figures are a file's where a test needs others than this machine's.
 
 use crate::fixture::{DEMO, chat, config, delta, said, status_of};
+use mlxd_memory::Bytes;
 use mlxd_testkit::{
     Answer, Body, Events, Fault, FrontConfig, FrontProcess, How, ModelFolder, Outcome, Response,
     Script, When, until,
@@ -10,24 +11,24 @@ use mlxd_testkit::{
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read};
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 const CHAT: &str = "/v1/chat/completions";
 const MIB: u64 = 1 << 20;
 
-/// The formula gives the scripted models 112 MiB for a worker and 64 for its buffers; what this
-/// ballast is measured to come to is 160 with or without the buffers.
+/// What a scripted model takes besides its worker.
 const BALLAST_MIB: usize = 150;
-/// Room for one of them, and not for two, measured or not.
-const ROOM_FOR_ONE: u64 = 300 * MIB;
-/// Room for two, and not for three.
-const ROOM_FOR_TWO: u64 = 480 * MIB;
+/// More than any of these tests asks for.
+const AMPLE: u64 = 4096 * MIB;
+/// Tokens of an answer that goes on until it is dropped.
+const ENDLESS: u32 = 3000;
 
 /// A front with models `a`, `b`, … and a machine that a file tells about.
 struct Machine {
     front: FrontProcess,
     models: Vec<ModelFolder>,
+    budget: u64,
     figures: PathBuf,
     _folder: tempfile::TempDir,
 }
@@ -45,6 +46,44 @@ impl Machine {
         let folder = tempfile::tempdir().unwrap();
         let figures = folder.path().join("machine.json");
         let models: Vec<ModelFolder> = scripts.iter().map(ModelFolder::new).collect();
+        let config = Self::config(budget, &models, &figures);
+        let front = FrontProcess::start(&change(config));
+        Self { front, models, budget, figures, _folder: folder }
+    }
+
+    /// With memory for `many` of the models with a long answer each, and not for one more with the
+    /// shortest ones. How much that is, a front says that has loaded each of them once; this one
+    /// begins with what it has measured.
+    fn with_room_for(many: u64, scripts: &[Script]) -> Self {
+        Self::with_room_for_and(many, scripts, |config| config)
+    }
+
+    fn with_room_for_and(
+        many: u64,
+        scripts: &[Script],
+        change: impl FnOnce(FrontConfig) -> FrontConfig,
+    ) -> Self {
+        let learning = Self::start(AMPLE, scripts);
+        let names: Vec<String> = names().take(scripts.len()).collect();
+        for name in &names {
+            learning.answered(name);
+        }
+        until("every model's memory to be measured and written down", || {
+            learning.has_written_down(&names).then_some(())
+        });
+        let all = |tokens| names.iter().map(move |name| (name, tokens));
+        let needs = |(name, tokens): (&String, u32)| learning.needs(name, tokens, 1);
+        let (least, most) = (all(1).map(needs).min(), all(ENDLESS).map(needs).max());
+        let (enough, too_much) = (most.unwrap() * many, least.unwrap() * (many + 1));
+        assert!(enough < too_much, "{least:?} for one token, {most:?} for all");
+        let budget = enough.midpoint(too_much);
+        let Self { front, models, figures, _folder, .. } = learning;
+        let config = change(Self::config(budget, &models, &figures));
+        let front = FrontProcess::start_in(front.kill(), &config);
+        Self { front, models, budget, figures, _folder }
+    }
+
+    fn config(budget: u64, models: &[ModelFolder], figures: &Path) -> FrontConfig {
         let mut config = config()
             .with("memory.budget_bytes", budget as i64)
             .with("memory.reserve_bytes", 0)
@@ -55,11 +94,34 @@ impl Machine {
             .with("models.device", "cpu")
             .with("models.prefill_chunk_tokens", 64)
             .with("models.prefix_cache_bytes_max", 0);
-        for (name, model) in names().zip(&models) {
+        for (name, model) in names().zip(models) {
             config = config.with_model(&name, model.path());
         }
-        let front = FrontProcess::start(&change(config));
-        Self { front, models, figures, _folder: folder }
+        config
+    }
+
+    /// What the front would say before it loads the model.
+    fn estimate(&self, model: &str, context: u32, batch: u32) -> Value {
+        let model = model.replace('/', "%2F");
+        let query = format!("model={model}&context={context}&batch={batch}");
+        self.front.admin().get(&format!("/admin/v1/estimate?{query}")).json()
+    }
+
+    fn needs(&self, model: &str, context: u32, batch: u32) -> u64 {
+        let estimate = self.estimate(model, context, batch);
+        estimate["needs_bytes"].as_u64().unwrap_or_else(|| panic!("{estimate}"))
+    }
+
+    fn has_written_down(&self, names: &[String]) -> bool {
+        let file = self.front.home().path().join("state/mlxd/memory.json");
+        let Ok(text) = std::fs::read_to_string(file) else { return false };
+        let file: Value = serde_json::from_str(&text).unwrap();
+        let models = file["models"].as_array().unwrap();
+        let is_known = |name: &String| {
+            let of_it = |one: &&Value| one["key"]["model"] == **name;
+            models.iter().find(of_it).is_some_and(|one| one["resting_bytes"].is_u64())
+        };
+        names.iter().all(is_known)
     }
 
     /// The machine's figures from now on.
@@ -84,7 +146,7 @@ impl Machine {
 
     /// A stream that goes on until it is dropped.
     fn begun(&self, model: &str) -> Events<Body> {
-        let more = json!({"max_tokens": 3000, "seed": 1, "stream": true});
+        let more = json!({"max_tokens": ENDLESS, "seed": 1, "stream": true});
         let mut events = self.post(model, more).events();
         while delta(&events.expect_event().json()).is_empty() {}
         events
@@ -155,7 +217,7 @@ fn resident_mib(pid: u32) -> u64 {
 
 #[test]
 fn the_least_recently_used_idle_model_makes_room() {
-    let machine = Machine::start(ROOM_FOR_TWO, &[script(), script(), script()]);
+    let machine = Machine::with_room_for(2, &[script(), script(), script()]);
     for model in ["org/a", "org/b", "org/a"] {
         machine.answered(model);
     }
@@ -170,13 +232,13 @@ fn the_least_recently_used_idle_model_makes_room() {
     assert_eq!(machine.front.workers().len(), 2);
     let memory = &machine.status()["memory"];
     let bytes = |key: &str| memory[key].as_u64().unwrap();
-    assert_eq!(bytes("budget_bytes"), ROOM_FOR_TWO);
-    assert_eq!(bytes("promised_bytes") + bytes("free_bytes"), ROOM_FOR_TWO, "{memory}");
+    assert_eq!(bytes("budget_bytes"), machine.budget);
+    assert_eq!(bytes("promised_bytes") + bytes("free_bytes"), machine.budget, "{memory}");
 }
 
 #[test]
 fn a_busy_model_stays_and_who_waits_for_its_memory_is_served_after_it() {
-    let machine = Machine::start(ROOM_FOR_ONE, &[slow(), script()]);
+    let machine = Machine::with_room_for(1, &[slow(), script()]);
     let busy = machine.begun("org/a");
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| machine.answered("org/b"));
@@ -201,7 +263,7 @@ fn a_busy_model_stays_and_who_waits_for_its_memory_is_served_after_it() {
 #[test]
 fn a_stream_is_told_what_it_waits_for() {
     let cold = Script { load_ms: 1500, load_steps: 10, ..script() };
-    let machine = Machine::start_with(ROOM_FOR_ONE, &[slow(), cold], |config| {
+    let machine = Machine::with_room_for_and(1, &[slow(), cold], |config| {
         config.with("http.stream_progress_ms", 100)
     });
     let busy = machine.begun("org/a");
@@ -225,7 +287,7 @@ fn a_stream_is_told_what_it_waits_for() {
 
 #[test]
 fn a_pinned_model_is_never_unloaded_and_unpinning_lets_the_next_one_in() {
-    let machine = Machine::start(ROOM_FOR_ONE, &[script(), script()]);
+    let machine = Machine::with_room_for(1, &[script(), script()]);
     machine.answered("org/a");
     let (code, told) = machine.mlxctl(&["pin", "org/a"]);
     assert_eq!((code, told.as_str()), (0, "org/a: pinned\n"));
@@ -244,7 +306,7 @@ fn a_pinned_model_is_never_unloaded_and_unpinning_lets_the_next_one_in() {
 #[test]
 fn many_requests_for_a_cold_model_load_it_once() {
     let cold = Script { load_ms: 300, ..script() };
-    let machine = Machine::start(ROOM_FOR_ONE, &[cold]);
+    let machine = Machine::start(AMPLE, &[cold]);
     let alone = machine.ask("org/a", json!({"max_tokens": 8, "seed": 1})).whole();
     assert_eq!(machine.mlxctl(&["stop", "org/a"]).0, 0);
     std::thread::scope(|scope| {
@@ -258,7 +320,7 @@ fn many_requests_for_a_cold_model_load_it_once() {
 
 #[test]
 fn who_waits_too_long_and_who_is_one_too_many_are_refused_with_the_numbers() {
-    let machine = Machine::start_with(ROOM_FOR_ONE, &[slow(), script()], |config| {
+    let machine = Machine::with_room_for_and(1, &[slow(), script()], |config| {
         config.with("requests.queue_timeout_ms", 1500).with("memory.waiting_max", 1)
     });
     machine.front.admin().post("/admin/v1/start", &json!({"model": "org/a"})).json();
@@ -277,7 +339,8 @@ fn who_waits_too_long_and_who_is_one_too_many_are_refused_with_the_numbers() {
             let error = response.json()["error"].clone();
             assert_eq!(error["code"], "memory_full");
             let message = error["message"].as_str().unwrap();
-            for word in [words, "org/b needs", "of 300 MiB are free", "org/a holds", "(busy)"] {
+            let free = format!("of {} are free", Bytes(machine.budget));
+            for word in [words, "org/b needs", &free, "org/a holds", "(busy)"] {
                 assert!(message.contains(word), "{message} lacks {word}");
             }
         }
@@ -287,7 +350,10 @@ fn who_waits_too_long_and_who_is_one_too_many_are_refused_with_the_numbers() {
 
 #[test]
 fn what_never_fits_is_refused_at_once_and_estimated_before() {
-    let machine = Machine::start(100 * MIB, &[script()]);
+    // A budget has a least size that a scripted model alone does not come to.
+    let large = |config: FrontConfig| config.with("models.cache_bytes_max", 512 * MIB as i64);
+    let least = Machine::start_with(AMPLE, &[script()], large).needs("org/a", 1, 1);
+    let machine = Machine::start_with(least / 2, &[script()], large);
     let (code, told) = machine.mlxctl(&["estimate", "org/a", "--context", "1024", "--batch", "2"]);
     assert_eq!(code, 1, "{told}");
     for word in ["2 sequences of 1024 tokens", "weights", "never", "can never fit"] {
@@ -301,15 +367,16 @@ fn what_never_fits_is_refused_at_once_and_estimated_before() {
         (&error["code"], &error["type"]),
         (&json!("insufficient_memory"), &json!("server_error"))
     );
-    assert!(error["message"].as_str().unwrap().contains("of 100 MiB are free"), "{error}");
+    let free = format!("of {} are free", Bytes(machine.budget));
+    assert!(error["message"].as_str().unwrap().contains(&free), "{error}");
     assert!(machine.happened("worker_spawned", "org/a").is_empty());
     assert_eq!(machine.metric("mlxd_memory_refusals_total"), 1.0);
 }
 
 #[test]
 fn an_idle_model_goes_after_its_time_and_its_memory_is_back_by_the_systems_number() {
-    let large = Script { allocate_mib: 300, ..Script::default() };
-    let machine = Machine::start_with(2048 * MIB, &[large, script(), script()], |config| {
+    let large = Script { allocate_mib: 200, ..Script::default() };
+    let machine = Machine::start_with(AMPLE, &[large, script(), script()], |config| {
         config
             .with_model_key("org/a", "ttl_s", 0)
             .with_model_key("org/c", "ttl_s", 0)
@@ -327,7 +394,7 @@ fn an_idle_model_goes_after_its_time_and_its_memory_is_back_by_the_systems_numbe
         worker as u32
     });
     // keep_alive is the request's word over ttl_s.
-    assert!(resident_mib(worker) >= 300, "{} MiB", resident_mib(worker));
+    assert!(resident_mib(worker) >= 200, "{} MiB", resident_mib(worker));
     let leaves = &status_of(&machine.front, "org/a")["residence"]["leaves_in_s"];
     assert!(leaves.as_u64().is_some_and(|seconds| seconds > 30), "{leaves}");
     machine.ask("org/a", json!({"max_tokens": 4, "keep_alive": "0s"})).whole();
@@ -341,7 +408,7 @@ fn an_idle_model_goes_after_its_time_and_its_memory_is_back_by_the_systems_numbe
 
 #[test]
 fn pressure_unloads_the_idle_then_refuses_and_passes() {
-    let machine = Machine::start(2048 * MIB, &[slow(), script(), script()]);
+    let machine = Machine::start(AMPLE, &[slow(), script(), script()]);
     let mut running = machine.begun("org/a");
     machine.answered("org/b");
     let pressure = |level: &str| {
@@ -375,6 +442,9 @@ fn pressure_unloads_the_idle_then_refuses_and_passes() {
     assert_eq!(levels, ["warning", "critical", "warning", "normal"], "down by one step at a time");
 }
 
+/// Far more than a scripted model is promised with all that containment adds.
+const OVERRUN_MIB: usize = 700;
+
 /// A worker that takes `mib` more when it is asked to.
 fn outgrows(mib: usize, times_max: Option<u32>) -> Script {
     let fault = Fault { when: When::Asked, how: How::Outgrow(mib), times_max };
@@ -384,14 +454,14 @@ fn outgrows(mib: usize, times_max: Option<u32>) -> Script {
 /// An answer of a model undisturbed.
 fn undisturbed(model: usize, tokens: u32) -> Answer {
     let scripts: Vec<Script> = (0..=model).map(|_| script()).collect();
-    let machine = Machine::start(2048 * MIB, &scripts);
+    let machine = Machine::start(AMPLE, &scripts);
     let name = names().nth(model).unwrap();
     machine.ask(&name, json!({"max_tokens": tokens, "seed": 1})).whole()
 }
 
 #[test]
 fn a_worker_that_outgrows_its_promise_dies_alone_and_its_requests_go_on() {
-    let machine = Machine::start(2048 * MIB, &[outgrows(700, Some(1)), slow()]);
+    let machine = Machine::start(AMPLE, &[outgrows(OVERRUN_MIB, Some(1)), slow()]);
     let mut sibling = machine.begun("org/b");
     let promised = |model| status_of(&machine.front, model)["residence"]["promised_bytes"].clone();
     std::thread::scope(|scope| {
@@ -402,7 +472,7 @@ fn a_worker_that_outgrows_its_promise_dies_alone_and_its_requests_go_on() {
         let answer = offender.join().unwrap().whole();
         assert_eq!(answer.choices, undisturbed(0, 200).choices, "replayed");
         let after = promised("org/a").as_u64().unwrap();
-        assert!(after < 300 * MIB, "{after}: not held to the overrun");
+        assert!(after < OVERRUN_MIB as u64 * MIB, "{after}: not held to the overrun");
     });
     let status = status_of(&machine.front, "org/a");
     assert_eq!((&status["state"], &status["deaths"]), (&json!("RUNNING"), &json!(1)));
@@ -415,10 +485,14 @@ fn a_worker_that_outgrows_its_promise_dies_alone_and_its_requests_go_on() {
 #[test]
 fn who_always_outgrows_is_refused_with_the_reason() {
     let always = Script {
-        faults: vec![Fault { when: When::Tokens(20), how: How::Outgrow(700), times_max: None }],
+        faults: vec![Fault {
+            when: When::Tokens(20),
+            how: How::Outgrow(OVERRUN_MIB),
+            times_max: None,
+        }],
         ..slow()
     };
-    let machine = Machine::start(2048 * MIB, &[always, slow()]);
+    let machine = Machine::start(AMPLE, &[always, slow()]);
     let mut sibling = machine.begun("org/b");
     let (code, message, _) = machine.ask("org/a", json!({"max_tokens": 200})).error();
     assert_eq!(code, "quarantined");
@@ -429,7 +503,7 @@ fn who_always_outgrows_is_refused_with_the_reason() {
 #[test]
 fn where_the_system_holds_no_process_to_a_limit_the_front_ends_who_outgrows() {
     // What a GPU's driver maps is no measure, so the system is told of no limit there.
-    let machine = Machine::start_with(4096 * MIB, &[outgrows(1400, Some(1)), slow()], |config| {
+    let machine = Machine::start_with(AMPLE, &[outgrows(1400, Some(1)), slow()], |config| {
         config.with_model_key("org/a", "device", "gpu")
     });
     let mut sibling = machine.begun("org/b");
@@ -446,12 +520,12 @@ fn where_the_system_holds_no_process_to_a_limit_the_front_ends_who_outgrows() {
 
 #[test]
 fn no_worker_is_started_into_memory_that_did_not_come_back() {
-    let machine = Machine::start(2048 * MIB, &[slow()]);
+    let machine = Machine::start(AMPLE, &[slow()]);
     let stream = machine.begun("org/a");
     let [worker] = machine.front.workers()[..] else { panic!("one worker") };
     machine.set(json!({"available_bytes": 10 * MIB}));
     until("the shortage to be seen", || {
-        (machine.status()["memory"]["free_bytes"] == 0).then_some(())
+        (machine.status()["memory"]["available_bytes"] == 10 * MIB).then_some(())
     });
     machine.mlxctl(&["signal", "kill", "org/a"]);
     let reason = until("the model to wait", || {
@@ -475,7 +549,7 @@ fn no_worker_is_started_into_memory_that_did_not_come_back() {
 
 #[test]
 fn models_are_loaded_at_the_start_and_no_more_of_them_than_are_allowed() {
-    let machine = Machine::start_with(2048 * MIB, &[script(), script(), script()], |config| {
+    let machine = Machine::start_with(AMPLE, &[script(), script(), script()], |config| {
         config
             .with_model_key("org/a", "preload", true)
             .with_model_key("org/a", "pinned", true)
@@ -490,7 +564,7 @@ fn models_are_loaded_at_the_start_and_no_more_of_them_than_are_allowed() {
 
 #[test]
 fn what_was_measured_is_kept_over_a_restart() {
-    let machine = Machine::start(2048 * MIB, &[script()]);
+    let machine = Machine::start(AMPLE, &[script()]);
     let estimate = |front: &FrontProcess| {
         front.admin().get("/admin/v1/estimate?model=org%2Fa&context=256").json()
     };

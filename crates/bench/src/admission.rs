@@ -6,8 +6,8 @@
 //!
 //! A decision is one on one budget, from a quarter to four times of what was taken, in equal
 //! ratios: admitting where it does not fit is false, and so is refusing where it does. Decisions
-//! are made as admission makes them, by what would be promised: the formula with what it keeps for
-//! freed buffers, a measured run with a margin of 5 %.
+//! are admission's own: a cold model asks for its base and for all sequences, and the plan says
+//! whether that fits.
 
 use crate::plot::Plot;
 use crate::report::Report;
@@ -15,17 +15,19 @@ use crate::session::{Benchmark, ModelsFlags, Output, Session, bar};
 use crate::stats::mean;
 use crate::table::Table;
 use crate::worker::{self, Run};
-use mlxd_memory::{Form, Load, Measured, Needs, Sample};
+use mlxd_memory::{Form, Load, Measured, Needs, Plan, Promise, Rules, Sample, Wanted, plan};
 use mlxd_protocol::LoadSpec;
 use mlxd_protocol::measure::{Figure, Measurement};
 use serde::Serialize;
 use serde_json::json;
 use std::path::Path;
+use std::time::Duration;
 
-/// How far a measured run may be gone over, as in admission.
-const MARGIN_PERCENT: u64 = 5;
 /// What a prediction must be within, as a share.
 const TOLERANCE: f64 = 0.05;
+/// Decisions that may be false, in percent.
+const FALSE_ADMITS_MAX: f64 = 0.0;
+const FALSE_REJECTS_MAX: f64 = 2.0;
 /// Budgets that a decision is tried on, and the ratio of the largest to what was taken.
 const BUDGETS: u32 = 401;
 const BUDGET_RATIO: f64 = 4.0;
@@ -51,8 +53,22 @@ pub struct Arguments {
 enum Stage {
     /// Nothing was ever measured.
     Formula,
-    /// One run of the bucket was.
-    Measured,
+    /// The same load was, once.
+    Repeated,
+    /// Three quarters of the context were, once.
+    Extrapolated,
+}
+
+impl Stage {
+    const ALL: [Self; 3] = [Self::Formula, Self::Repeated, Self::Extrapolated];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::Formula => "by formula",
+            Self::Repeated => "repeated",
+            Self::Extrapolated => "extrapolated",
+        }
+    }
 }
 
 /// A prediction, and what became of it.
@@ -116,7 +132,11 @@ impl Benchmark for Arguments {
                         if context != lower {
                             outcomes.push(bucket.by_formula(name, &shot));
                         }
-                        outcomes.push(bucket.measured(name, &known, &shot));
+                        let stage = match context == lower {
+                            true => Stage::Repeated,
+                            false => Stage::Extrapolated,
+                        };
+                        outcomes.push(bucket.measured(name, stage, &known, &shot));
                     }
                     last = Some(first.run);
                 }
@@ -132,14 +152,15 @@ impl Benchmark for Arguments {
         report.notes.extend(left_out.into_iter().map(|what| format!("Left out: {what}")));
         report.notes.push(format!(
             "Decisions: {BUDGETS} budgets a shape, from 1/{BUDGET_RATIO} to {BUDGET_RATIO} times of \
-             what it took, in equal ratios. {}",
+             what it took, in equal ratios; each decided by admission's own plan for the cold model \
+             and held against the measured peak. {}",
             if last.measured.device.backend == "cuda" {
                 "Taken is MLX's peak on the device, and the worker's own overhead as planned."
             } else {
                 "Taken is the worker's peak as its system counts it."
             }
         ));
-        report.tables = vec![summary(&outcomes), shapes(&outcomes)];
+        report.tables = vec![bars(&outcomes), summary(&outcomes), shapes(&outcomes)];
         report.plots.push(plot(&outcomes));
         report.samples = json!(outcomes);
         Ok(report)
@@ -161,6 +182,8 @@ struct Shot {
     loaded_bytes: u64,
     /// The most while loading.
     loading_bytes: u64,
+    /// When all sequences were over.
+    resting_bytes: u64,
     /// The most of all.
     took_bytes: u64,
 }
@@ -172,7 +195,8 @@ impl Bucket<'_> {
         self.needs.form =
             if run.measured.device.backend == "cpu" { Form::Float32 } else { Form::Stored };
         let at = Load { context: context.into(), batch: batch.into() };
-        let Some(Figure::Peak { loading_bytes, peak_bytes, .. }) = run.measured.figures.first()
+        let Some(&Figure::Peak { loading_bytes, peak_bytes, resting_bytes, .. }) =
+            run.measured.figures.first()
         else {
             anyhow::bail!("the worker measured something else")
         };
@@ -180,13 +204,12 @@ impl Bucket<'_> {
             // The system does not tell what of a device is whose.
             let overhead = self.needs.overhead_bytes();
             let active = run.measured.model.as_ref().map_or(0, |model| model.active_bytes);
-            let (loading_bytes, took_bytes) =
-                (*loading_bytes + overhead, *peak_bytes.max(loading_bytes) + overhead);
             return Ok(Shot {
                 at,
                 loaded_bytes: active + overhead,
-                loading_bytes,
-                took_bytes,
+                loading_bytes: loading_bytes + overhead,
+                resting_bytes: resting_bytes + overhead,
+                took_bytes: peak_bytes.max(loading_bytes) + overhead,
                 run,
             });
         }
@@ -195,7 +218,14 @@ impl Bucket<'_> {
         };
         let loading_bytes = loaded.peak_bytes.unwrap_or(loaded.bytes);
         let took_bytes = end.peak_bytes.unwrap_or(end.bytes);
-        Ok(Shot { at, loaded_bytes: loaded.bytes, loading_bytes, took_bytes, run })
+        Ok(Shot {
+            at,
+            loaded_bytes: loaded.bytes,
+            loading_bytes,
+            resting_bytes: end.bytes,
+            took_bytes,
+            run,
+        })
     }
 
     /// What admission would write down.
@@ -203,6 +233,7 @@ impl Bucket<'_> {
         let mut known = Measured {
             loaded_bytes: Some(shot.loaded_bytes),
             loading_peak_bytes: Some(shot.loading_bytes),
+            resting_bytes: Some(shot.resting_bytes),
             ..Measured::default()
         };
         if shot.took_bytes > shot.loading_bytes {
@@ -213,17 +244,19 @@ impl Bucket<'_> {
     }
 
     fn by_formula(&self, model: &str, shot: &Shot) -> Outcome {
-        let sequences = shot.at.batch * self.needs.sequence_bytes(shot.at.context);
         let predicted = self.needs.peak_bytes(shot.at);
-        let promised = self.needs.base_bytes(shot.at) + sequences;
+        let nothing = Measured::default();
+        let promise = Promise { needs: &self.needs, measured: &nothing };
+        let promised = promise.load_bytes(shot.at);
         outcome(model, shot, Stage::Formula, predicted, promised)
     }
 
-    fn measured(&self, model: &str, known: &Measured, shot: &Shot) -> Outcome {
+    fn measured(&self, model: &str, stage: Stage, known: &Measured, shot: &Shot) -> Outcome {
         let loading = known.loading_peak_bytes.unwrap_or(0);
         let predicted = known.peak_bytes(&self.needs, shot.at).max(loading);
-        let promised = predicted + predicted / 100 * MARGIN_PERCENT;
-        outcome(model, shot, Stage::Measured, predicted, promised)
+        let promise = Promise { needs: &self.needs, measured: known };
+        let promised = promise.load_bytes(shot.at);
+        outcome(model, shot, stage, predicted, promised)
     }
 }
 
@@ -249,11 +282,11 @@ fn outcome(
 fn false_decisions(outcomes: &[&Outcome]) -> (f64, f64) {
     let (mut admits, mut rejects) = (0, 0);
     for outcome in outcomes {
-        let (took, promised) = (outcome.took_bytes as f64, outcome.promised_bytes as f64);
+        let took = outcome.took_bytes;
         for step in 0..BUDGETS {
             let exponent = f64::from(step) / f64::from(BUDGETS - 1) * 2.0 - 1.0;
-            let budget = took * BUDGET_RATIO.powf(exponent);
-            match (promised <= budget, took <= budget) {
+            let budget = took as f64 * BUDGET_RATIO.powf(exponent);
+            match (admits_at(outcome, budget as u64), took <= budget as u64) {
                 (true, false) => admits += 1,
                 (false, true) => rejects += 1,
                 _ => {}
@@ -263,6 +296,36 @@ fn false_decisions(outcomes: &[&Outcome]) -> (f64, f64) {
     let share =
         |count: u32| f64::from(count) * 100.0 / (outcomes.len() as f64 * f64::from(BUDGETS));
     (share(admits), share(rejects))
+}
+
+/// Whether the model would be let in where nothing else is loaded.
+fn admits_at(outcome: &Outcome, budget: u64) -> bool {
+    let rules =
+        Rules { budget, free: budget, elsewhere: 0, residence_min: Duration::ZERO, loaded_max: 1 };
+    let wanted = Wanted { name: outcome.model.clone(), bytes: outcome.promised_bytes };
+    plan(&rules, &[], &wanted) == Plan::Fits
+}
+
+/// What is asked of predictions after one measured run of their bucket, and whether it holds.
+fn bars(outcomes: &[Outcome]) -> Table {
+    let mut table = Table::new("After one measured run of the bucket")
+        .key("what", "What")
+        .fact("found", "Found", 2)
+        .fact("bar", "At most", 2)
+        .key("holds", "Holds");
+    let measured: Vec<&Outcome> =
+        outcomes.iter().filter(|outcome| outcome.stage != Stage::Formula).collect();
+    let largest = measured.iter().map(|outcome| outcome.error().abs()).fold(0.0, f64::max);
+    let (admits, rejects) = false_decisions(&measured);
+    for (what, found, bar) in [
+        ("largest error of a prediction, %", largest * 100.0, TOLERANCE * 100.0),
+        ("false admits, %", admits, FALSE_ADMITS_MAX),
+        ("false rejects, %", rejects, FALSE_REJECTS_MAX),
+    ] {
+        let holds = if found <= bar { "yes" } else { "no" };
+        table.row([json!(what), json!(found), json!(bar), json!(holds)]);
+    }
+    table
 }
 
 fn summary(outcomes: &[Outcome]) -> Table {
@@ -275,11 +338,15 @@ fn summary(outcomes: &[Outcome]) -> Table {
         .higher("within_percent", "Within 5 %, share %", 1)
         .lower("false_admits_percent", "False admits %", 2)
         .lower("false_rejects_percent", "False rejects %", 2);
-    for (stage, name) in
-        [(Stage::Formula, "by formula"), (Stage::Measured, "after one run of the bucket")]
-    {
+    let lines: [(&str, &[Stage]); 4] = [
+        ("by formula", &[Stage::Formula]),
+        ("after one run of the bucket", &[Stage::Repeated, Stage::Extrapolated]),
+        ("… of the same load", &[Stage::Repeated]),
+        ("… at 3/4 of the context", &[Stage::Extrapolated]),
+    ];
+    for (name, stages) in lines {
         let of_stage: Vec<&Outcome> =
-            outcomes.iter().filter(|outcome| outcome.stage == stage).collect();
+            outcomes.iter().filter(|outcome| stages.contains(&outcome.stage)).collect();
         let errors: Vec<f64> = of_stage.iter().map(|outcome| outcome.error()).collect();
         let sizes: Vec<f64> = errors.iter().map(|error| error.abs()).collect();
         let within = sizes.iter().filter(|size| **size <= TOLERANCE).count();
@@ -313,10 +380,7 @@ fn shapes(outcomes: &[Outcome]) -> Table {
             json!(outcome.model),
             json!(outcome.context),
             json!(outcome.batch),
-            json!(match outcome.stage {
-                Stage::Formula => "by formula",
-                Stage::Measured => "measured",
-            }),
+            json!(outcome.stage.name()),
             json!(outcome.took_bytes as f64 / 1e6),
             json!(outcome.predicted_bytes as f64 / 1e6),
             json!(outcome.error() * 100.0),
@@ -328,13 +392,13 @@ fn shapes(outcomes: &[Outcome]) -> Table {
 
 fn plot(outcomes: &[Outcome]) -> Plot {
     let mut plot = Plot::new("Predicted against taken", "taken, MB", "predicted, MB").log_x();
-    for (stage, name) in [(Stage::Formula, "by formula"), (Stage::Measured, "measured")] {
+    for stage in Stage::ALL {
         let of_stage = outcomes.iter().filter(|outcome| outcome.stage == stage);
         let mut points: Vec<(f64, f64)> = of_stage
             .map(|one| (one.took_bytes as f64 / 1e6, one.predicted_bytes as f64 / 1e6))
             .collect();
         points.sort_by(|one, other| one.0.total_cmp(&other.0));
-        plot = plot.line(name, points);
+        plot = plot.line(stage.name(), points);
     }
     plot
 }
@@ -348,7 +412,7 @@ mod tests {
             model: "m".into(),
             context: 256,
             batch: 1,
-            stage: Stage::Measured,
+            stage: Stage::Repeated,
             predicted_bytes,
             promised_bytes,
             took_bytes: 1_000_000,
@@ -367,14 +431,32 @@ mod tests {
     }
 
     #[test]
+    fn bars_are_held_against_the_worst_and_leave_the_formula_out() {
+        let holds = |outcomes: &[Outcome]| -> Vec<String> {
+            bars(outcomes).rows.iter().map(|row| row["holds"].as_str().unwrap().into()).collect()
+        };
+        let mut formula = outcome(3_000_000, 4_000_000);
+        formula.stage = Stage::Formula;
+        let good = outcome(1_010_000, 1_040_000);
+        assert_eq!(holds(&[formula.clone(), good.clone()]), ["yes", "yes", "yes"]);
+        assert_eq!(holds(&[good.clone(), outcome(940_000, 1_000_000)]), ["no", "yes", "yes"]);
+        assert_eq!(holds(&[good.clone(), outcome(960_000, 990_000)]), ["yes", "no", "yes"]);
+        assert_eq!(holds(&[outcome(1_000_000, 1_100_000)]), ["yes", "yes", "no"]);
+    }
+
+    #[test]
     fn a_summary_has_a_line_for_each_stage() {
         let mut first = outcome(1_200_000, 1_300_000);
         first.stage = Stage::Formula;
-        let table = summary(&[first, outcome(1_010_000, 1_060_000), outcome(970_000, 1_020_000)]);
+        let mut last = outcome(970_000, 1_020_000);
+        last.stage = Stage::Extrapolated;
+        let table = summary(&[first, outcome(1_010_000, 1_060_000), last]);
         let number = |row: usize, key: &str| table.rows[row][key].as_f64().expect("a number");
         assert!((number(0, "highest_percent") - 20.0).abs() < 1e-9);
         assert!((number(1, "mean_error_percent") - 2.0).abs() < 1e-9);
         assert_eq!((number(0, "within_percent"), number(1, "within_percent")), (0.0, 100.0));
         assert!((number(1, "lowest_percent") + 3.0).abs() < 1e-9);
+        assert!((number(2, "highest_percent") - 1.0).abs() < 1e-9);
+        assert!((number(3, "highest_percent") + 3.0).abs() < 1e-9);
     }
 }

@@ -19,6 +19,7 @@ mod measured;
 mod needs;
 mod plan;
 mod pressure;
+mod promise;
 mod shape;
 
 pub use bytes::Bytes;
@@ -28,4 +29,5 @@ pub use measured::{Measured, MeasuredFile, MeasuredKey, Sample};
 pub use needs::{Form, Load, Needs, PackedKv, Part, WeightBytes};
 pub use plan::{Plan, Resident, Rules, Stays, Wanted, Why, plan};
 pub use pressure::{Level, Pressure, Reading, Thresholds};
+pub use promise::Promise;
 pub use shape::{LayerMemory, ModelShape, ShapeError};

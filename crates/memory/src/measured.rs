@@ -12,10 +12,19 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 /// Raised whenever the file's meaning changes; another number's file is put aside.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// Models kept, the latest measured ones.
 const ENTRIES_MAX: usize = 512;
+
+/// Samples of one bucket.
+const SAMPLES_MAX: usize = 4;
+
+/// How far a load may go over what was measured of the same.
+const MARGIN_PERCENT: u64 = 3;
+
+/// And over what the formula adds to it, or takes away, for another load.
+const MARGIN_OF_GAP_PERCENT: u64 = 15;
 
 /// The longest file that is read.
 const FILE_BYTES_MAX: u64 = 8 << 20;
@@ -33,7 +42,7 @@ pub struct MeasuredKey {
     pub backend: String,
 }
 
-/// The largest footprint seen in one bucket.
+/// The largest footprint seen at one load.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sample {
     /// Tokens of a sequence.
@@ -48,6 +57,16 @@ impl Sample {
     fn load(&self) -> Load {
         Load { context: self.context, batch: self.batch }
     }
+
+    /// Whether it ran no more than `load` has, tokens and sequences.
+    fn is_within(&self, load: Load) -> bool {
+        self.context <= load.context && self.batch <= load.batch
+    }
+
+    /// Whether it ran no less.
+    fn has_all(&self, load: Load) -> bool {
+        self.context >= load.context && self.batch >= load.batch
+    }
 }
 
 /// What is known of one key.
@@ -59,12 +78,16 @@ pub struct Measured {
     /// The largest footprint while loading.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub loading_peak_bytes: Option<u64>,
+    /// The largest footprint with nothing running, after something did: with what the engine then
+    /// keeps of freed buffers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resting_bytes: Option<u64>,
     /// How long loading took at the last time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub load_ms: Option<u64>,
-    /// By bucket.
+    /// By bucket. Of two samples there the one with more tokens and sequences took more.
     #[serde(default)]
-    pub buckets: BTreeMap<String, Sample>,
+    pub buckets: BTreeMap<String, Vec<Sample>>,
     /// When something was last written here, seconds since 1970.
     #[serde(default)]
     pub unix_s: u64,
@@ -77,35 +100,77 @@ fn bucket(load: Load) -> String {
     format!("{tokens} x {batch}")
 }
 
-impl Measured {
-    /// Takes in a measured run. True when it says something new.
-    pub fn record(&mut self, sample: Sample) -> bool {
-        let slot = self.buckets.entry(bucket(sample.load()));
-        let mut new = false;
-        let kept = slot.or_insert_with(|| {
-            new = true;
-            sample
-        });
-        if sample.peak_bytes > kept.peak_bytes {
-            *kept = sample;
-            new = true;
+/// Where `formula` comes to on the way through `points`, of what the formula says and what was
+/// measured: straight between two, and beyond them as the formula goes. Never falls.
+fn along(mut points: Vec<(u64, u64)>, formula: u64) -> u64 {
+    points.sort_unstable();
+    let (mut below, mut highest) = (None, 0);
+    for (at, peak) in points {
+        highest = peak.max(highest);
+        if at > formula {
+            let Some((from, low)) = below else { return highest.saturating_sub(at - formula) };
+            let way = u128::from(highest - low) * u128::from(formula - from);
+            return low + (way / u128::from(at - from)) as u64;
         }
-        new
+        below = Some((at, highest));
+    }
+    below.map_or(formula, |(from, low)| low.saturating_add(formula - from))
+}
+
+impl Measured {
+    /// Takes in a measured run. True when it says something new: not when as much was seen at a
+    /// load that is no larger.
+    pub fn record(&mut self, sample: Sample) -> bool {
+        let kept = self.buckets.entry(bucket(sample.load())).or_default();
+        let (load, peak) = (sample.load(), sample.peak_bytes);
+        if kept.iter().any(|one| one.is_within(load) && one.peak_bytes >= peak) {
+            return false;
+        }
+        kept.retain(|one| !(one.has_all(load) && one.peak_bytes <= peak));
+        kept.push(sample);
+        kept.sort_by_key(|one| (one.context * one.batch, one.context));
+        if kept.len() > SAMPLES_MAX {
+            // The inner one that is nearest to the one before it.
+            let size = |index: usize| kept[index].context * kept[index].batch;
+            let nearest = (1..kept.len() - 1).min_by_key(|index| size(*index) - size(index - 1));
+            nearest.map(|index| kept.remove(index));
+        }
+        true
     }
 
     /// Whether a load of this bucket was measured.
     pub fn has(&self, load: Load) -> bool {
-        self.buckets.contains_key(&bucket(load))
+        !self.samples(load).is_empty()
+    }
+
+    fn samples(&self, load: Load) -> &[Sample] {
+        self.buckets.get(&bucket(load)).map_or(&[], Vec::as_slice)
     }
 
     /// The largest footprint to expect at `load`.
     pub fn peak_bytes(&self, needs: &Needs, load: Load) -> u64 {
         let formula = needs.peak_bytes(load);
-        if let Some(sample) = self.buckets.get(&bucket(load)) {
-            let there = needs.peak_bytes(sample.load());
-            return (sample.peak_bytes + formula).saturating_sub(there);
+        let samples = self.samples(load);
+        if samples.is_empty() {
+            return formula.saturating_sub(needs.loaded_bytes()) + self.loaded_bytes(needs);
         }
-        formula.saturating_sub(needs.loaded_bytes()) + self.loaded_bytes(needs)
+        let points = samples.iter().map(|one| (needs.peak_bytes(one.load()), one.peak_bytes));
+        let of = |within: fn(&Sample, Load) -> bool| {
+            samples.iter().filter(move |one| within(one, load)).map(|one| one.peak_bytes)
+        };
+        let least = of(Sample::is_within).max().unwrap_or(0);
+        let most = of(Sample::has_all).min().unwrap_or(u64::MAX);
+        along(points.collect(), formula).max(least).min(most)
+    }
+
+    /// How much more than [`peak_bytes`](Self::peak_bytes) may come of a load whose bucket was
+    /// measured: a little where that very load was, and more the further the formula bridges.
+    pub fn margin_bytes(&self, needs: &Needs, load: Load) -> u64 {
+        let formula = needs.peak_bytes(load);
+        let gap = |one: &Sample| needs.peak_bytes(one.load()).abs_diff(formula);
+        let gap = self.samples(load).iter().map(gap).min().unwrap_or(0);
+        let percent = |bytes: u64, percent| bytes / 100 * percent;
+        percent(self.peak_bytes(needs, load), MARGIN_PERCENT) + percent(gap, MARGIN_OF_GAP_PERCENT)
     }
 
     /// The footprint to expect of the loaded worker, and at the worst moment of loading.
@@ -113,15 +178,19 @@ impl Measured {
         self.loaded_bytes.unwrap_or_else(|| needs.loaded_bytes())
     }
 
-    /// What a worker is to be promised before its first sequence: its measured footprint, and of
-    /// what was measured at `load` all that no sequence keeps.
+    /// What a worker is to be promised before its first sequence: what it was seen to take with
+    /// nothing running, or for as long as that is not known what `load` takes for a moment.
     pub fn base_bytes(&self, needs: &Needs, load: Load) -> u64 {
-        let sequences = load.batch * needs.sequence_bytes(load.context);
-        let working = match self.buckets.get(&bucket(load)) {
-            Some(_) => self.peak_bytes(needs, load).saturating_sub(sequences),
-            None => self.loaded_bytes(needs) + needs.cache_bytes().max(needs.transient_bytes(load)),
-        };
-        working.max(self.loading_peak_bytes.unwrap_or(0)) + needs.prefix_bytes_max
+        let resting = self.loaded_bytes(needs) + self.spare_bytes(needs, load);
+        resting.max(self.loading_peak_bytes.unwrap_or(0)) + needs.prefix_bytes_max
+    }
+
+    /// What of the base is there for what sequences take for a moment, or leave in freed buffers.
+    pub fn spare_bytes(&self, needs: &Needs, load: Load) -> u64 {
+        match self.resting_bytes {
+            Some(resting) => resting.saturating_sub(self.loaded_bytes(needs)),
+            None => needs.cache_bytes().max(needs.transient_bytes(load)),
+        }
     }
 }
 
@@ -288,8 +357,56 @@ mod tests {
         assert!(measured.record(sample(10)));
         assert!(!measured.record(sample(9)) && !measured.record(sample(10)));
         assert!(measured.record(Sample { context: 256, ..sample(11) }));
-        assert_eq!(measured.buckets.len(), 1);
-        assert_eq!(measured.buckets["256 x 1"].peak_bytes, 11);
+        assert_eq!(
+            measured.buckets["256 x 1"],
+            [sample(10), Sample { context: 256, ..sample(11) }]
+        );
+        // As much at less: what more took says nothing any longer.
+        assert!(measured.record(sample(12)));
+        assert_eq!(measured.buckets["256 x 1"], [sample(12)]);
+        assert!(!measured.record(Sample { context: 256, ..sample(12) }));
+        for more in 1..9 {
+            let context = 100 + more * more;
+            assert!(measured.record(Sample { context, ..sample(12 + more) }));
+        }
+        let kept: Vec<u64> = measured.buckets["256 x 1"].iter().map(|one| one.context).collect();
+        assert_eq!((kept.len(), kept[0], kept[3]), (SAMPLES_MAX, 100, 164));
+    }
+
+    #[test]
+    fn between_two_samples_the_formula_divides_the_way() {
+        let (needs, mut measured) = (needs(), Measured::default());
+        let at = |context| Load { context, batch: 1 };
+        let (low, high) = (needs.peak_bytes(at(2100)), needs.peak_bytes(at(4000)) + (100 << 20));
+        measured.record(Sample { context: 2100, batch: 1, peak_bytes: low });
+        assert_eq!(measured.margin_bytes(&needs, at(2100)), low / 100 * MARGIN_PERCENT);
+        let far = measured.margin_bytes(&needs, at(4000));
+        assert!(far > measured.margin_bytes(&needs, at(3000)));
+        measured.record(Sample { context: 4000, batch: 1, peak_bytes: high });
+        assert!(far > measured.margin_bytes(&needs, at(4000)));
+        let middle = measured.peak_bytes(&needs, at(3000));
+        assert!(needs.peak_bytes(at(3000)) < middle && middle < high, "{middle}");
+        assert_eq!(along(vec![(10, 100), (20, 300)], 15), 200);
+    }
+
+    proptest::proptest! {
+        /// What was kept is predicted exactly, and more never takes less, whatever was measured.
+        #[test]
+        fn predictions_are_exact_where_measured_and_never_fall(
+            runs in proptest::collection::vec((2049..4097_u64, 3..5_u64, 0..4_000_000_000_u64), 1..9),
+            context in 2049..4097_u64, more in 0..2048_u64, batch in 3..5_u64, beside in 0..2_u64,
+        ) {
+            let (needs, mut measured) = (needs(), Measured::default());
+            for (context, batch, peak_bytes) in runs {
+                measured.record(Sample { context, batch, peak_bytes });
+            }
+            for one in measured.buckets.values().flatten() {
+                proptest::prop_assert_eq!(measured.peak_bytes(&needs, one.load()), one.peak_bytes);
+            }
+            let less = measured.peak_bytes(&needs, Load { context, batch });
+            let more = Load { context: (context + more).min(4096), batch: (batch + beside).min(4) };
+            proptest::prop_assert!(measured.peak_bytes(&needs, more) >= less);
+        }
     }
 
     #[test]
@@ -299,6 +416,10 @@ mod tests {
         assert_eq!(measured.base_bytes(&needs, load), needs.base_bytes(load));
         measured.loaded_bytes = Some(needs.loaded_bytes() + 50);
         assert_eq!(measured.base_bytes(&needs, load), needs.base_bytes(load) + 50);
+        // Seen at rest, that is what it is, and no buffers are guessed.
+        measured.resting_bytes = Some(needs.loaded_bytes() + 70);
+        assert_eq!(measured.base_bytes(&needs, load), needs.loaded_bytes() + 70);
+        assert_eq!(measured.spare_bytes(&needs, load), 20);
         measured.loading_peak_bytes = Some(1 << 40);
         assert_eq!(measured.base_bytes(&needs, load), 1 << 40);
     }

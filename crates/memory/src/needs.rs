@@ -75,9 +75,13 @@ pub struct Part {
 }
 
 /// A worker without a model: program, MLX, its threads, the rings.
-const OVERHEAD_CPU: u64 = 112 << 20;
+const OVERHEAD_CPU: u64 = 24 << 20;
 /// The same with a device's driver and its kernels.
 const OVERHEAD_GPU: u64 = 320 << 20;
+/// What matrix products on a CPU pack their inputs into, for each token of a piece.
+const SCRATCH_CPU: u64 = 4_500;
+/// How often keys and values that grow are counted as freed: far more than a cache has room for.
+const GROWTHS_MAX: u64 = 1024;
 /// What is kept of freed buffers at least and at most, unless configuration says.
 const CACHE_CPU: (u64, u64) = (64 << 20, 512 << 20);
 const CACHE_GPU: (u64, u64) = (256 << 20, 2 << 30);
@@ -162,27 +166,108 @@ impl Needs {
     pub fn transient_bytes(&self, load: Load) -> u64 {
         let Some(shape) = &self.shape else { return 0 };
         let element = self.element_bytes();
-        let (query, kv) = shape.attention_widths();
-        let piece = self.chunk_tokens.min(load.context).max(1);
-        let of_tokens = |tokens: u64| {
-            tokens * element * (6 * shape.hidden + 2 * (query + 2 * kv) + 3 * shape.feed_forward)
-        };
-        let scores = match self.form {
-            // Without a fused kernel: scores, their softmax, and the mask.
-            Form::Float32 => {
-                piece * self.attended_tokens(shape, load.context) * (2 * shape.heads * 4 + element)
-            }
-            // Nor is there one for packed keys and values.
-            Form::Stored if self.packed_kv.is_some_and(|kv| load.context > kv.from_tokens) => {
-                piece * load.context * (2 * shape.heads * element + element)
-            }
-            Form::Stored => 0,
-        };
-        let prefill = of_tokens(piece) + scores;
+        let chunk = self.chunk_tokens.max(1);
+        let of_tokens = |tokens| self.piece_bytes(shape, tokens);
+        // Positions of a piece times those it sees: of the last whole piece, or of what is left.
+        let whole = load.context / chunk * chunk;
+        let seen = self.attended_tokens(shape, load.context);
+        let pairs = (chunk * whole.min(seen)).max((load.context - whole) * seen);
         // Logits in float32, their copies while a token is chosen.
         let step = of_tokens(load.batch) + load.batch * shape.vocab * 4 * 4;
+        let piece = of_tokens(chunk.min(load.context).max(1));
         // A layer's keys and values exist twice while they grow.
-        prefill.max(step) + shape.widest_layer_bytes(|one| self.kept_bytes(one, load.context))
+        let growing = shape.widest_layer_bytes(|one| self.kept_bytes(one, load.context));
+        match self.form {
+            // Without a fused kernel there are scores; growing is over before they are made.
+            Form::Float32 => {
+                let prefill = piece + pairs * shape.heads * 4;
+                prefill.max(step).max(growing) + self.scratch_bytes(load.context)
+            }
+            // Nor is there a fused kernel for packed keys and values.
+            Form::Stored if self.packed_kv.is_some_and(|kv| load.context > kv.from_tokens) => {
+                let scores =
+                    chunk.min(load.context) * load.context * (2 * shape.heads + 1) * element;
+                (piece + scores).max(step) + growing
+            }
+            Form::Stored => piece.max(step) + growing,
+        }
+    }
+
+    fn scratch_bytes(&self, tokens: u64) -> u64 {
+        match self.form {
+            Form::Float32 => tokens.min(self.chunk_tokens.max(1)) * SCRATCH_CPU,
+            Form::Stored => 0,
+        }
+    }
+
+    /// Bytes of all buffers of different sizes that `load` has made when its last sequence has
+    /// joined, besides the weights. MLX keeps what is freed and takes it again for the same size
+    /// alone: pieces of a prompt have sizes of their own, each sequence grows anew, and shared
+    /// buffers double. On a CPU all of that is the process's.
+    fn allocated_bytes(&self, load: Load) -> u64 {
+        let Some(shape) = &self.shape else { return 0 };
+        let (context, chunk) = (load.context.max(1), self.chunk_tokens.max(1));
+        // The last piece may be whole. Of one that is nearly as long as those before it half is
+        // made anew.
+        let whole = (context - 1) / chunk;
+        let rest = context - whole * chunk;
+        let piece = |tokens| self.piece_bytes(shape, tokens);
+        let pieces = match whole {
+            0 => piece(rest),
+            1 => piece(chunk) + piece(rest).min(piece(chunk) / 2),
+            _ => piece(chunk) + piece(chunk) / 2,
+        };
+        // Each piece sees one more than the one before, as long as all of that is kept.
+        let seen = self.attended_tokens(shape, context);
+        let growing = (seen / chunk).min(whole);
+        let pairs = (chunk * chunk)
+            .saturating_mul(growing.saturating_mul(growing + 1) / 2)
+            .saturating_add((chunk * (whole - growing)).saturating_mul(seen));
+        let scores = pairs.saturating_add(rest * seen).saturating_mul(shape.heads * 4);
+        // They grow by blocks, however short the pieces are.
+        let step = chunk.max(ModelShape::KV_BLOCK);
+        let steps = ((context - 1) / step).min(GROWTHS_MAX);
+        let grown: u64 = (1..=steps).map(|steps| self.sequence_bytes(steps * step)).sum();
+        let shared = match load.batch {
+            0 | 1 => 0,
+            batch => {
+                let slots = 2 * batch.next_power_of_two() - 1;
+                shape.shared_bytes(slots, self.kept_tokens(context), self.element_bytes())
+            }
+        };
+        let own = load.batch * self.sequence_bytes(context);
+        let others = pieces + grown + own + shared + self.scratch_bytes(context);
+        scores.saturating_add(others)
+    }
+
+    /// Bytes that are alive for `tokens` of a piece, but for scores.
+    fn piece_bytes(&self, shape: &ModelShape, tokens: u64) -> u64 {
+        let (query, kv) = shape.attention_widths();
+        let bytes = tokens
+            * self.element_bytes()
+            * (6 * shape.hidden + 2 * (query + 2 * kv) + 3 * shape.feed_forward);
+        match self.form {
+            // What is built runs ahead of what is computed.
+            Form::Float32 => bytes * 3 / 2,
+            Form::Stored => bytes,
+        }
+    }
+
+    /// Bytes of all sequences at the worst moment of their joining: those that joined before are
+    /// in shared buffers of a power of two of slots, which exist twice while they double, and the
+    /// others still have buffers of their own.
+    fn joining_bytes(&self, load: Load) -> u64 {
+        let Some(shape) = &self.shape else { return 0 };
+        let shared =
+            |slots| shape.shared_bytes(slots, self.kept_tokens(load.context), self.element_bytes());
+        let own = self.sequence_bytes(load.context);
+        let at = |joined: u64| {
+            let doubled = (joined * 2).max(1);
+            shared(joined) + shared(doubled) + (load.batch - joined) * own
+        };
+        let doublings = std::iter::successors(Some(1_u64), |joined| joined.checked_mul(2));
+        let doublings = doublings.take_while(|joined| *joined < load.batch);
+        std::iter::once(0).chain(doublings).map(at).max().unwrap_or(0)
     }
 
     /// Positions of `context` that a piece of a prompt attends to, in the layer that keeps most.
@@ -209,12 +294,25 @@ impl Needs {
 
     /// The most that the worker takes at `load`.
     pub fn peak_bytes(&self, load: Load) -> u64 {
-        self.loaded_bytes()
-            + load.batch * self.sequence_bytes(load.context)
-            + self.transient_bytes(load)
+        let running = load.batch * self.sequence_bytes(load.context) + self.transient_bytes(load);
+        let joining = self.joining_bytes(load) + self.scratch_bytes(load.context);
+        let alive = running.max(joining);
+        let kept = match self.form {
+            Form::Float32 => self.allocated_bytes(load).min(alive + self.cache_bytes()),
+            // What a device's memory has of freed buffers goes when it is wanted.
+            Form::Stored => 0,
+        };
+        self.loaded_bytes() + alive.max(kept)
     }
 
-    /// The parts of what is planned for `load`, which [`Needs::base_bytes`] and the sequences come to.
+    /// What is planned for `load`: the base and what sequences keep, or the peak where their
+    /// joining takes more.
+    pub fn planned_bytes(&self, load: Load) -> u64 {
+        let kept = self.base_bytes(load) + load.batch * self.sequence_bytes(load.context);
+        kept.max(self.peak_bytes(load) + self.prefix_bytes_max)
+    }
+
+    /// The parts of what is planned for `load`, which come to [`Needs::planned_bytes`].
     pub fn parts(&self, load: Load) -> Vec<Part> {
         let Load { context, batch } = load;
         let weights = match self.form {
@@ -249,6 +347,16 @@ impl Needs {
         if self.prefix_bytes_max > 0 {
             let how = "prompts kept for the next request".to_owned();
             parts.push(part("prefix cache", self.prefix_bytes_max, how));
+        }
+        let sum: u64 = parts.iter().map(|part| part.bytes).sum();
+        let joining = self.planned_bytes(load).saturating_sub(sum);
+        if joining > 0 {
+            let how = match self.form {
+                Form::Float32 => "freed buffers, and those that sequences share as they join",
+                Form::Stored => "buffers that sequences share, beside their own as they join",
+            }
+            .to_owned();
+            parts.push(part("joining", joining, how));
         }
         parts
     }

@@ -161,6 +161,22 @@ impl ModelShape {
         self.layers.iter().map(of_layer).sum()
     }
 
+    /// Bytes of the buffers that `slots` sequences share once they decode, the longest of
+    /// `tokens`: columns are a power of two, of a sliding layer no more than its window wants.
+    pub fn shared_bytes(&self, slots: u64, tokens: u64, element_bytes: u64) -> u64 {
+        let of_layer = |layer: &LayerMemory| match *layer {
+            LayerMemory::Attention { kv_heads, head_dim, window } => {
+                let seen = window.map_or(tokens, |window| tokens.min(window));
+                2 * seen.max(1).next_power_of_two() * kv_heads * head_dim * element_bytes
+            }
+            LayerMemory::Recurrent { conv_elements, state_elements } => {
+                conv_elements * element_bytes + state_elements * 4
+            }
+            LayerMemory::Nothing => 0,
+        };
+        slots * self.layers.iter().map(of_layer).sum::<u64>()
+    }
+
     /// Bytes that one more token of a long sequence takes over the layers that keep all of them.
     pub fn kv_bytes_per_token(&self, element_bytes: u64) -> u64 {
         self.token_bytes(|width| width * element_bytes)

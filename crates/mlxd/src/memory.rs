@@ -3,13 +3,16 @@
 use mlxd_config::{Config, Device, Folders, ModelSettings};
 use mlxd_dispatch::{Lifetime, MemoryKeeping, MemoryLimits};
 use mlxd_memory::machine::{Rehearsed, ThisMachine};
-use mlxd_memory::{Form, Machine, ModelShape, Needs, PackedKv, Thresholds, WeightBytes};
+use mlxd_memory::{
+    Form, LayerMemory, Machine, ModelShape, Needs, PackedKv, Thresholds, WeightBytes,
+};
+use serde_json::Value;
 use std::io::Read;
 use std::path::Path;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-/// A longer `config.json` is none.
+/// A longer `config.json` or `modules.json` is none.
 const CONFIG_BYTES_MAX: u64 = 16 << 20;
 
 /// Measured figures, in the state folder.
@@ -45,19 +48,24 @@ pub fn keeping(config: &Config, folders: &Folders) -> MemoryKeeping {
 /// whoever loads it says what is wrong with it.
 pub fn needs(folder: &Path, settings: &ModelSettings) -> Needs {
     let weights = mlxd_store::weight_summary(folder).unwrap_or_default();
+    let shape = shape(folder, settings);
     let form = match settings.device {
         Device::Cpu => Form::Float32,
         Device::Gpu => Form::Stored,
         Device::Auto if has_gpu() => Form::Stored,
         Device::Auto => Form::Float32,
     };
+    let prefix_bytes_max = match makes_vectors(folder, shape.as_ref()) {
+        true => 0,
+        false => prefix_bytes(settings, weights.bytes),
+    };
     Needs {
-        shape: shape(folder, settings),
+        shape,
         weights: WeightBytes { stored: weights.bytes, parameters: weights.parameters },
         form,
         chunk_tokens: settings.prefill_chunk_tokens.into(),
         cache_bytes_max: settings.cache_bytes_max,
-        prefix_bytes_max: prefix_bytes(settings, weights.bytes),
+        prefix_bytes_max,
         packed_kv: settings.kv_quantized().map(|(bits, from_tokens)| PackedKv {
             bits: bits.into(),
             from_tokens: from_tokens.into(),
@@ -78,11 +86,30 @@ fn prefix_bytes(settings: &ModelSettings, weight_bytes: u64) -> u64 {
     }
 }
 
-fn shape(folder: &Path, settings: &ModelSettings) -> Option<ModelShape> {
+/// Whether the engine will make vectors of texts, of which it keeps nothing for later ones: an
+/// encoder, and what sentence-transformers has a pooling module for.
+fn makes_vectors(folder: &Path, shape: Option<&ModelShape>) -> bool {
+    let encoder = shape.is_some_and(|shape| {
+        shape.layers.iter().all(|layer| matches!(layer, LayerMemory::Nothing))
+    });
+    let is_pooling = |module: &Value| {
+        let kind = module.get("type").and_then(Value::as_str);
+        kind.is_some_and(|kind| kind.rsplit('.').next() == Some("Pooling"))
+    };
+    let modules = read_json(&folder.join("modules.json"));
+    let modules = modules.as_ref().and_then(Value::as_array);
+    encoder || modules.is_some_and(|modules| modules.iter().any(is_pooling))
+}
+
+fn read_json(path: &Path) -> Option<Value> {
     let mut text = Vec::new();
-    let file = std::fs::File::open(folder.join("config.json")).ok()?;
+    let file = std::fs::File::open(path).ok()?;
     file.take(CONFIG_BYTES_MAX).read_to_end(&mut text).ok()?;
-    let config = serde_json::from_slice(&text).ok()?;
+    serde_json::from_slice(&text).ok()
+}
+
+fn shape(folder: &Path, settings: &ModelSettings) -> Option<ModelShape> {
+    let config = read_json(&folder.join("config.json"))?;
     let mut shape = ModelShape::from_config(&config)
         .inspect_err(|error| tracing::debug!(folder = %folder.display(), "{error}"))
         .ok()?;
@@ -115,4 +142,35 @@ fn ttl_by_size() -> u64 {
             _ => 180,
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn prefix_bytes_of(config: &Value, modules: Option<&Value>) -> u64 {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+        if let Some(modules) = modules {
+            std::fs::write(folder.path().join("modules.json"), modules.to_string()).unwrap();
+        }
+        let settings = Config::default().models.settings("m");
+        needs(folder.path(), &settings).prefix_bytes_max
+    }
+
+    #[test]
+    fn what_makes_vectors_is_promised_no_prefix_cache() {
+        let of = |kind: &str| {
+            json!({
+                "model_type": kind, "hidden_size": 64, "num_hidden_layers": 2,
+                "num_attention_heads": 2, "vocab_size": 128,
+            })
+        };
+        let pooled = |kind: &str| json!([{"type": format!("sentence_transformers.models.{kind}")}]);
+        assert!(prefix_bytes_of(&of("qwen3"), None) > 0);
+        assert!(prefix_bytes_of(&of("qwen3"), Some(&pooled("Transformer"))) > 0);
+        assert_eq!(prefix_bytes_of(&of("qwen3"), Some(&pooled("Pooling"))), 0);
+        assert_eq!(prefix_bytes_of(&of("bert"), None), 0);
+    }
 }

@@ -264,6 +264,8 @@ pub enum Figure {
         loading_bytes: u64,
         /// The same since.
         peak_bytes: u64,
+        /// Bytes in live arrays and in freed buffers kept, with nothing running any more.
+        resting_bytes: u64,
     },
 }
 

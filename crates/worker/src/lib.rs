@@ -36,3 +36,9 @@ mod os;
 
 pub use loader::Loader;
 pub use run::{Program, run};
+
+/// To be called first in the process: has the system's allocator give freed buffers back at once,
+/// so that the worker's footprint follows what it holds.
+pub fn give_back_freed() {
+    os::give_back_freed();
+}

@@ -22,6 +22,7 @@ impl Loader for Mlx {
 }
 
 fn main() {
+    mlxd_worker::give_back_freed();
     let mut arguments = std::env::args().skip(1);
     if arguments.next().is_some_and(|first| first == mlxd_protocol::measure::MEASURE) {
         std::process::exit(measure::run(arguments.next().as_deref()));

@@ -2,7 +2,7 @@
 
 use super::limits::{KeepAlive, Lifetime};
 use crate::journal::{Failure, Journal};
-use mlxd_memory::{Footprint, Load, Measured, MeasuredKey, Needs, Why};
+use mlxd_memory::{Footprint, Load, Measured, MeasuredKey, Needs, Promise, Why};
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -86,15 +86,13 @@ pub(crate) struct Account {
     /// The highest peak that is written down already, of this life.
     pub peak_seen: u64,
     pub high: High,
+    /// Something ran in this life.
+    pub has_run: bool,
+    /// The process of this life was ended for what it took.
+    pub condemned: bool,
     /// Why the first in line waits.
     pub why: Option<Why>,
 }
-
-/// How far a measured load may go over what was measured.
-const MARGIN_PERCENT: u64 = 5;
-
-/// The context that a model's own promise is made for; longer sequences bring their own.
-const ORDINARY: Load = Load { context: 4096, batch: 1 };
 
 impl Account {
     pub(crate) fn new(needs: Needs, lifetime: Lifetime, now: Instant) -> Self {
@@ -118,27 +116,14 @@ impl Account {
             footprint: None,
             peak_seen: 0,
             high: High::default(),
+            has_run: false,
+            condemned: false,
             why: None,
         }
     }
 
-    pub(crate) fn ordinary(&self) -> Load {
-        let context = self.needs.shape.as_ref().map_or(ORDINARY.context, |shape| shape.context);
-        Load { context: ORDINARY.context.min(context), ..ORDINARY }
-    }
-
-    /// What the model is promised for being there.
-    pub(crate) fn base_bytes(&self) -> u64 {
-        self.measured.base_bytes(&self.needs, self.ordinary())
-    }
-
-    /// What a sequence of `tokens` is promised: what it keeps, and what its length takes for a
-    /// moment beyond what the base has for an ordinary one.
-    pub(crate) fn sequence_bytes(&self, tokens: u64) -> u64 {
-        let transient = |load| self.needs.transient_bytes(load);
-        let there = transient(self.ordinary()).max(self.needs.cache_bytes());
-        let more = transient(Load { context: tokens, batch: 1 }).saturating_sub(there);
-        self.needs.sequence_bytes(tokens) + more
+    pub(crate) fn promise(&self) -> Promise<'_> {
+        Promise { needs: &self.needs, measured: &self.measured }
     }
 
     /// What the first in line needs besides the `held` bytes that the model has, or will have for
@@ -146,29 +131,16 @@ impl Account {
     pub(crate) fn turn_bytes(&self, turn: &Turn, held: u64) -> u64 {
         let Turn::Sequence(journal) = turn else { return 0 };
         let tokens = tokens_max(journal);
-        let batch = self.running.len() as u64 + 1;
-        let others = self.running.values().map(|running| tokens_max(&running.journal));
-        let context = (others.sum::<u64>() + tokens).div_ceil(batch);
-        self.more_bytes(tokens, Load { context, batch }, held)
+        self.promise().more_bytes(tokens, self.load_with(Some(tokens)), held)
     }
 
-    /// What one more sequence of `tokens` needs besides the `held` bytes, with `after` running
-    /// then. Where such a load was measured, that decides, with a margin; else the formula.
-    fn more_bytes(&self, tokens: u64, after: Load, held: u64) -> u64 {
-        match self.measured.has(after) {
-            true => {
-                let peak = self.measured.peak_bytes(&self.needs, after);
-                (peak + peak / 100 * MARGIN_PERCENT).saturating_sub(held)
-            }
-            false => self.sequence_bytes(tokens),
-        }
-    }
-
-    /// What the model and the sequences of `load` would be promised, from nothing on.
-    pub(crate) fn load_bytes(&self, load: Load) -> u64 {
-        (1..=load.batch).fold(self.base_bytes(), |held, batch| {
-            held + self.more_bytes(load.context, Load { batch, ..load }, held)
-        })
+    /// What runs and one more sequence of so many tokens, each as long as it may become. A worker
+    /// takes as much for sequences of different lengths as for as many of their mean.
+    pub(crate) fn load_with(&self, more: Option<u64>) -> Load {
+        let running = self.running.values().map(|running| tokens_max(&running.journal));
+        let (batch, tokens) =
+            running.chain(more).fold((0, 0), |(batch, sum), tokens| (batch + 1, sum + tokens));
+        Load { context: tokens.div_ceil(batch.max(1)), batch }
     }
 
     pub(crate) fn is_pinned(&self) -> bool {

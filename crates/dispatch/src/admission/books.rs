@@ -64,8 +64,44 @@ pub(crate) struct Seen {
 pub(crate) struct Look {
     pub memory: Option<MachineMemory>,
     pub level: Level,
-    /// By process: what it takes, and what of that its engine keeps for reuse.
-    pub workers: HashMap<u32, (Footprint, u64)>,
+    /// By process.
+    pub workers: HashMap<u32, WorkerMemory>,
+}
+
+/// What a worker takes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct WorkerMemory {
+    pub footprint: Footprint,
+    pub engine: EngineMemory,
+}
+
+/// What its engine says of it.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct EngineMemory {
+    /// In use.
+    pub active: u64,
+    /// The most that was.
+    pub peak: u64,
+    /// Of freed buffers, kept.
+    pub cache: u64,
+    /// Of prompts, for those that begin alike; a part of what is in use.
+    pub prefixes: u64,
+}
+
+impl WorkerMemory {
+    /// What it takes of the memory that its model is in. No system tells whose the memory of a
+    /// CUDA device is; the engine does, but for what the driver takes.
+    fn taken(&self, account: &Account) -> Footprint {
+        match &account.key {
+            Some(key) if key.backend == "cuda" && account.is_loaded() => {
+                let EngineMemory { active, peak, cache, .. } = self.engine;
+                let overhead = account.needs.overhead_bytes();
+                let bytes = active + cache + overhead;
+                Footprint { bytes, peak_bytes: Some((peak + overhead).max(bytes)) }
+            }
+            _ => self.footprint,
+        }
+    }
 }
 
 /// Every model's account and the one ledger.
@@ -162,7 +198,17 @@ impl Books {
         account.note_load();
         if let Some(running) = account.running.remove(&request.0) {
             account.used_at = now;
-            self.ledger.shrink(model.as_str(), running.bytes);
+            // What was promised to one for all of them stays with those who go on.
+            let held = self.ledger.held(model.as_str()).unwrap_or_default().total();
+            let left = account.load_with(None);
+            let lacking = account.promise().lacking_bytes(left, held.saturating_sub(running.bytes));
+            let heir = account.running.values_mut().next();
+            let kept = heir.map_or(0, |heir| {
+                let kept = lacking.min(running.bytes);
+                heir.bytes += kept;
+                kept
+            });
+            self.ledger.shrink(model.as_str(), running.bytes - kept);
         }
         self.pass(now)
     }
@@ -226,6 +272,7 @@ impl Books {
                 account.stage = Stage::Alive { pid };
                 (account.loaded_at, account.footprint, account.told_limit) = (None, None, None);
                 (account.peak_seen, account.high) = (0, High::default());
+                (account.has_run, account.condemned) = (false, false);
             }
             if let (Running, None, Some(info)) = (seen.state, account.loaded_at, &seen.info) {
                 loaded(model, account, info, now);
@@ -250,7 +297,7 @@ impl Books {
         } else if matches!(account.stage, Stage::Alive { .. }) {
             account.stage = Stage::Between;
             // The next one is not held to what this one took.
-            let base = account.base_bytes();
+            let base = account.promise().base_bytes();
             self.ledger.correct(model.as_str(), base);
         }
         self.pass(now)
@@ -265,9 +312,9 @@ impl Books {
     ) -> Result<(), String> {
         self.machine = memory.or(self.machine);
         let Some(account) = self.accounts.get_mut(model) else { return Ok(()) };
-        (account.footprint, account.planned) = (None, account.base_bytes());
+        (account.footprint, account.planned) = (None, account.promise().base_bytes());
         if self.ledger.held(model.as_str()).is_none() {
-            let base = account.base_bytes();
+            let base = account.promise().base_bytes();
             self.ledger.grant(model.as_str(), base).map_err(|fault| fault.to_string())?;
             account.stage = Stage::Granted;
         }
@@ -350,7 +397,7 @@ impl Books {
     fn wanted(&self, model: &ModelId, turn: &Turn) -> Option<Wanted> {
         let account = self.accounts.get(model)?;
         let there = self.ledger.held(model.as_str()).is_some();
-        let base = if there { 0 } else { account.base_bytes() };
+        let base = if there { 0 } else { account.promise().base_bytes() };
         let held = self.ledger.held(model.as_str()).map_or(base, |held| held.total());
         let bytes = base.saturating_add(account.turn_bytes(turn, held));
         Some(Wanted { name: model.to_string(), bytes })
@@ -495,7 +542,7 @@ impl Books {
     fn promise(&mut self, model: &ModelId, now: Instant, acts: &mut Vec<Act>) -> bool {
         let account = &self.accounts[model];
         let Some(front) = account.waiting.front() else { return false };
-        let base = account.base_bytes();
+        let base = account.promise().base_bytes();
         let held = self.ledger.held(model.as_str());
         let bytes = account.turn_bytes(&front.turn, held.map_or(base, |held| held.total()));
         let new = held.is_none();
@@ -549,9 +596,10 @@ impl Books {
         let mut acts = self.condemn_outgrown(look);
         for (id, account) in &mut self.accounts {
             let Stage::Alive { pid } = account.stage else { continue };
-            let Some((footprint, cache)) = look.workers.get(&pid) else { continue };
-            account.footprint = Some(*footprint);
-            if measure(account, *footprint, *cache)
+            let Some(worker) = look.workers.get(&pid) else { continue };
+            let footprint = worker.taken(account);
+            account.footprint = Some(footprint);
+            if measure(account, footprint, worker.engine)
                 && let Some(key) = &account.key
             {
                 news.push((key.clone(), account.measured.clone()));
@@ -560,7 +608,7 @@ impl Books {
                 && let Some(held) = self.ledger.held(id.as_str())
             {
                 let beyond = footprint.bytes.saturating_sub(held.grown);
-                self.ledger.correct(id.as_str(), account.base_bytes().max(beyond));
+                self.ledger.correct(id.as_str(), account.promise().base_bytes().max(beyond));
             }
         }
         acts.extend(self.heed_pressure(look.level, now));
@@ -570,21 +618,31 @@ impl Books {
         (acts, news)
     }
 
-    /// Ends who took more than it may, where the system does not.
-    fn condemn_outgrown(&self, look: &Look) -> Vec<Act> {
+    /// Ends who took more than it may, where the system does not. Said once of each process: going
+    /// takes it a while.
+    fn condemn_outgrown(&mut self, look: &Look) -> Vec<Act> {
         let outgrown = |(id, account): (&ModelId, &Account)| {
             let Stage::Alive { pid } = account.stage else { return None };
             // What a process shares with a GPU's driver says little of what it takes, and before it
             // is loaded nobody knows what it computes on.
             let counted = account.is_loaded()
+                && !account.condemned
                 && account.key.as_ref().is_some_and(|key| key.backend != "cuda");
-            let (footprint, _) = look.workers.get(&pid).filter(|_| counted)?;
+            let footprint = look.workers.get(&pid).filter(|_| counted)?.footprint;
             let may = self.containment(id)?;
             let promised = account.planned + self.ledger.held(id.as_str())?.grown;
             let why = words::outgrown(footprint.bytes, promised, may);
             (footprint.bytes > may).then(|| Act::Condemn(id.clone(), why))
         };
-        self.accounts.iter().filter_map(outgrown).collect()
+        let acts: Vec<Act> = self.accounts.iter().filter_map(outgrown).collect();
+        for act in &acts {
+            if let Act::Condemn(id, _) = act
+                && let Some(account) = self.accounts.get_mut(id)
+            {
+                account.condemned = true;
+            }
+        }
+        acts
     }
 
     /// An admin keeps a model loaded, or does so no longer.
@@ -606,10 +664,12 @@ impl Books {
         now: Instant,
     ) -> Result<u64, Failure> {
         let Some(account) = self.accounts.get(model) else { return Ok(0) };
-        let there = self.ledger.held(model.as_str()).is_some();
-        let bytes = if there { account.sequence_bytes(tokens) } else { 0 };
+        let held = self.ledger.held(model.as_str()).map(|held| held.total());
+        let bytes = held.map_or(0, |held| {
+            account.promise().more_bytes(tokens, account.load_with(Some(tokens)), held)
+        });
         let free = self.free();
-        if bytes > free || there && self.ledger.grow(model.as_str(), bytes).is_err() {
+        if bytes > free || held.is_some() && self.ledger.grow(model.as_str(), bytes).is_err() {
             return Err(words::no_room_for_run(model, tokens, bytes, free));
         }
         let account = self.account(model);
@@ -733,24 +793,34 @@ fn loaded(model: &ModelId, account: &mut Account, info: &ModelInfo, now: Instant
     account.measured.load_ms = Some(info.load_ms);
 }
 
-/// Writes down what the worker takes. True when that says something new.
-fn measure(account: &mut Account, footprint: Footprint, cache: u64) -> bool {
+/// Writes down what the worker takes. True when that says something new. Prompts that it keeps are
+/// promised apart, and are no part of it.
+fn measure(account: &mut Account, footprint: Footprint, engine: EngineMemory) -> bool {
     if !account.is_loaded() {
         return false;
     }
+    let differs = |bytes: u64, before: Option<u64>| {
+        before.is_none_or(|before| bytes.abs_diff(before) > before / 64)
+    };
     let mut new = false;
     let idle = account.running.is_empty();
+    let bytes = footprint.bytes.saturating_sub(engine.prefixes);
     if idle && account.high == High::default() {
         // Nothing has run yet, or nothing since the last look.
-        let bytes = footprint.bytes.saturating_sub(cache);
-        let before = account.measured.loaded_bytes;
-        let differs = before.is_none_or(|before| bytes.abs_diff(before) > before / 64);
+        let measured = &mut account.measured;
+        let loaded = bytes.saturating_sub(engine.cache);
+        let before = measured.loaded_bytes;
         if account.peak_seen == 0 {
-            account.measured.loading_peak_bytes = footprint.peak_bytes;
+            measured.loading_peak_bytes = footprint.peak_bytes;
         }
-        if account.peak_seen == 0 || before.is_none_or(|before| bytes < before) {
-            new |= differs;
-            account.measured.loaded_bytes = Some(bytes);
+        if account.peak_seen == 0 || before.is_none_or(|before| loaded < before) {
+            new |= differs(loaded, before);
+            measured.loaded_bytes = Some(loaded);
+        }
+        let before = measured.resting_bytes;
+        if account.has_run && before.is_none_or(|before| bytes > before) {
+            new |= differs(bytes, before);
+            measured.resting_bytes = Some(bytes);
         }
     }
     let peak = footprint.peak_bytes.unwrap_or(footprint.bytes);
@@ -759,10 +829,12 @@ fn measure(account: &mut Account, footprint: Footprint, cache: u64) -> bool {
         let High { rows, tokens } = account.high;
         if rows > 0 {
             let context = tokens.div_ceil(rows);
-            new |= account.measured.record(Sample { context, batch: rows, peak_bytes: peak });
+            let peak_bytes = peak.saturating_sub(engine.prefixes).max(bytes);
+            new |= account.measured.record(Sample { context, batch: rows, peak_bytes });
         }
         account.peak_seen = peak;
     }
+    account.has_run |= account.high.rows > 0;
     if idle {
         account.high = High::default();
     }

@@ -1,7 +1,7 @@
 //! The books, driven by events and a simulated clock: no process, no sleep.
 
 use super::account::{Stage, Turn};
-use super::books::{Act, Books, Look, Seen};
+use super::books::{Act, Books, EngineMemory, Look, Seen, WorkerMemory};
 use super::limits::{KeepAlive, Lifetime, MemoryLimits};
 use crate::job::{Job, Tenant};
 use crate::journal::{Failure, Journal};
@@ -207,7 +207,8 @@ impl World {
     /// A look that finds this process to take so many MiB now, and at its peak.
     fn look_at(&mut self, pid: u32, mib: u64, peak_mib: u64) {
         let footprint = Footprint { bytes: mib * MIB, peak_bytes: Some(peak_mib * MIB) };
-        self.look(Look { workers: HashMap::from([(pid, (footprint, 0))]), ..Look::default() });
+        let taken = WorkerMemory { footprint, engine: EngineMemory::default() };
+        self.look(Look { workers: HashMap::from([(pid, taken)]), ..Look::default() });
     }
 
     fn runs(&self, request: u64) -> bool {
@@ -321,10 +322,10 @@ fn a_worker_that_a_crossing_sequence_asked_for_lets_everybody_in() {
 
 #[test]
 fn what_can_never_fit_is_refused_with_the_numbers() {
-    let mut world = World::new(300, &["a"]);
+    let mut world = World::new(250, &["a"]);
     let failure = world.ask_with("a", 256, None).unwrap_err();
     assert_eq!((failure.code, failure.retry), ("insufficient_memory", false));
-    for word in ["a needs", "MiB", "of 300 MiB are free", "no other model is loaded"] {
+    for word in ["a needs", "MiB", "of 250 MiB are free", "no other model is loaded"] {
         assert!(failure.message.contains(word), "{}", failure.message);
     }
     // The model alone fits; a sequence this long does not.
@@ -355,7 +356,12 @@ fn a_pinned_model_is_part_of_never_and_unpinning_helps() {
 
 #[test]
 fn growth_waits_for_its_bytes_and_unloads_the_idle_for_them() {
-    let mut world = World::new(2 * World::new(1, &[]).base() + 40, &["a", "b"]);
+    // Room for both, a short sequence and a long one.
+    let long = mlxd_memory::Load { context: 256 * 30, batch: 1 };
+    let (needs, measured) = (needs(200), mlxd_memory::Measured::default());
+    let promise = mlxd_memory::Promise { needs: &needs, measured: &measured };
+    let (base, with_long) = (promise.base_bytes() / MIB, promise.load_bytes(long) / MIB);
+    let mut world = World::new(base + with_long + 5, &["a", "b"]);
     let other = world.ask("b", 256);
     let long = world.ask("a", 256 * 30);
     world.settle();
@@ -502,7 +508,8 @@ fn memory_that_others_took_is_not_promised() {
     world.end(first);
     let pid = world.workers[&id("a")];
     let footprint = Footprint { bytes: world.base() * MIB, peak_bytes: None };
-    let workers = HashMap::from([(pid, (footprint, 0))]);
+    let taken = WorkerMemory { footprint, engine: EngineMemory::default() };
+    let workers = HashMap::from([(pid, taken)]);
     let free = Some(memory(world.base() + 20));
     world.look(Look { memory: free, workers, level: Level::Normal });
     assert!(world.runs(second), "a has all that it was promised, and there is as much again");
@@ -538,11 +545,17 @@ fn who_outgrows_the_promise_is_ended_and_the_ledger_forgets_it() {
     world.look_at(pid, may + 1, may + 1);
     let [why] = &world.condemned[..] else { panic!("{:?}", world.condemned) };
     assert!(why.contains("outgrew its memory") && why.contains("overrun_percent"), "{why}");
+    world.look_at(pid, may + 2, may + 2);
+    assert_eq!(world.condemned.len(), 1, "it is going already");
     let held = |world: &World| world.books.ledger.held("a").unwrap().base;
     let overgrown = held(&world);
     world.workers.remove(&id("a"));
     world.seen(&id("a"), WorkerState::Backoff);
     assert!(held(&world) < overgrown, "the next one is not held to what this one took");
+    world.settle();
+    let next = world.workers[&id("a")];
+    world.look_at(next, 10 * may, 10 * may);
+    assert_eq!(world.condemned.len(), 2, "a new life, a new word");
 }
 
 #[test]
@@ -608,6 +621,76 @@ fn a_measured_load_decides_from_then_on() {
     assert_eq!(account.measured.peak_bytes(&account.needs, load), 1000 * MIB);
     let small = world.ask("a", 256);
     assert!(world.runs(small) && before >= world.books.ledger.free());
+}
+
+#[test]
+fn what_one_was_promised_for_all_stays_with_those_who_go_on() {
+    let mut world = World::new(4000, &["a"]);
+    let first = world.ask("a", 256);
+    world.settle();
+    let load = mlxd_memory::Load { context: 256, batch: 1 };
+    let sample =
+        mlxd_memory::Sample { context: load.context, batch: load.batch, peak_bytes: 1000 * MIB };
+    world.books.accounts.get_mut(&id("a")).unwrap().measured.record(sample);
+    world.end(first);
+    let total = |world: &World| world.books.ledger.held("a").unwrap().total();
+    let idle = total(&world);
+    let [first, second] = [256, 256].map(|tokens| world.ask("a", tokens));
+    assert!(world.runs(first) && world.runs(second) && total(&world) > 1000 * MIB);
+    world.end(first);
+    assert!(total(&world) >= 1000 * MIB, "{}", total(&world));
+    world.end(second);
+    assert_eq!(total(&world), idle);
+}
+
+#[test]
+fn once_it_was_seen_at_rest_no_buffers_are_promised_beforehand() {
+    let mut world = World::new(4000, &["a"]);
+    let request = world.ask("a", 256);
+    world.settle();
+    world.end(request);
+    let pid = world.workers[&id("a")];
+    world.look_at(pid, 230, 235);
+    let base = |world: &World| world.books.accounts[&id("a")].promise().base_bytes() / MIB;
+    // The run before this look is not known to be over until the next.
+    assert!(base(&world) > 260, "{}", base(&world));
+    world.look_at(pid, 231, 235);
+    assert_eq!(base(&world), 231);
+    assert_eq!(world.books.ledger.held("a").unwrap().total(), 231 * MIB);
+    let request = world.ask("a", 256 * 20);
+    world.look_at(pid, 290, 300);
+    world.end(request);
+    world.look_at(pid, 290, 300);
+    world.look_at(pid, 250, 300);
+    assert_eq!(base(&world), 250, "what it keeps then is promised");
+}
+
+#[test]
+fn what_prompts_keep_is_promised_apart_and_cuda_is_measured_by_the_engine() {
+    let mut world = World::new(9000, &["a"]);
+    let request = world.ask("a", 256);
+    world.settle();
+    let pid = world.workers[&id("a")];
+    let look = |engine, bytes, peak| {
+        let footprint = Footprint { bytes: bytes * MIB, peak_bytes: Some(peak * MIB) };
+        let workers = HashMap::from([(pid, WorkerMemory { footprint, engine })]);
+        Look { workers, ..Look::default() }
+    };
+    let kept = EngineMemory { prefixes: 50 * MIB, ..EngineMemory::default() };
+    world.look(look(kept, 400, 420));
+    let load = mlxd_memory::Load { context: 1, batch: 1 };
+    let peak = |world: &World| {
+        let account = &world.books.accounts[&id("a")];
+        account.measured.peak_bytes(&account.needs, load) / MIB
+    };
+    assert_eq!(peak(&world), 370);
+    let account = world.books.accounts.get_mut(&id("a")).unwrap();
+    account.key.as_mut().unwrap().backend = "cuda".into();
+    let overhead = account.needs.overhead_bytes();
+    let engine = EngineMemory { active: 600 * MIB, peak: 900 * MIB, cache: 100 * MIB, prefixes: 0 };
+    world.look(look(engine, 3000, 3000));
+    assert_eq!(peak(&world), 900 + overhead / MIB);
+    world.end(request);
 }
 
 #[test]

@@ -55,7 +55,7 @@ impl Books {
     /// What `model` would need for `load`, and whether that fits; `None` for one that is not known.
     pub(crate) fn estimate(&self, model: &ModelId, load: Load, now: Instant) -> Option<Estimate> {
         let account = self.accounts.get(model)?;
-        let needs_bytes = account.load_bytes(load);
+        let needs_bytes = account.promise().load_bytes(load);
         let promised_bytes = self.ledger.held(model.as_str()).unwrap_or_default().total();
         let wanted =
             Wanted { name: model.to_string(), bytes: needs_bytes.saturating_sub(promised_bytes) };

@@ -1,13 +1,13 @@
 //! Performs what [`Books`] decide, and looks at the machine.
 
 use super::account::{Account, Turn};
-use super::books::{Act, Books, Leave, Look, Seen};
+use super::books::{Act, Books, EngineMemory, Leave, Look, Seen, WorkerMemory};
 use super::limits::{Lifetime, MemoryKeeping};
 use super::words;
 use crate::journal::{End, Failure, Journal};
 use crate::link::Inbox;
 use crate::metrics::{Metrics, ModelStats};
-use mlxd_memory::{Footprint, Level, Machine, MeasuredFile, Needs, Pressure};
+use mlxd_memory::{Level, Machine, MeasuredFile, Needs, Pressure};
 use mlxd_protocol::admin::{DeathCause, Happening};
 use mlxd_protocol::{ModelId, RequestId};
 use mlxd_supervisor::{EventLog, Gate, Worker, WorkerView};
@@ -301,13 +301,15 @@ impl Admission {
 
     async fn look(&self) {
         let handles: Vec<Handle> = locked(&self.0.handles).values().cloned().collect();
-        let workers: Vec<(u32, u64)> = handles.iter().filter_map(worker_figures).collect();
+        let workers: Vec<(u32, EngineMemory)> = handles.iter().filter_map(worker_figures).collect();
         let machine = self.0.machine.clone();
         let found = tokio::task::spawn_blocking(move || {
-            let footprint =
-                |(pid, cache): (u32, u64)| Some((pid, (machine.footprint(pid)?, cache)));
-            let workers: HashMap<u32, (Footprint, u64)> =
-                workers.into_iter().filter_map(footprint).collect();
+            let memory = |(pid, engine)| {
+                let footprint = machine.footprint(pid)?;
+                Some((pid, WorkerMemory { footprint, engine }))
+            };
+            let workers: HashMap<u32, WorkerMemory> =
+                workers.into_iter().filter_map(memory).collect();
             (machine.memory().ok(), machine.pressure().unwrap_or_default(), workers)
         });
         let Ok((memory, reading, workers)) = found.await else { return };
@@ -367,11 +369,16 @@ fn limit_of(books: &Books, model: &ModelId, account: &Account) -> Option<u64> {
     books.containment(model).filter(|_| on_cpu)
 }
 
-/// A worker's process, and what its engine keeps for reuse.
-fn worker_figures(handle: &Handle) -> Option<(u32, u64)> {
+/// A worker's process, and what its engine says of its memory.
+fn worker_figures(handle: &Handle) -> Option<(u32, EngineMemory)> {
     let view = handle.worker.view();
-    let cache = view.progress().map_or(0, |progress| progress.memory_cache_bytes);
-    Some((view.pid?, cache))
+    let engine = view.progress().map_or(EngineMemory::default(), |progress| EngineMemory {
+        active: progress.memory_active_bytes,
+        peak: progress.memory_peak_bytes,
+        cache: progress.memory_cache_bytes,
+        prefixes: progress.kept.bytes,
+    });
+    Some((view.pid?, engine))
 }
 
 impl Seen {

@@ -104,7 +104,14 @@ pub fn measure(what: &Measurement, progress: Steps) -> std::result::Result<Measu
             model.run_together(*context, *batch)?;
             let peak_bytes = memory::peak_memory()? as u64;
             let (context, batch) = (*context, *batch);
-            measured.figures.push(Figure::Peak { context, batch, loading_bytes, peak_bytes });
+            let resting_bytes = (memory::active_memory()? + memory::cache_memory()?) as u64;
+            measured.figures.push(Figure::Peak {
+                context,
+                batch,
+                loading_bytes,
+                peak_bytes,
+                resting_bytes,
+            });
             Ok(measured)
         }
     }
