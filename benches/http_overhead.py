@@ -10,6 +10,7 @@ tokens included, greedy, median of the runs), for 50, 100 and 200 new tokens:
   http           `POST /v1/completions`, streamed, to the last byte
   mlx_lm server  `mlx_lm.server`, the same request, with --server
 Runs of `direct` and `http` take turns, and each prompt is another: nothing is found in the prefix cache.
+Nothing is guessed ahead either, which `direct` never does.
 With --first also the time to the first token of prompts of 2,048 and 8,000 tokens: direct, over HTTP,
 and over HTTP again, when all of the prompt is in the prefix cache.
 Ratios are of figures from this one run.
@@ -186,7 +187,7 @@ def host_of(card):
 
 
 def mlxd_legs(arguments, folder, config, lengths):
-    with mlxd(arguments.programs) as card:
+    with mlxd(arguments.programs, MLXD_MODELS_GUESSES_MAX="0") as card:
         connection, admin = http.client.HTTPConnection(host_of(card)), card["admin_socket"]
         found = measure_in_turns(connection, admin, folder, config, lengths, arguments.runs)
         if arguments.first:
