@@ -62,6 +62,21 @@ impl Deed {
         }
     }
 
+    /// What is said when `words` mean models, but none that this would change.
+    fn nothing_to_do(self, words: &[String]) -> String {
+        let models = match words.iter().any(|word| word == "all") {
+            true => "no model".to_owned(),
+            false => format!("no model of {}", words.join(", ")),
+        };
+        match self {
+            Self::Start => format!("{models} is in the table; `mlxctl start MODEL` names one"),
+            Self::Unpin => format!("{models} is pinned"),
+            Self::Stop | Self::Restart | Self::Pin | Self::Signal(_) => {
+                format!("{models} is running")
+            }
+        }
+    }
+
     /// Does it to one model.
     pub(crate) async fn perform(self, front: &Front, model: &str) -> Result<ModelStatus, Failure> {
         let model = model.to_owned();
@@ -115,6 +130,10 @@ pub(crate) async fn call(
                 return Err(failure);
             }
         }
+    }
+    // Silence could be mistaken for success; the exit is, as supervisorctl's, that of success.
+    if selection == Selection::default() && !as_json {
+        output::line(&deed.nothing_to_do(words))?;
     }
     told.end()?;
     Ok(exit)

@@ -46,6 +46,28 @@ fn groups_are_expanded() {
 }
 
 #[test]
+fn all_and_groups_without_anything_to_do_say_so() {
+    let stopped = [grouped("a", "STOPPED", &["g"]), grouped("b", "STOPPED", &[])];
+    let front = Front::new([("GET /admin/v1/status", status(&stopped))]);
+    for (arguments, said) in [
+        (&["restart", "all"][..], "no model is running\n"),
+        (&["stop", "all"], "no model is running\n"),
+        (&["restart", "g:*"], "no model of g:* is running\n"),
+        (&["signal", "HUP", "g:*"], "no model of g:* is running\n"),
+        (&["unpin", "all"], "no model is pinned\n"),
+        (&["stop", "all", "--json"], "[]\n"),
+    ] {
+        let done = front.ctl(arguments);
+        assert_eq!((done.code, done.out.as_str(), done.err.as_str()), (0, said, ""));
+    }
+    // A group that is none is told as such, and once.
+    let done = front.ctl(&["stop", "z:*"]);
+    assert_eq!((done.code, done.out.as_str()), (1, ""));
+    let empty = Front::new([("GET /admin/v1/status", status(&[]))]).ctl(&["start", "all"]);
+    assert!(empty.out.starts_with("no model is in the table"), "{}", empty.out);
+}
+
+#[test]
 fn json_has_one_list_for_all_models_failures_too() {
     let front = Front::new([
         ("GET /admin/v1/status", table()),
