@@ -15,7 +15,7 @@ pub(crate) struct Arguments {
     /// mlxd's admin socket [default: mlxd.sock where mlxd's configuration puts it]
     #[arg(long, global = true, env = "MLXD_SOCKET", value_name = "PATH", value_hint = ValueHint::FilePath)]
     pub(crate) socket: Option<PathBuf>,
-    /// Print what mlxd answered, as JSON
+    /// Print what mlxd answered, as JSON; a failure as `{"error": {"code", "message"}}`
     #[arg(long, global = true)]
     pub(crate) json: bool,
     #[command(subcommand)]

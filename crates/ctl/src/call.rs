@@ -3,7 +3,7 @@
 use crate::client::{Failure, Front, Patience};
 use crate::exit::Exit;
 use crate::output;
-use crate::selection::{Selection, no_group};
+use crate::selection::{Selection, Unknown};
 use mlxd_protocol::admin::{ModelCall, ModelStatus, SignalCall, SignalName, WorkerState};
 use serde_json::{Value, json};
 
@@ -107,7 +107,13 @@ pub(crate) async fn call(
     let mut told = Told { as_json, results: Vec::new() };
     let mut exit = Exit::Success;
     for group in &selection.empty_groups {
-        eprintln!("mlxctl: {}", no_group(group));
+        let unknown = Unknown::group(group);
+        unknown.tell();
+        if as_json {
+            let mut row = unknown.row();
+            row["done"] = false.into();
+            told.results.push(row);
+        }
         exit = Exit::Generic;
     }
     for name in &selection.names {
@@ -125,10 +131,15 @@ pub(crate) async fn call(
                     exit = Failure::Admin(body).exit();
                 }
             }
-            Err(failure) => {
-                told.end()?;
-                return Err(failure);
+            Err(failure) if as_json => {
+                // A row of the one list, not a second document behind it.
+                eprintln!("mlxctl: {failure}");
+                let row = json!({"model": name, "done": false, "error": failure.body()});
+                told.results.push(row);
+                exit = failure.exit();
+                break;
             }
+            Err(failure) => return Err(failure),
         }
     }
     // Silence could be mistaken for success; the exit is, as supervisorctl's, that of success.

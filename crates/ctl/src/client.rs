@@ -1,6 +1,7 @@
 //! HTTP over the Unix socket, and what can go wrong with it, as sentences.
 
 use crate::exit::Exit;
+use crate::output;
 use mlxd_protocol::PROTOCOL_VERSION;
 use mlxd_protocol::admin::{AdminError, AdminErrorBody, Version};
 use reqwest::{Client, Method, Response, Url};
@@ -66,6 +67,34 @@ impl Failure {
             Self::Socket { .. } | Self::NoPlace(_) | Self::Broken(_) | Self::Terminal(_) => {
                 Exit::Generic
             }
+        }
+    }
+
+    /// A stable word for programs: mlxd's own where it refused, else one of mlxctl's.
+    pub(crate) fn code(&self) -> &str {
+        match self {
+            Self::NoSocket(_) | Self::Refused(_) => "mlxd_not_running",
+            Self::Forbidden(_) | Self::Socket { .. } | Self::NoPlace(_) => "socket_unusable",
+            Self::OtherProtocol { .. } => "other_protocol",
+            Self::Admin(body) if body.code.is_empty() => "refused",
+            Self::Admin(body) => &body.code,
+            Self::Broken(_) | Self::Terminal(_) => "failed",
+        }
+    }
+
+    /// As a refusal of mlxd's looks.
+    pub(crate) fn body(&self) -> AdminErrorBody {
+        AdminErrorBody { code: self.code().to_owned(), message: self.to_string() }
+    }
+
+    /// Tells it on standard error, and as JSON on standard output too, on one line, because it
+    /// may come after lines of a stream.
+    pub(crate) fn tell(&self, as_json: bool) {
+        eprintln!("mlxctl: {self}");
+        if as_json {
+            let error = AdminError { error: self.body() };
+            // A failure to tell a failure has nobody left to go to.
+            let _ = output::json_line(&error);
         }
     }
 
@@ -323,6 +352,7 @@ mod tests {
         assert_eq!((admin.to_string().as_str(), admin.exit()), ("no such file", Exit::NotRunning));
         let api = refusal(br#"{"error": {"code": null, "type": "x", "message": "no"}}"#).unwrap();
         assert_eq!((api.to_string().as_str(), api.exit()), ("no", Exit::Generic));
+        assert_eq!((admin.code(), api.code()), ("load_failed", "refused"));
         assert!(refusal(b"<html>").is_none());
     }
 }

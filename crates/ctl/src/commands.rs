@@ -4,7 +4,7 @@ use crate::arguments::{Command, model_from_here};
 use crate::call::{Deed, call};
 use crate::client::{Failure, Front, Patience, check_protocol};
 use crate::exit::Exit;
-use crate::selection::{Selection, no_group};
+use crate::selection::{Selection, Unknown};
 use crate::{
     ask, cache, estimate, events, generate, output, pid, pull, reload, route, service, shelf,
     socket, status, tail, top, why,
@@ -31,7 +31,7 @@ pub(crate) async fn run(
         Command::Status { models } => match show_status(front(), &models, as_json).await {
             // `status` has a code of its own for an mlxd that says nothing.
             Err(failure) if failure.is_unreachable() => {
-                eprintln!("mlxctl: {failure}");
+                failure.tell(as_json);
                 Ok(Exit::StatusUnknown)
             }
             result => result,
@@ -121,18 +121,16 @@ async fn show_status(front: MaybeFront, names: &[String], as_json: bool) -> Resu
     let mut status: Status = front.get("/admin/v1/status").await?;
     check_protocol(&status.server)?;
     let mut exit = Exit::Success;
+    let mut unknown = Vec::new();
     let mut shown: Vec<&ModelStatus> = status.models.iter().collect();
     if !names.is_empty() {
         let selection = Selection::of(names, &status.models, |_| true)?;
-        for group in &selection.empty_groups {
-            eprintln!("mlxctl: {}", no_group(group));
-            exit = Exit::StatusUnknown;
-        }
         let is_unknown = |name: &&String| !shown.iter().any(|model| model.name == **name);
-        for name in selection.names.iter().filter(is_unknown) {
-            eprintln!(
-                "mlxctl: {name}: ERROR (no such model in the table; `mlxctl status` shows it)"
-            );
+        let groups = selection.empty_groups.iter().map(|group| Unknown::group(group));
+        let names = selection.names.iter().filter(is_unknown).map(|name| Unknown::model(name));
+        unknown = groups.chain(names).collect();
+        if !unknown.is_empty() {
+            unknown.iter().for_each(Unknown::tell);
             exit = Exit::StatusUnknown;
         }
         shown.retain(|model| selection.names.contains(&model.name));
@@ -144,7 +142,11 @@ async fn show_status(front: MaybeFront, names: &[String], as_json: bool) -> Resu
     if as_json {
         let shown: Vec<ModelStatus> = shown.into_iter().cloned().collect();
         status.models = shown;
-        output::json(&status)?;
+        let mut answer = serde_json::to_value(&status).map_err(output::no_json)?;
+        if !unknown.is_empty() {
+            answer["errors"] = unknown.iter().map(Unknown::row).collect();
+        }
+        output::json(&answer)?;
     } else {
         output::piece(&status::table(&status, &shown, output::columns()))?;
     }
@@ -160,6 +162,7 @@ async fn show_version(front: MaybeFront, as_json: bool) -> Result<Exit, Failure>
     front.reach()?;
     let version: Version = front.get("/admin/v1/version").await?;
     if as_json {
+        check_protocol(&version)?;
         output::json(&json!({
             "mlxctl": {"version": own, "protocol": PROTOCOL_VERSION},
             "mlxd": version,

@@ -56,7 +56,7 @@ fn main() -> ExitCode {
         // Whoever read the output has seen enough.
         Err(failure) if failure.is_closed_pipe() => Exit::Success.into(),
         Err(failure) => {
-            eprintln!("mlxctl: {failure}");
+            failure.tell(json);
             failure.exit().into()
         }
     }

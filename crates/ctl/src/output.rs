@@ -21,9 +21,17 @@ pub(crate) fn piece(text: &str) -> Result<(), Failure> {
 
 /// Writes JSON.
 pub(crate) fn json(value: &impl Serialize) -> Result<(), Failure> {
-    let text = serde_json::to_string_pretty(value)
-        .map_err(|error| Failure::Broken(format!("cannot write JSON: {error}")))?;
-    line(&text)
+    line(&serde_json::to_string_pretty(value).map_err(no_json)?)
+}
+
+/// Writes JSON on one line.
+pub(crate) fn json_line(value: &impl Serialize) -> Result<(), Failure> {
+    line(&serde_json::to_string(value).map_err(no_json)?)
+}
+
+/// What cannot be written as JSON.
+pub(crate) fn no_json(error: serde_json::Error) -> Failure {
+    Failure::Broken(format!("cannot write JSON: {error}"))
 }
 
 /// Columns of the terminal, `None` when the output goes elsewhere.

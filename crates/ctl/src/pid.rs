@@ -3,7 +3,7 @@
 use crate::client::{Failure, Front, check_protocol};
 use crate::exit::Exit;
 use crate::output;
-use crate::selection::{Selection, no_group};
+use crate::selection::{Selection, Unknown};
 use mlxd_protocol::admin::Status;
 use serde_json::json;
 
@@ -22,10 +22,8 @@ pub(crate) async fn pid(front: &Front, words: &[String], as_json: bool) -> Resul
     check_protocol(&status.server)?;
     let selection = Selection::of(words, &status.models, |_| true)?;
     let mut exit = Exit::Success;
-    for group in &selection.empty_groups {
-        eprintln!("mlxctl: {}", no_group(group));
-        exit = Exit::Generic;
-    }
+    let mut unknown: Vec<Unknown> =
+        selection.empty_groups.iter().map(|group| Unknown::group(group)).collect();
     let mut found = Vec::new();
     for name in &selection.names {
         match status.models.iter().find(|model| model.name == *name) {
@@ -35,17 +33,16 @@ pub(crate) async fn pid(front: &Front, words: &[String], as_json: bool) -> Resul
                 }
                 found.push((name, model.pid));
             }
-            None => {
-                eprintln!(
-                    "mlxctl: {name}: ERROR (no such model in the table; `mlxctl status` shows it)"
-                );
-                exit = Exit::Generic;
-            }
+            None => unknown.push(Unknown::model(name)),
         }
     }
+    if !unknown.is_empty() {
+        unknown.iter().for_each(Unknown::tell);
+        exit = Exit::Generic;
+    }
     if as_json {
-        let rows: Vec<_> =
-            found.iter().map(|(name, pid)| json!({"model": name, "pid": pid})).collect();
+        let known = found.iter().map(|(name, pid)| json!({"model": name, "pid": pid}));
+        let rows: Vec<_> = known.chain(unknown.iter().map(Unknown::row)).collect();
         output::json(&rows)?;
     } else {
         for (_, pid) in found {

@@ -2,7 +2,8 @@
 
 use crate::arguments::model_from_here;
 use crate::client::{Failure, Front};
-use mlxd_protocol::admin::{ModelStatus, Status};
+use mlxd_protocol::admin::{AdminErrorBody, ModelStatus, Status};
+use serde_json::{Value, json};
 
 /// The models that are meant, in the order of the words, each once.
 #[derive(Debug, Default, PartialEq)]
@@ -73,11 +74,38 @@ impl Selection {
     }
 }
 
-/// What is said of a group without models.
-pub(crate) fn no_group(group: &str) -> String {
-    format!(
-        "{group}:*: ERROR (no model belongs to this group; `groups` in mlxd.toml says which do)"
-    )
+/// A word that means no model, with why.
+pub(crate) struct Unknown {
+    word: String,
+    error: AdminErrorBody,
+}
+
+impl Unknown {
+    /// A group without models.
+    pub(crate) fn group(group: &str) -> Self {
+        let message = "no model belongs to this group; `groups` in mlxd.toml says which do";
+        Self::new(format!("{group}:*"), "unknown_group", message)
+    }
+
+    /// A name that the status table does not have.
+    pub(crate) fn model(name: &str) -> Self {
+        let message = "no such model in the table; `mlxctl status` shows it";
+        Self::new(name.to_owned(), "unknown_model", message)
+    }
+
+    fn new(word: String, code: &str, message: &str) -> Self {
+        Self { word, error: AdminErrorBody { code: code.to_owned(), message: message.to_owned() } }
+    }
+
+    /// Says it on standard error.
+    pub(crate) fn tell(&self) {
+        eprintln!("mlxctl: {}: ERROR ({})", self.word, self.error.message);
+    }
+
+    /// As a row among those of the models.
+    pub(crate) fn row(&self) -> Value {
+        json!({"model": self.word, "error": self.error})
+    }
 }
 
 #[cfg(test)]

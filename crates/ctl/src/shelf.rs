@@ -8,6 +8,7 @@ use crate::units;
 use mlxd_protocol::admin::{
     ModelOnDisk, ModelShow, PullStatus, RemoveCall, Removed, Shelf, WorkerState,
 };
+use serde_json::json;
 use std::io::{IsTerminal, Write, stderr, stdin};
 
 /// Every model on disk, and what is being pulled.
@@ -36,21 +37,22 @@ pub(crate) async fn remove(front: &Front, arguments: &Rm, as_json: bool) -> Resu
         return Ok(Exit::Generic);
     }
     let mut exit = Exit::Success;
-    let mut removed = Vec::new();
+    let mut rows = Vec::new();
     for model in &arguments.models {
         let call = RemoveCall { model: model.clone(), force: arguments.force };
         match front.post::<Removed>("/admin/v1/remove", &call, Patience::Slow).await {
-            Ok(done) if as_json => removed.push(done),
+            Ok(done) if as_json => rows.push(json!(done)),
             Ok(done) => output::line(&harmless(&removal(&done)))?,
             Err(Failure::Admin(body)) => {
                 eprintln!("mlxctl: {}", harmless(&body.message));
+                rows.push(json!({"model": model, "error": body}));
                 exit = Exit::Generic;
             }
             Err(failure) => return Err(failure),
         }
     }
     if as_json {
-        output::json(&removed)?;
+        output::json(&rows)?;
     }
     Ok(exit)
 }

@@ -88,7 +88,7 @@ impl Prompt {
             }
         });
         done.unwrap_or_else(|failure| {
-            eprintln!("mlxctl: {failure}");
+            failure.tell(as_json);
             failure.exit()
         })
     }

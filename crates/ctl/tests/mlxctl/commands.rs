@@ -85,6 +85,53 @@ fn json_has_one_list_for_all_models_failures_too() {
 }
 
 #[test]
+fn with_json_failures_are_json_too() {
+    let unknown = || refusal(404, "unknown_model", "no model nope");
+    let front = Front::new([
+        ("GET /admin/v1/status", table()),
+        ("GET /admin/v1/why", unknown()),
+        ("GET /admin/v1/log", unknown()),
+        ("POST /admin/v1/remove", unknown()),
+        ("POST /admin/v1/start", Reply::Json(200, "no model status".to_owned())),
+    ]);
+    let json = |arguments: &[&str]| -> (Done, Value) {
+        let done = front.ctl(&[arguments, &["--json"]].concat());
+        let value = serde_json::from_str(&done.out).unwrap();
+        (done, value)
+    };
+    for command in ["why", "tail"] {
+        let (done, value) = json(&[command, "nope"]);
+        let error = serde_json::json!({"code": "unknown_model", "message": "no model nope"});
+        assert_eq!(value, serde_json::json!({ "error": error }), "{command}");
+        assert_eq!((done.code, done.err.as_str()), (1, "mlxctl: no model nope\n"));
+    }
+    // Where there are many, each has a row.
+    let (done, rows) = json(&["pid", "c", "nope", "z:*"]);
+    assert_eq!((done.code, &rows[0]["pid"]), (1, &4711.into()));
+    let errors: Vec<_> = rows.as_array().unwrap()[1..].iter().collect();
+    let codes: Vec<_> = errors.iter().map(|row| (&row["model"], &row["error"]["code"])).collect();
+    assert_eq!(
+        codes,
+        [(&"z:*".into(), &"unknown_group".into()), (&"nope".into(), &"unknown_model".into())]
+    );
+    let (done, status) = json(&["status", "c", "nope"]);
+    assert_eq!((done.code, &status["errors"][0]["model"]), (4, &"nope".into()));
+    assert_eq!(json(&["rm", "-y", "nope"]).1[0]["error"]["code"], "unknown_model");
+    let (done, rows) = json(&["start", "z:*", "a"]);
+    assert_eq!((done.code, rows.as_array().unwrap().len()), (1, 2));
+    assert_eq!((&rows[0]["done"], &rows[1]["error"]["code"]), (&false.into(), &"failed".into()));
+
+    let socket = front.socket().with_file_name("none");
+    for (command, code) in [("list", 7), ("status", 4), ("version", 7)] {
+        let mut alone = mlxctl(&[command, "--json"]);
+        let done = Done::of(alone.env("MLXD_SOCKET", &socket).output().unwrap());
+        let value: Value = serde_json::from_str(&done.out).unwrap();
+        assert_eq!((done.code, &value["error"]["code"]), (code, &"mlxd_not_running".into()));
+        assert!(done.err.starts_with("mlxctl: mlxd is not running"), "{}", done.err);
+    }
+}
+
+#[test]
 fn pid_prints_numbers_for_scripts() {
     let front = Front::new([("GET /admin/v1/status", table())]);
     let own = front.ctl(&["pid"]);
