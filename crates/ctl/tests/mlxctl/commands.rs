@@ -220,13 +220,23 @@ fn completions_and_manual_pages_are_made_of_the_commands() {
     }
     let page = front.ctl(&["man"]).out;
     assert!(page.contains(".TH mlxctl 1") && page.contains("Exit codes"), "{page}");
+    let status = page.split_once(".SH \"EXIT STATUS\"\n").unwrap().1;
+    assert!(status.contains("\\&  5  mlxctl and mlxd are of versions"), "{status}");
+    assert!(!page.contains("EXTRA"), "{page}");
     let page = front.ctl(&["man", "signal"]).out;
     assert!(page.contains("mlxctl\\-signal") || page.contains("mlxctl-signal"), "{page}");
     assert_eq!(front.ctl(&["man", "zz"]).code, 1);
     let folder = tempfile::tempdir().unwrap();
     assert_eq!(front.ctl(&["man", "--out", folder.path().to_str().unwrap()]).code, 0);
     assert!(folder.path().join("mlxctl.1").is_file());
-    assert!(folder.path().join("mlxctl-events.1").is_file());
+    let pages: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap()).collect();
+    assert!(pages.iter().any(|page| page.file_name() == "mlxctl-service-install.1"));
+    for page in pages {
+        let text = std::fs::read_to_string(page.path()).unwrap();
+        let title = text.lines().find(|line| line.starts_with(".TH")).unwrap();
+        let footer = concat!("mlxctl ", env!("CARGO_PKG_VERSION"));
+        assert!(title.contains(footer), "{:?}: {title}", page.file_name());
+    }
 }
 
 #[test]
