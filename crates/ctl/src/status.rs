@@ -18,6 +18,11 @@ const INDENT: &str = "    ";
 /// one line, for `grep`.
 pub(crate) fn table(server: &Status, models: &[&ModelStatus], columns: Option<usize>) -> String {
     let mut text = String::new();
+    if server.shutting_down {
+        let told =
+            "mlxd is shutting down: it takes no new requests, finishes what runs, then ends.";
+        wrapped(told, columns).iter().for_each(|line| push(&mut text, line));
+    }
     if !models.is_empty() {
         let rows: Vec<[String; 7]> = models.iter().map(|model| row(model)).collect();
         let widths = widths(&rows, columns);
@@ -38,11 +43,8 @@ pub(crate) fn table(server: &Status, models: &[&ModelStatus], columns: Option<us
             }
         }
     }
-    let is_loaded = |model: &&ModelStatus| !is_stopped(model.state);
-    if !server.models.iter().any(|model| is_loaded(&model)) {
-        let told =
-            "Nothing is loaded. A model loads at its first request, or with `mlxctl start MODEL`.";
-        wrapped(told, columns).iter().for_each(|line| push(&mut text, line));
+    if let Some(hint) = hint(server) {
+        wrapped(&harmless(&hint), columns).iter().for_each(|line| push(&mut text, line));
     }
     if let Some(line) = memory_line(server) {
         push(&mut text, &line);
@@ -59,6 +61,28 @@ pub(crate) fn table(server: &Status, models: &[&ModelStatus], columns: Option<us
         ),
     );
     text
+}
+
+/// What to do when nothing is loaded, and about models that were given up.
+fn hint(server: &Status) -> Option<String> {
+    let is_fatal = |model: &&ModelStatus| model.state == WorkerState::Fatal;
+    let fatal: Vec<&str> =
+        server.models.iter().filter(is_fatal).map(|model| model.name.as_str()).collect();
+    let nothing_loaded = server.models.iter().all(|model| is_stopped(model.state));
+    if server.shutting_down || !nothing_loaded && fatal.is_empty() {
+        return None;
+    }
+    let what = match fatal[..] {
+        [] => "A model loads at its first request, or with `mlxctl start MODEL`.".to_owned(),
+        [name] => format!(
+            "{name} was given up: `mlxctl why {name}` says why, `mlxctl start {name}` tries again."
+        ),
+        [..] => format!(
+            "{} models were given up: `mlxctl why MODEL` says why, `mlxctl start MODEL` tries again.",
+            fatal.len()
+        ),
+    };
+    Some(if nothing_loaded { format!("Nothing is loaded. {what}") } else { what })
 }
 
 /// How `status` ends for these models: as supervisorctl, which counts these three states as
@@ -236,6 +260,7 @@ mod tests {
             uptime_s: 61,
             memory_bytes: 14_200_000,
             base_url: "http://127.0.0.1:11440/v1".into(),
+            shutting_down: false,
             memory: MemoryStatus::default(),
             models,
         }
@@ -338,10 +363,32 @@ mlxd 0.1.0, pid 99, up 0:01:01, 14 MB, serves http://127.0.0.1:11440/v1
             "Nothing is loaded. A model loads at its first request, or with `mlxctl start\nMODEL`.\n\
              mlxd 0.1.0, pid 99, up 0:01:01, 14 MB, serves http://127.0.0.1:11440/v1\n"
         );
-        assert!(shown(vec![model("m", WorkerState::Fatal)], None).contains("Nothing is loaded."));
+        assert!(shown(vec![model("m", WorkerState::Exited)], None).contains("first request"));
         assert!(
             !shown(vec![model("m", WorkerState::Backoff)], None).contains("Nothing is loaded.")
         );
+    }
+
+    #[test]
+    fn a_model_given_up_is_no_model_that_loads_by_itself() {
+        let fatal = || model("m", WorkerState::Fatal);
+        let told = "m was given up: `mlxctl why m` says why, `mlxctl start m` tries again.\n";
+        let alone = shown(vec![fatal()], None);
+        assert!(alone.contains(&format!("\nNothing is loaded. {told}")), "{alone}");
+        assert!(!alone.contains("first request"), "{alone}");
+        let beside = shown(vec![model("a", WorkerState::Running), fatal()], None);
+        assert!(beside.contains(&format!("\n{told}")), "{beside}");
+        let two = shown(vec![fatal(), model("n", WorkerState::Fatal)], None);
+        assert!(two.contains("2 models were given up: `mlxctl why MODEL`"), "{two}");
+    }
+
+    #[test]
+    fn an_mlxd_that_is_ending_says_so_first() {
+        let mut status = server(vec![model("m", WorkerState::Stopped)]);
+        status.shutting_down = true;
+        let text = table(&status, &[], Some(80));
+        assert!(text.starts_with("mlxd is shutting down: "), "{text}");
+        assert!(!text.contains("first request"), "nothing loads any more: {text}");
     }
 
     #[test]

@@ -408,6 +408,7 @@ impl Dispatch {
             uptime_s: self.0.started_at.elapsed().as_secs(),
             memory_bytes: memory.get(&std::process::id()).copied().unwrap_or(0),
             base_url: self.0.base_url.clone(),
+            shutting_down: self.0.shutting_down.load(Ordering::Relaxed),
             memory: self.0.admission.read(Books::status),
             models,
         }

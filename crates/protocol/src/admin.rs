@@ -97,6 +97,9 @@ pub struct Status {
     pub memory_bytes: u64,
     /// Base URL of the API, as `http://127.0.0.1:11440/v1`.
     pub base_url: String,
+    /// Whether the front finishes what runs and then ends; it takes no further request.
+    #[serde(default)]
+    pub shutting_down: bool,
     /// The machine's memory.
     #[serde(default)]
     pub memory: MemoryStatus,

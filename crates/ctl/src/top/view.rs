@@ -53,6 +53,7 @@ fn draw_head(frame: &mut Frame, area: Rect, screen: &Screen) {
         (None, None) => Line::from(" asking mlxd…"),
         (Some(status), None) => Line::from(vec![
             Span::from(format!(" mlxd {}", status.server.version)).bold(),
+            Span::from(if status.shutting_down { "  shutting down" } else { "" }).yellow().bold(),
             Span::from(format!(
                 "  pid {}  up {}  {}  {}",
                 status.server.pid,

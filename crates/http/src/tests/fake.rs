@@ -245,6 +245,7 @@ impl Backend for FakeBackend {
             uptime_s: 1,
             memory_bytes: 2,
             base_url: "http://127.0.0.1:1/v1".into(),
+            shutting_down: false,
             memory: MemoryStatus::default(),
             models: Vec::new(),
         }
