@@ -205,7 +205,7 @@ fn push(text: &mut String, line: &str) {
 }
 
 /// `text` broken between words; a longer word stays whole.
-fn wrapped(text: &str, width: Option<usize>) -> Vec<String> {
+pub(crate) fn wrapped(text: &str, width: Option<usize>) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for word in text.split_whitespace() {
         match lines.last_mut() {

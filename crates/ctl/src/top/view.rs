@@ -3,9 +3,10 @@
 use super::screen::{Log, Screen};
 use crate::events::{clock, told};
 use crate::output::harmless;
+use crate::status::wrapped;
 use crate::units;
 use jiff::tz::TimeZone;
-use mlxd_protocol::admin::{ModelStatus, Status, WorkerState};
+use mlxd_protocol::admin::{Event, ModelStatus, Status, WorkerState};
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style, Stylize};
@@ -16,6 +17,14 @@ use ratatui::widgets::{Block, Cell, Paragraph, Row, Table, Wrap};
 const WIDE: u16 = 110;
 /// Rows for events that the table leaves at the least, with their frame.
 const EVENT_ROWS_MIN: u16 = 6;
+/// Rows for why mlxd does not answer.
+const HEAD_ROWS_MAX: usize = 4;
+/// Above what mlxd said before it fell silent.
+const LAST_SEEN: &str = " mlxd does not answer; this is what was seen last:";
+/// A name is never given more columns than this, so that the figures stay near.
+const NAME_WIDTH_MAX: usize = 64;
+/// Nor, where there is room, less than this.
+const NAME_WIDTH_MIN: usize = 16;
 const KEYS: &str = " ↑↓ select   s start   x stop   r restart   t log   q quit";
 const LOG_KEYS: &str = " ↑↓ PgUp PgDn scroll   End follow   q back";
 
@@ -26,8 +35,10 @@ pub(super) fn draw(frame: &mut Frame, screen: &mut Screen) {
         return draw_log(frame, area, log);
     }
     let models = u16::try_from(screen.models().len()).unwrap_or(u16::MAX);
+    let trouble = trouble(screen, area.width);
+    let head_rows = trouble.as_ref().map_or(1, |told| told.len().clamp(1, HEAD_ROWS_MAX) as u16);
     let rows = Layout::vertical([
-        Constraint::Length(1),
+        Constraint::Length(head_rows),
         Constraint::Length(1),
         Constraint::Length(1),
         // The table's head and rows; at least the sentence that there is none.
@@ -37,21 +48,46 @@ pub(super) fn draw(frame: &mut Frame, screen: &mut Screen) {
         Constraint::Length(1),
     ]);
     let [head, totals, _gap, table, note, events, keys] = rows.areas(area);
-    draw_head(frame, head, screen);
-    if let Some(status) = &screen.status {
-        draw_totals(frame, totals, status, screen.machine_bytes);
+    match (&trouble, &screen.status) {
+        (Some(told), status) => {
+            let lines: Vec<Line> = told.iter().map(|line| Line::from(line.as_str())).collect();
+            frame.render_widget(Paragraph::new(lines).red().bold(), head);
+            if status.is_some() {
+                frame.render_widget(Line::from(LAST_SEEN).bold(), totals);
+            }
+        }
+        (None, status) => {
+            draw_head(frame, head, status.as_ref());
+            if let Some(status) = status {
+                draw_totals(frame, totals, status, screen.machine_bytes);
+            }
+        }
     }
     draw_models(frame, table, screen);
     draw_note(frame, note, screen);
+    if trouble.is_some() {
+        // Green and full bars would look like life.
+        let old = Rect { height: note.bottom() - table.y, ..table };
+        frame.buffer_mut().set_style(old, Style::reset().dark_gray().dim());
+    }
     draw_events(frame, events, screen);
     draw_last_line(frame, keys, screen);
 }
 
-fn draw_head(frame: &mut Frame, area: Rect, screen: &Screen) {
-    let line = match (&screen.status, &screen.trouble) {
-        (_, Some(trouble)) => Line::from(format!(" {}", harmless(trouble))).red().bold(),
-        (None, None) => Line::from(" asking mlxd…"),
-        (Some(status), None) => Line::from(vec![
+/// Why mlxd does not answer, in lines that fit.
+fn trouble(screen: &Screen, width: u16) -> Option<Vec<String>> {
+    let told = harmless(screen.trouble.as_ref()?);
+    let width = usize::from(width.saturating_sub(2)).max(1);
+    let lines = wrapped(&told, Some(width));
+    // A path may be longer than a line.
+    let rows = lines.iter().flat_map(|line| cut(line, width));
+    Some(rows.map(|row| format!(" {row}")).collect())
+}
+
+fn draw_head(frame: &mut Frame, area: Rect, status: Option<&Status>) {
+    let line = match status {
+        None => Line::from(" asking mlxd…"),
+        Some(status) => Line::from(vec![
             Span::from(format!(" mlxd {}", status.server.version)).bold(),
             Span::from(if status.shutting_down { "  shutting down" } else { "" }).yellow().bold(),
             Span::from(format!(
@@ -104,7 +140,7 @@ fn bar(part: u64, whole: u64, width: usize) -> Span<'static> {
 /// A column: its head, its width, and what a model has in it.
 struct Column {
     head: &'static str,
-    width: Constraint,
+    width: u16,
     cell: fn(&ModelStatus, &Shown) -> Cell<'static>,
 }
 
@@ -115,10 +151,10 @@ struct Shown {
     machine_bytes: u64,
 }
 
-fn columns(is_wide: bool) -> Vec<Column> {
-    let column = |head, width, cell| Column { head, width: Constraint::Length(width), cell };
+/// All but the model's name.
+fn figures(is_wide: bool) -> Vec<Column> {
+    let column = |head, width, cell| Column { head, width, cell };
     let mut columns = vec![
-        Column { head: "MODEL", width: Constraint::Fill(1), cell: name_cell },
         column("STATE", 8, state_cell),
         column("MEMORY", if is_wide { 28 } else { 14 }, memory_cell),
         column("RUN", 3, |model, _| count(model.running, 3)),
@@ -149,6 +185,18 @@ fn shortened(name: &str, width: usize) -> String {
     }
     let kept = name.chars().skip(length + 1 - width.max(1));
     std::iter::once('…').chain(kept).collect()
+}
+
+/// Both ends of a name, where whose it is counts as much.
+fn shortened_inside(name: &str, width: usize) -> String {
+    let length = name.chars().count();
+    if length <= width {
+        return name.to_owned();
+    }
+    let kept = width.saturating_sub(1);
+    let (front, back) = (kept / 2, kept - kept / 2);
+    let ends = name.chars().take(front).chain(['…']);
+    ends.chain(name.chars().skip(length - back)).collect()
 }
 
 fn state_cell(model: &ModelStatus, _: &Shown) -> Cell<'static> {
@@ -204,16 +252,14 @@ fn draw_models(frame: &mut Frame, area: Rect, screen: &mut Screen) {
         return frame.render_widget(empty, area);
     }
     let is_wide = area.width >= WIDE;
-    let columns = columns(is_wide);
-    let others: u16 = columns
-        .iter()
-        .map(|column| match column.width {
-            Constraint::Length(width) => width + 1,
-            _ => 0,
-        })
-        .sum();
+    let mut columns = figures(is_wide);
+    let others: u16 = columns.iter().map(|column| column.width + 1).sum();
+    let names = screen.models().iter().map(|model| model.name.chars().count());
+    let longest = names.max().unwrap_or(0).clamp(NAME_WIDTH_MIN, NAME_WIDTH_MAX) as u16;
+    let name_width = area.width.saturating_sub(others + 1).min(longest);
+    columns.insert(0, Column { head: "MODEL", width: name_width, cell: name_cell });
     let shown = Shown {
-        name_width: usize::from(area.width.saturating_sub(others + 1)),
+        name_width: usize::from(name_width),
         bar_width: if is_wide { 20 } else { 6 },
         machine_bytes: screen.machine_bytes,
     };
@@ -222,13 +268,12 @@ fn draw_models(frame: &mut Frame, area: Rect, screen: &mut Screen) {
         .iter()
         .map(|model| Row::new(columns.iter().map(|column| (column.cell)(model, &shown))))
         .collect();
-    let widths: Vec<Constraint> = columns.iter().map(|column| column.width).collect();
-    let heads = columns.iter().map(|column| match column.width {
+    let widths = columns.iter().map(|column| Constraint::Length(column.width));
+    let widths: Vec<Constraint> = widths.collect();
+    let heads = columns.iter().map(|column| match column.head {
+        "MODEL" | "STATE" | "MEMORY" | "PHASE" => Cell::from(column.head),
         // Over numbers, which stand at the right.
-        Constraint::Length(width) if !["STATE", "MEMORY", "PHASE"].contains(&column.head) => {
-            right(column.head.to_owned(), width.into())
-        }
-        _ => Cell::from(column.head),
+        head => right(head.to_owned(), column.width.into()),
     });
     let table = Table::new(rows, widths)
         .column_spacing(1)
@@ -261,17 +306,24 @@ fn draw_events(frame: &mut Frame, area: Rect, screen: &Screen) {
     let block = Block::bordered().title(" last events ");
     let inner = block.inner(area);
     let zone = TimeZone::system();
+    let name_width = (usize::from(inner.width) / 3).max(NAME_WIDTH_MIN);
     let left_out = screen.events.len().saturating_sub(usize::from(inner.height));
     let lines: Vec<Line> = screen.events[left_out..]
         .iter()
         .map(|event| {
             Line::from(vec![
                 Span::from(format!("{} ", clock(event, &zone))).dim(),
-                Span::from(harmless(&told(event))),
+                Span::from(harmless(&event_line(event, name_width))),
             ])
         })
         .collect();
     frame.render_widget(Paragraph::new(lines).block(block), area);
+}
+
+/// An event as a sentence, whose model's name leaves room for what happened.
+fn event_line(event: &Event, name_width: usize) -> String {
+    let model = event.model.as_ref().map(|name| shortened_inside(name, name_width));
+    told(&Event { model, ..event.clone() })
 }
 
 fn draw_last_line(frame: &mut Frame, area: Rect, screen: &Screen) {
@@ -283,7 +335,7 @@ fn draw_last_line(frame: &mut Frame, area: Rect, screen: &Screen) {
                 1 => ", which works on 1 request".to_owned(),
                 many => format!(", which works on {many} requests"),
             };
-            let model = harmless(model);
+            let model = harmless(&shortened_inside(model, usize::from(area.width) / 2));
             Line::from(format!(" {} {model}{told}? y / n", deed.name())).yellow().bold()
         }
         (None, Some(message)) if area.width > 100 => Line::from(vec![
@@ -332,7 +384,7 @@ fn cut(line: &str, width: usize) -> Vec<String> {
 pub(super) mod tests {
     use super::*;
     use crate::top::feed::News;
-    use mlxd_protocol::admin::{Event, Happening};
+    use mlxd_protocol::admin::Happening;
     use ratatui::Terminal;
     use ratatui::backend::TestBackend;
     use ratatui::crossterm::event::KeyCode;
@@ -450,12 +502,50 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_front_that_is_gone_is_told_above_the_last_picture() {
+    fn a_front_that_is_gone_is_told_whole_above_a_faded_picture() {
         let mut screen = screen(&SOME);
-        screen.hear(News::Look(Err("mlxd is not running".into())));
+        let gone = "mlxd is not running: there is no socket /run/user/1000/mlxd/with/a/long/way/to/mlxd.sock. Start it with `mlxd serve`";
+        screen.hear(News::Look(Err(gone.into())));
+        let mut terminal = Terminal::new(TestBackend::new(80, 24)).unwrap();
+        terminal.draw(|frame| draw(frame, &mut screen)).unwrap();
+        let buffer = terminal.backend().buffer().clone();
         let lines = drawn(&mut screen, 80, 24);
-        assert_eq!(lines[0], " mlxd is not running");
-        assert!(lines[4].contains("RUNNING"));
+        let told = format!("{}{}", lines[0], lines[1]);
+        assert_eq!(told.split_whitespace().collect::<Vec<_>>().join(" "), gone);
+        assert_eq!(lines[2], LAST_SEEN);
+        assert!(lines[5].contains("RUNNING"), "{lines:?}");
+        let faded = |x, y| {
+            let cell = &buffer[(x, y)];
+            (cell.fg, cell.modifier) == (Color::DarkGray, Modifier::DIM)
+        };
+        assert!((0..80).all(|x| (4..9).all(|y| faded(x, y))), "no colours of life");
+        screen.hear(News::Look(Ok(look(&SOME))));
+        assert!(drawn(&mut screen, 80, 24)[0].starts_with(" mlxd 0.1.0"), "it is back");
+        let mut never = Screen::new(0);
+        never.hear(News::Look(Err(gone.into())));
+        assert!(!drawn(&mut never, 80, 24).iter().any(|line| line == LAST_SEEN));
+    }
+
+    #[test]
+    fn on_a_very_wide_screen_figures_stay_near_the_names() {
+        let lines = drawn(&mut screen(&SOME), 200, 24);
+        assert!(lines[4].contains(&format!("{} RUNNING", SOME[0].0)), "{}", lines[4]);
+        let long = "o/".to_owned() + &"n".repeat(150);
+        let lines = drawn(&mut screen(&[(&long, "RUNNING")]), 200, 24);
+        let before = lines[4].split("RUNNING").next().unwrap();
+        assert_eq!(before.chars().count(), 1 + NAME_WIDTH_MAX + 1, "{}", lines[4]);
+    }
+
+    #[test]
+    fn long_names_leave_room_for_what_happened() {
+        let name = "mlx-community/Qwen3-Coder-480B-A35B-Instruct-a-very-long-name-4bit";
+        let mut screen = screen(&[(name, "RUNNING")]);
+        screen.events.iter_mut().for_each(|event| event.model = Some(name.into()));
+        let lines = drawn(&mut screen, 80, 24);
+        assert!(lines[21].contains(" mlx-communit…ong-name-4bit: worker started"), "{}", lines[21]);
+        screen.press(KeyCode::Char('x').into());
+        let asked = &drawn(&mut screen, 80, 24)[23];
+        assert!(asked.ends_with("which works on 8 requests? y / n"), "{asked}");
     }
 
     #[test]
