@@ -8,7 +8,7 @@
 //! ```
 //! So many chat streams are open all the time (256 of the scripted engine, 32 of the real one
 //! with the built-in model); when one ends, another begins in its place, on a new connection and
-//! with a prompt of its own. Every answer's length is checked. Memory is the process's
+//! with one of 500 prompts. Every answer's length is checked. Memory is the process's
 //! proportional set where the system tells of it, else its resident set.
 //!
 //! Growth is the slope of a line through memory over the second half of the run, by when every
