@@ -3,7 +3,7 @@
 
 use crate::client::Failure;
 use serde::Serialize;
-use std::io::{IsTerminal, Write, stdout};
+use std::io::{IsTerminal, Write, stderr, stdin, stdout};
 
 /// Writes a line.
 pub(crate) fn line(text: &str) -> Result<(), Failure> {
@@ -44,6 +44,19 @@ pub(crate) fn is_terminal() -> bool {
     stdout().is_terminal()
 }
 
+/// Asks on standard error whoever sits at the terminal; anything but a yes is a no.
+pub(crate) fn confirmed(question: &str) -> Result<bool, Failure> {
+    eprint!("{} [y/N] ", harmless(question));
+    stderr().flush()?;
+    let mut answer = String::new();
+    stdin().read_line(&mut answer)?;
+    Ok(is_yes(&answer))
+}
+
+fn is_yes(answer: &str) -> bool {
+    ["y", "yes"].contains(&answer.trim().to_lowercase().as_str())
+}
+
 /// `text` without the control characters that could move the cursor or set the title; line ends
 /// and tabs stay.
 pub(crate) fn harmless(text: &str) -> String {
@@ -54,7 +67,14 @@ pub(crate) fn harmless(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::harmless;
+    use super::{harmless, is_yes};
+
+    #[test]
+    fn only_a_yes_is_one() {
+        assert!(["y\n", "Y\n", " yes \n"].into_iter().all(is_yes));
+        // Ctrl-D gives nothing at all.
+        assert!(!["", "\n", "n\n", "yy\n", "shutdown\n"].into_iter().any(is_yes));
+    }
 
     #[test]
     fn control_characters_are_shown_as_such() {

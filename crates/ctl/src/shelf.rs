@@ -9,7 +9,7 @@ use mlxd_protocol::admin::{
     ModelOnDisk, ModelShow, PullStatus, RemoveCall, Removed, Shelf, WorkerState,
 };
 use serde_json::json;
-use std::io::{IsTerminal, Write, stderr, stdin};
+use std::io::{IsTerminal, stdin};
 
 /// Every model on disk, and what is being pulled.
 pub(crate) async fn list(front: &Front, as_json: bool) -> Result<Exit, Failure> {
@@ -64,11 +64,7 @@ async fn confirmed(front: &Front, models: &[String]) -> Result<bool, Failure> {
         return Ok(false);
     }
     let shelf: Shelf = front.get("/admin/v1/models").await?;
-    eprint!("{} [y/N] ", harmless(&question(models, &shelf)));
-    stderr().flush()?;
-    let mut answer = String::new();
-    stdin().read_line(&mut answer)?;
-    let yes = ["y", "yes"].contains(&answer.trim().to_lowercase().as_str());
+    let yes = output::confirmed(&question(models, &shelf))?;
     if !yes {
         eprintln!("mlxctl: nothing was deleted");
     }

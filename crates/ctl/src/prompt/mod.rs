@@ -11,6 +11,7 @@ use crate::arguments::Command;
 use crate::client::{Failure, Front};
 use crate::commands;
 use crate::exit::Exit;
+use crate::output;
 use line::{Line, read};
 use std::io::{IsTerminal, stdin};
 use std::path::PathBuf;
@@ -39,7 +40,7 @@ impl Prompt {
         let mut text = String::new();
         // Not locked between lines: a command may read standard input too.
         while stdin().read_line(&mut text)? > 0 {
-            match self.obey(&text) {
+            match self.obey(&text, |_| Ok(true)) {
                 Some(Exit::Success) => {}
                 Some(failed) => exit = failed,
                 None => break,
@@ -54,22 +55,28 @@ impl Prompt {
             Arc::clone(&self.runtime),
             commands::front(self.socket.clone()).ok(),
         ));
-        self.obey("status");
+        self.obey("status", output::confirmed);
         while let Some(text) = editor.next()? {
-            if self.obey(&text).is_none() {
+            if self.obey(&text, output::confirmed).is_none() {
                 break;
             }
         }
         Ok(Exit::Success)
     }
 
-    /// Does what a line says; `None` when it says to leave.
-    fn obey(&self, text: &str) -> Option<Exit> {
+    /// Does what a line says, after a yes of `confirmed` where it would end mlxd; `None` when it
+    /// says to leave.
+    fn obey(&self, text: &str, confirmed: impl Fn(&str) -> Result<bool, Failure>) -> Option<Exit> {
         match read(text) {
             Line::Nothing => Some(Exit::Success),
             Line::Leave => None,
             Line::Told(exit) => Some(exit),
             Line::Command { command, socket, as_json } => {
+                if matches!(*command, Command::Shutdown)
+                    && !confirmed("Really shut mlxd down?").unwrap_or(false)
+                {
+                    return Some(Exit::Generic);
+                }
                 let socket = socket.or_else(|| self.socket.clone());
                 Some(self.perform(*command, socket, as_json || self.as_json))
             }
@@ -96,3 +103,30 @@ impl Prompt {
 
 /// A front to ask for names, if there is one.
 type MaybeFront = Option<Front>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::cell::Cell;
+
+    #[test]
+    fn a_shutdown_waits_for_a_yes_and_nothing_else_does() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let nowhere = Some(PathBuf::from("/nonexistent/s"));
+        let prompt = Prompt::new(runtime, nowhere, false);
+        let asked = Cell::new(0);
+        let says = |yes| {
+            let asked = &asked;
+            move |_: &str| {
+                asked.set(asked.get() + 1);
+                Ok(yes)
+            }
+        };
+        assert_eq!(prompt.obey("shutdown", says(false)), Some(Exit::Generic));
+        // It was tried: there is no mlxd.
+        assert_eq!(prompt.obey("shutdown", says(true)), Some(Exit::NotRunning));
+        assert_eq!(asked.get(), 2);
+        assert_eq!(prompt.obey("stop all", says(false)), Some(Exit::NotRunning));
+        assert_eq!(asked.get(), 2);
+    }
+}

@@ -67,7 +67,7 @@ pub(super) fn draw(frame: &mut Frame, screen: &mut Screen) {
     draw_note(frame, note, screen);
     if trouble.is_some() {
         // Green and full bars would look like life.
-        let old = Rect { height: note.bottom() - table.y, ..table };
+        let old = Rect { height: note.bottom().saturating_sub(table.y), ..table };
         frame.buffer_mut().set_style(old, Style::reset().dark_gray().dim());
     }
     draw_events(frame, events, screen);

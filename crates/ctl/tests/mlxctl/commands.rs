@@ -1,6 +1,6 @@
 //! The commands beyond the everyday ones, from outside.
 
-use crate::front::{Done, Front, Reply, mlxctl, model, refusal, status};
+use crate::front::{Done, Front, Reply, mlxctl, model, protocol, refusal, status, version};
 use serde_json::Value;
 use std::io::Write;
 use std::process::Stdio;
@@ -244,6 +244,7 @@ fn bare_it_takes_commands_from_a_pipe() {
     let front = Front::new([
         ("GET /admin/v1/status", table()),
         ("POST /admin/v1/stop", refusal(500, "internal", "stuck")),
+        ("POST /admin/v1/shutdown", Reply::Json(200, version(protocol()))),
     ]);
     let run = |script: &str| {
         let mut command = mlxctl(&[]);
@@ -258,6 +259,9 @@ fn bare_it_takes_commands_from_a_pipe() {
     // It goes on after a failure, and tells of it in the end.
     let done = run("stop c\npid");
     assert_eq!((done.code, done.out.as_str()), (1, "c: ERROR (stuck)\n99\n"));
+    // Nobody sits there to be asked whether that is meant.
+    let done = run("shutdown\npid\n");
+    assert_eq!(done.out, "mlxd, pid 99: finishes what runs, then ends\n99\n");
     let done = run("frobnicate\n");
     assert_eq!(done.code, 2);
     assert!(done.err.contains("unrecognized subcommand"), "{}", done.err);
