@@ -74,3 +74,22 @@ fn a_new_configuration_is_shown_then_put_to_work() {
     assert_eq!(wrong.0, 1);
     assert!(wrong.2.contains("did you mean http.port?"), "{}", wrong.2);
 }
+
+#[test]
+fn a_model_that_cannot_be_loaded_at_the_start_says_why_in_its_status() {
+    let missing = "org/not-on-this-disk";
+    let scripted = Scripted::start_with(&Script::default(), |config| {
+        config.with_model_key(missing, "preload", true)
+    });
+    let reason = until("the reason", || {
+        let status = status_of(&scripted.front, missing);
+        assert_eq!(status["state"], "STOPPED");
+        status["reason"].as_str().map(str::to_owned)
+    });
+    assert!(reason.contains(missing), "{reason}");
+    let shown = mlxctl(&scripted, &["status", missing]).1;
+    assert!(shown.contains(&format!("\n    {reason}\n")), "{shown}");
+    // Names that only a caller knows leave nothing behind.
+    assert_eq!(mlxctl(&scripted, &["start", "org/anything"]).0, 1);
+    assert_eq!(status_of(&scripted.front, "org/anything"), Value::Null);
+}

@@ -58,6 +58,9 @@ struct Shared {
     /// Held while files are read, by the name asked for: of many requests for a new model one
     /// reads them.
     reading: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+    /// Why the files of a configured model could not be used when they were read last, by the name
+    /// asked for.
+    unusable: Mutex<HashMap<String, String>>,
     metrics: Arc<Metrics>,
     events: EventLog,
     next_request: AtomicU64,
@@ -142,6 +145,7 @@ impl Dispatch {
             slots: Mutex::default(),
             names: Mutex::default(),
             reading: Mutex::default(),
+            unusable: Mutex::default(),
             metrics,
             events,
             admission,
@@ -207,10 +211,19 @@ impl Dispatch {
             let open = OpenModel::read(&found)?;
             Ok((found, open))
         };
-        let (found, open) = tokio::task::spawn_blocking(read)
-            .await
-            .map_err(|error| ModelFault::broken(format!("reading {name} failed: {error}")))??;
+        let read = tokio::task::spawn_blocking(read).await.unwrap_or_else(|error| {
+            Err(ModelFault::broken(format!("reading {name} failed: {error}")))
+        });
+        let (found, open) = read.inspect_err(|fault| self.note_unusable(name, fault))?;
+        locked(&self.0.unusable).remove(name);
         Ok(self.install(name, found, open))
+    }
+
+    /// Kept for the status of configured models alone: other names are anybody's.
+    fn note_unusable(&self, name: &str, fault: &ModelFault) {
+        if self.0.source.configured().iter().any(|configured| configured == name) {
+            locked(&self.0.unusable).insert(name.to_owned(), fault.to_string());
+        }
     }
 
     fn known_slot(&self, name: &str) -> Option<Arc<Slot>> {
@@ -401,6 +414,9 @@ impl Dispatch {
         }
         for model in &mut models {
             model.groups = self.0.source.groups(&model.name);
+            if model.state == WorkerState::Stopped && model.reason.is_none() {
+                model.reason = locked(&self.0.unusable).get(&model.name).cloned();
+            }
         }
         models.sort_by(|a, b| a.name.cmp(&b.name));
         Status {
@@ -508,6 +524,7 @@ impl Dispatch {
     /// Models' files and settings are looked at again before the next worker of each.
     pub fn forget_all_files(&self) {
         locked(&self.0.names).clear();
+        locked(&self.0.unusable).clear();
         let slots = locked(&self.0.slots);
         slots.values().for_each(|slot| slot.fresh.store(false, Ordering::Relaxed));
     }
