@@ -31,7 +31,7 @@ test: setup ## every test
 	@scripts/test $(ARGS)
 
 chaos: setup ## faults at random under load, every answer checked (ARGS="--minutes 5 --seed 1")
-	@$(CARGO) build --release --quiet --package mlxd --package mlxd-testkit --bins
+	@$(CARGO) build --release --quiet --package mlxd --package mlxd-worker --package mlxd-testkit --bins
 	@$(CARGO) run --quiet --release --package mlxd-testkit --bin mlxd-chaos -- $(ARGS)
 
 lint: setup ## formatting, clippy, house rules, licences
