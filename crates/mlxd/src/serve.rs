@@ -102,6 +102,7 @@ async fn serve(
         memory::keeping(config, &instance.folders),
     );
     let shutdown = CancellationToken::new();
+    let by_launchd = given.launchd;
     let tcp = instance.tcp.try_clone().map_err(Failed::run)?;
     let admin = instance.admin.try_clone().map_err(Failed::run)?;
     let front = Administration::new(
@@ -162,7 +163,8 @@ async fn serve(
             });
             tokio::time::sleep(LAST_WORDS).await;
             drop(instance); // Removes the sockets; the workers see that the front is gone.
-            std::process::exit(HURRIED);
+            // launchd would start it again.
+            std::process::exit(if by_launchd { 0 } else { HURRIED });
         }
     }
     tracing::info!("stopped");

@@ -38,10 +38,11 @@ pub fn service_unit(service: &Service) -> String {
     unit.line("ExecStart", &command_line(service));
     unit.line("ExecReload", "/bin/kill -HUP $MAINPID");
     // mlxd restarts its workers itself. It is started again only after a failure, and not after
-    // one that would come again: 2 is a wrong configuration, 3 an address that is taken.
+    // one that would come again (2 is a wrong configuration, 3 an address that is taken) or a
+    // second signal, which is 130.
     unit.line("Restart", "on-failure");
     unit.line("RestartSec", &service.restart_s.to_string());
-    unit.line("RestartPreventExitStatus", "2 3");
+    unit.line("RestartPreventExitStatus", "2 3 130");
     unit.line("WatchdogSec", &WATCHDOG_S.to_string());
     unit.line("TimeoutStartSec", "60");
     unit.line("TimeoutStopSec", &service.stop_timeout_s.to_string());
