@@ -12,8 +12,9 @@
 //! proportional set where the system tells of it, else its resident set.
 //!
 //! Growth is the slope of a line through memory over the second half of the run, by when every
-//! pool is full; the front's cache of tokenised texts is made small for that. Starvation: a stream that waits longer than the limit for a delta, its first
-//! included, or a place among the streams that had less than half as many deltas as another.
+//! pool is full; the front's cache of tokenised texts is made small for that. Starvation: a stream
+//! that waits longer than the limit for a delta, its first included, or a place among the streams
+//! that had less than half as many deltas as another.
 
 use anyhow::{Context, Result, bail, ensure};
 use mlxd_benches::{Asked, Interval, Memory, Steady};

@@ -1,7 +1,7 @@
 //! Spawning on demand, draining, the comments that fill the wait, streams and answers that agree.
 
 use crate::fixture::{MODEL, Scripted, chat, config, delta, said, status_of, until_idle};
-use mlxd_testkit::{FrontProcess, Script, until};
+use mlxd_testkit::{Body, Events, FrontProcess, Script, until};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
@@ -75,21 +75,31 @@ fn a_drain_lets_answers_finish() {
     assert_eq!(scripted.front.wait_exit().code(), Some(0));
 }
 
-#[test]
-fn a_drain_that_takes_too_long_says_so_to_the_client() {
-    let script = Script { step_us: 10_000, context_tokens: 100_000, ..Script::default() };
-    let mut scripted =
-        Scripted::start_with(&script, |config| config.with("http.shutdown_grace_ms", 200));
+/// A stream in the middle of an answer that will not end by itself.
+fn talking(scripted: &Scripted) -> Events<Body> {
     let body = chat(MODEL, "talk", json!({"stream": true, "max_tokens": 90_000}));
     let mut events = scripted.front.client().post(CHAT, &body).events();
     while delta(&events.expect_event().json()).is_empty() {}
-    scripted.front.signal(Signal::SIGTERM);
+    events
+}
+
+fn assert_told_of_shutdown(mut events: Events<Body>) {
     let mut error = None;
     while let Ok(Some(event)) = events.next_event() {
         assert_ne!(event.data, "[DONE]");
         error = event.json().get("error").cloned().or(error);
     }
     assert_eq!(error.expect("an error event")["code"], "shutting_down");
+}
+
+#[test]
+fn a_drain_that_takes_too_long_says_so_to_the_client() {
+    let script = Script { step_us: 10_000, context_tokens: 100_000, ..Script::default() };
+    let mut scripted =
+        Scripted::start_with(&script, |config| config.with("http.shutdown_grace_ms", 200));
+    let events = talking(&scripted);
+    scripted.front.signal(Signal::SIGTERM);
+    assert_told_of_shutdown(events);
     assert_eq!(scripted.front.wait_exit().code(), Some(0));
 }
 
@@ -97,18 +107,11 @@ fn a_drain_that_takes_too_long_says_so_to_the_client() {
 fn a_second_signal_hurries_and_still_says_so() {
     let script = Script { step_us: 10_000, context_tokens: 100_000, ..Script::default() };
     let mut scripted = Scripted::start(&script);
-    let body = chat(MODEL, "talk", json!({"stream": true, "max_tokens": 90_000}));
-    let mut events = scripted.front.client().post(CHAT, &body).events();
-    while delta(&events.expect_event().json()).is_empty() {}
+    let mut events = talking(&scripted);
     scripted.front.signal(Signal::SIGTERM);
-    delta(&events.expect_event().json());
+    events.expect_event();
     scripted.front.signal(Signal::SIGTERM);
-    let mut error = None;
-    while let Ok(Some(event)) = events.next_event() {
-        assert_ne!(event.data, "[DONE]");
-        error = event.json().get("error").cloned().or(error);
-    }
-    assert_eq!(error.expect("an error event")["code"], "shutting_down");
+    assert_told_of_shutdown(events);
     assert_eq!(scripted.front.wait_exit().code(), Some(130));
 }
 
@@ -131,6 +134,47 @@ fn an_admin_stops_and_starts_a_model() {
     assert_eq!(said(&answer).len(), 2, "a request starts it again");
     let log = admin.get(&format!("/admin/v1/log?model={MODEL}&bytes=100000"));
     assert_eq!(log.status, 200);
+}
+
+/// Text goes to people, JSON to programs: in the front's log and in the worker's, with the same id.
+#[test]
+fn a_request_is_found_in_both_logs_by_its_id() {
+    let scripted = Scripted::start_with(&Script::default(), |config| {
+        config.with("log.format", "json").with("log.level", "debug")
+    });
+    let front = &scripted.front;
+    let body = chat(MODEL, "hi", json!({"max_tokens": 3, "stream": true}));
+    std::thread::scope(|scope| {
+        for number in 0..8 {
+            let (body, id) = (&body, format!("mine-{number}"));
+            scope.spawn(move || {
+                let json = ("content-type", "application/json");
+                let headers = [json, ("x-request-id", id.as_str())];
+                let body = body.to_string();
+                front.client().request("POST", CHAT, &headers, body.as_bytes()).events().all()
+            });
+        }
+    });
+    let log = |path: &str| -> Vec<Value> {
+        let text = front.admin().get(path).text();
+        let line = |line: &str| serde_json::from_str(line).unwrap_or_else(|_| panic!("{line}"));
+        text.lines().map(line).collect()
+    };
+    let says = |lines: &[Value], key: &str, value: &str| {
+        lines.iter().filter(|line| line["fields"][key] == value).count()
+    };
+    let worker = log(&format!("/admin/v1/log?model={MODEL}&bytes=100000"));
+    let own = until("the ends of the streams in the front's log", || {
+        let own = log("/admin/v1/log?bytes=1000000");
+        (says(&own, "message", "a stream is complete") == 8).then_some(own)
+    });
+    for number in 0..8 {
+        let id = format!("mine-{number}");
+        // Answered, and complete.
+        assert_eq!(says(&own, "id", &id), 2, "{id}");
+        assert!(says(&worker, "trace", &id) > 0, "{id}");
+    }
+    assert_eq!(says(&own, "message", "a model's files are read"), 1, "for all eight");
 }
 
 /// A worker that drains sends back what it did not take, and that asks for the next worker while

@@ -214,8 +214,9 @@ impl Owner {
         for name in carried.into_iter().filter(|_| self.is_caller) {
             variables.extend(std::env::var(name).ok().map(|value| (name.to_owned(), value)));
         }
-        // The configuration's own: the service is to run as this mlxctl sees it.
-        variables.extend(self.environment.mlxd.iter().cloned());
+        // Folders alone: other variables may hold keys, and everybody can read these files.
+        let folders = |(name, _): &&(String, String)| name.starts_with("MLXD_PATHS_");
+        variables.extend(self.environment.mlxd.iter().filter(folders).cloned());
         if let Some(runtime) = runtime {
             let runtime = runtime.to_string_lossy().into_owned();
             variables.push(("MLXD_PATHS_RUNTIME".to_owned(), runtime));

@@ -87,12 +87,13 @@ impl CrashFolder {
     /// As for any file that is written.
     pub fn write(&self, report: &CrashReport) -> io::Result<PathBuf> {
         let mut text = serde_json::to_vec_pretty(report).map_err(io::Error::other)?;
-        let mut short = report.clone();
-        for step in 0.. {
-            if text.len() <= self.report_bytes_max || !shorten(&mut short, step) {
-                break;
+        if text.len() > self.report_bytes_max {
+            let (mut short, mut steps) = (report.clone(), 0..);
+            while text.len() > self.report_bytes_max
+                && steps.next().is_some_and(|step| shorten(&mut short, step))
+            {
+                text = serde_json::to_vec_pretty(&short).map_err(io::Error::other)?;
             }
-            text = serde_json::to_vec_pretty(&short).map_err(io::Error::other)?;
         }
         let of_model = self.of_model(&report.model);
         let mut folder = of_model.join(report.unix_ms.to_string());

@@ -204,6 +204,7 @@ impl Dispatch {
     }
 
     async fn read_slot(&self, name: &str) -> Result<Arc<Slot>, ModelFault> {
+        tracing::debug!(name, "a model's files are read");
         let source = self.0.source.clone();
         let asked = name.to_owned();
         let read = move || {

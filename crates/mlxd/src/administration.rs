@@ -134,7 +134,9 @@ impl Administration {
                 && loaded.config.models.preloaded().any(|name| name == change.model);
             change.note = if runs && change.change == ModelChangeKind::Removed {
                 Some(format!("its worker goes on; `mlxctl stop {}` ends it", change.model))
-            } else if runs && !change.keys.iter().all(|key| reload::is_fronts_alone(key)) {
+            } else if runs
+                && !change.keys.iter().all(|key| reload::FRONTS_ALONE.contains(&key.as_str()))
+            {
                 Some("its worker goes on as it is; `mlxctl restart` puts the change to work".into())
             } else if preload {
                 let (dispatch, name) = (inner.dispatch.clone(), change.model.clone());

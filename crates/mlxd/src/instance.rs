@@ -34,8 +34,11 @@ impl Instance {
         let held = managed::listener(by_launchd)
             .context("cannot take the socket that launchd or systemd holds")
             .map_err(Failed::address)?;
-        own_folder(&folders.runtime).map_err(Failed::address)?;
-        for folder in [&folders.state, &folders.logs, &folders.cache] {
+        // Crash reports are in the state, and may hold prompts.
+        for folder in [&folders.runtime, &folders.state] {
+            own_folder(folder).map_err(Failed::address)?;
+        }
+        for folder in [&folders.logs, &folders.cache] {
             std::fs::create_dir_all(folder)
                 .with_context(|| format!("cannot create the folder {}", folder.display()))
                 .map_err(Failed::address)?;

@@ -9,10 +9,8 @@ use toml::{Table, Value};
 /// Sections that are read once, at the start.
 const AT_START_ONLY: [&str; 6] = ["http", "memory", "requests", "streams", "log", "paths"];
 
-/// Whether a model's key is the front's alone, and so at work at once.
-pub fn is_fronts_alone(key: &str) -> bool {
-    ["alias", "aliases", "group", "groups", "preload"].contains(&key)
-}
+/// Keys of a model that no worker is told: they are at work at once.
+pub const FRONTS_ALONE: [&str; 3] = ["aliases", "groups", "preload"];
 
 /// The difference between two configurations, key by key.
 pub fn difference(now: &Config, then: &Config) -> Reread {
@@ -120,6 +118,7 @@ mod tests {
         assert_eq!(models, [("a", Changed), ("b", Removed), ("d", Added)]);
         assert_eq!(reread.models[0].keys, ["preload", "running_max"]);
         assert_eq!(difference(&now, &now), Reread::default());
+        assert!(FRONTS_ALONE.iter().all(|key| Config::model_keys().contains(key)));
         let routed = config("[routes.auto]\nfallback = [\"a\", \"b\"]");
         let reread = difference(&Config::default(), &routed);
         assert_eq!(reread.settings.len(), 1);

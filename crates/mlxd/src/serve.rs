@@ -62,8 +62,6 @@ pub fn run_with(
     purpose: Purpose,
 ) -> Result<(), Failed> {
     let folders = Folders::new(&loaded.config, environment).map_err(Failed::config)?;
-    // Logs and crash reports are nobody else's business. Sockets have their modes set anyway.
-    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
     let logs = LogFolder::new(&folders.logs, loaded.config.log.total_bytes_max);
     let _log = logging::start(&loaded.config, &logs, given.launchd);
     for warning in &loaded.warnings {

@@ -43,6 +43,8 @@ pub struct MlxEngine {
     pub(crate) batch: Batch,
     /// State kept for prompts that begin alike.
     pub(crate) prefixes: Option<PrefixCache>,
+    /// Sequences whose prompt has run and is still to be kept; some may be closed.
+    pub(crate) due: Vec<SeqId>,
     /// How vectors are made, of a model that makes vectors and no text.
     pub(crate) pooling: Option<Pooling>,
     pub(crate) flights: VecDeque<Flight>,
@@ -131,6 +133,7 @@ impl MlxEngine {
             deterministic,
             sequences: HashMap::new(),
             prefixes: None,
+            due: Vec::new(),
             pooling: None,
             flights: VecDeque::new(),
             guessing: Guessing::new(0),

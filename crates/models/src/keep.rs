@@ -34,8 +34,6 @@ pub(crate) struct Kept {
     generated: Vec<TokenId>,
     /// Tokens of the prompt up to which nothing is to be kept any more.
     gathered: usize,
-    /// The prompt has run, and not all of it is kept.
-    due: bool,
 }
 
 impl MlxEngine {
@@ -60,14 +58,7 @@ impl MlxEngine {
         // The last token is always run: its logits are wanted.
         let lease = prefixes.open(&tokens[..tokens.len() - 1]);
         let found = prefixes.found(&lease);
-        let kept = Kept {
-            lease,
-            restored: false,
-            found,
-            generated: Vec::new(),
-            gathered: found,
-            due: false,
-        };
+        let kept = Kept { lease, restored: false, found, generated: Vec::new(), gathered: found };
         (Some(kept), found)
     }
 
@@ -115,7 +106,9 @@ impl MlxEngine {
         {
             let position = state.position as usize;
             let gathered = left > 0 && position >= kept.gathered + GATHERED_TOKENS;
-            kept.due = left == 0 && !prefixes.forgets();
+            if left == 0 && !prefixes.forgets() {
+                self.due.push(seq);
+            }
             if gathered || prefixes.forgets() {
                 kept.gathered = position;
                 let ran = prefixes.keepable(&tokens[..position]);
@@ -128,17 +121,14 @@ impl MlxEngine {
 
     /// Keeps the prompts that have run: those whose first token is out, or `all`.
     pub(crate) fn keep_due(&mut self, all: bool) -> Result<()> {
-        let is_due = |sequence: &Sequence| {
-            let kept = sequence.kept.as_ref();
-            kept.is_some_and(|kept| kept.due && (all || !kept.generated.is_empty()))
+        let is_out = |seq: &SeqId| {
+            let kept = self.sequences.get(seq).and_then(|sequence| sequence.kept.as_ref());
+            kept.is_none_or(|kept| !kept.generated.is_empty())
         };
-        let due: Vec<SeqId> = self
-            .sequences
-            .iter()
-            .filter(|(_, sequence)| is_due(sequence))
-            .map(|(seq, _)| *seq)
-            .collect();
-        due.into_iter().try_for_each(|seq| self.keep_prompt(seq))
+        let (now, later) = self.due.iter().partition(|seq| all || is_out(seq));
+        self.due = later;
+        let now: Vec<SeqId> = now;
+        now.into_iter().try_for_each(|seq| self.keep_prompt(seq))
     }
 
     fn keep_prompt(&mut self, seq: SeqId) -> Result<()> {
@@ -147,7 +137,6 @@ impl MlxEngine {
             && let Some(prefixes) = &mut self.prefixes
             && let Some(place) = Place::of(state.as_ref(), &mut self.batch, seq)
         {
-            kept.due = false;
             let begun = Instant::now();
             let (prompt, position) = (&tokens[..tokens.len() - 1], place.position());
             prefixes

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use common::compare::{distance, greedy};
-use common::scheduled::{Heard, LIMITS, run, submit};
+use common::scheduled::{Heard, LIMITS, go_on, run, submit};
 use mlxd_engine::{Engine, Scheduler, SeqId, SeqSpec};
 use mlxd_models::MlxEngine;
 use mlxd_protocol::{KvQuantization, LoadFaultKind, LoadSpec, Priority, Sampling, TokenId};
@@ -170,23 +170,7 @@ fn an_answer_done_again_in_deterministic_mode_is_the_same() {
     let mut engine = load(&spec);
     // Before the seam, at it, and long after it.
     for known in [5, 40 - prompt.len(), 41 - prompt.len(), 50] {
-        let seq = SeqId(3);
-        let spec = SeqSpec {
-            tokens: prompt.iter().chain(&tokens[..known]).copied().collect(),
-            prompt_len: prompt.len(),
-            sampling: Sampling::default(),
-            logprobs: None,
-            capacity: prompt.len() + tokens.len(),
-        };
-        engine.open(seq, spec).unwrap();
-        while engine.prefill(seq, 7).unwrap() > 0 {}
-        let mut out = Vec::new();
-        while known + out.len() < tokens.len() {
-            engine.submit(&[seq]).unwrap();
-            engine.collect(&mut out).unwrap();
-        }
-        engine.close(seq);
-        let again: Vec<TokenId> = out.into_iter().map(|step| step.token).collect();
+        let again = go_on(&mut engine, &prompt, &tokens, known);
         assert_eq!(again, tokens[known..], "after {known} tokens");
     }
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use common::compare::{distance, greedy};
-use common::scheduled::{Heard, LIMITS, run, submit};
+use common::scheduled::{Heard, LIMITS, go_on, run, submit};
 use mlxd_engine::{Engine, Limits, Scheduler, SeqId, SeqSpec};
 use mlxd_models::MlxEngine;
 use mlxd_protocol::{KvQuantization, LoadFaultKind, LoadSpec, Priority, Sampling, TokenId};
@@ -156,23 +156,7 @@ fn an_answer_done_again_is_the_same() {
         for deterministic in [true, false] {
             let mut engine = load(&LoadSpec { deterministic, ..spec(&folder, most) });
             for known in [1, 15, 16, 17, 40] {
-                let seq = SeqId(3);
-                let spec = SeqSpec {
-                    tokens: prompt.iter().chain(&tokens[..known]).copied().collect(),
-                    prompt_len: prompt.len(),
-                    sampling: Sampling::default(),
-                    logprobs: None,
-                    capacity: prompt.len() + tokens.len(),
-                };
-                engine.open(seq, spec).unwrap();
-                while engine.prefill(seq, 7).unwrap() > 0 {}
-                let mut out = Vec::new();
-                while known + out.len() < tokens.len() {
-                    engine.submit(&[seq]).unwrap();
-                    engine.collect(&mut out).unwrap();
-                }
-                engine.close(seq);
-                let again: Vec<TokenId> = out.into_iter().map(|step| step.token).collect();
+                let again = go_on(&mut engine, &prompt, &tokens, known);
                 assert_eq!(again, tokens[known..], "{name} after {known}, {deterministic}");
             }
         }

@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::SystemTime;
@@ -54,12 +55,13 @@ impl LogFolder {
         self.0.folder.join(name)
     }
 
-    /// Opens a file for appending, with the folder. It begins anew at `bytes_max`.
+    /// Opens a file for appending, with the folder, which is private if it is new. It begins anew at
+    /// `bytes_max`.
     ///
     /// # Errors
     /// As for any file that is opened.
     pub fn open(&self, name: &str, bytes_max: u64) -> io::Result<BoundedFile> {
-        fs::create_dir_all(&self.0.folder)?;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.0.folder)?;
         let file = OpenOptions::new().create(true).append(true).open(self.path(name))?;
         let bytes = file.metadata()?.len();
         let mut state = self.state();

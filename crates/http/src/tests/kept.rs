@@ -105,6 +105,16 @@ async fn a_plain_stream_has_no_ids_and_is_not_kept() {
 }
 
 #[actix_web::test]
+async fn a_header_that_means_nothing_is_refused() {
+    let front = Front::start(HttpLimits::default());
+    let (header, body) = ("x-resumable: maybe\r\n", body(json!({})));
+    let refused = request(front.address, "POST", CHAT, header, &body).await;
+    let error = refused.json()["error"].clone();
+    assert_eq!((refused.status, &error["param"]), (400, &"x-resumable".into()), "{error}");
+    front.stop().await;
+}
+
+#[actix_web::test]
 async fn every_event_can_be_read_on_from_byte_for_byte() {
     let mut front = Front::start(HttpLimits::default());
     let more = json!({

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
-use mlxd_engine::{Limits, Scheduler, Sink};
+use mlxd_engine::{Engine, Limits, Scheduler, SeqId, SeqSpec, Sink};
 use mlxd_models::MlxEngine;
 use mlxd_protocol::{Command, Priority, Report, RequestId, Sampling, Submit, TokenId, TokenRecord};
 
@@ -61,6 +61,33 @@ pub fn submit(request: u64, prompt: &[TokenId], max_new: u32, priority: Priority
         weight: 1,
         deadline_ms: None,
     })
+}
+
+/// The rest of an answer of which another worker gave `known` tokens: what is known is run in
+/// pieces of 7.
+pub fn go_on(
+    engine: &mut MlxEngine,
+    prompt: &[TokenId],
+    tokens: &[TokenId],
+    known: usize,
+) -> Vec<TokenId> {
+    let seq = SeqId(3);
+    let spec = SeqSpec {
+        tokens: prompt.iter().chain(&tokens[..known]).copied().collect(),
+        prompt_len: prompt.len(),
+        sampling: Sampling::default(),
+        logprobs: None,
+        capacity: prompt.len() + tokens.len(),
+    };
+    engine.open(seq, spec).unwrap();
+    while engine.prefill(seq, 7).unwrap() > 0 {}
+    let mut out = Vec::new();
+    while known + out.len() < tokens.len() {
+        engine.submit(&[seq]).unwrap();
+        engine.collect(&mut out).unwrap();
+    }
+    engine.close(seq);
+    out.into_iter().map(|step| step.token).collect()
 }
 
 /// One tick, a millisecond after the last.
