@@ -37,10 +37,6 @@ impl Default for TokenizerLimits {
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct SpecialTokens(Vec<(String, String)>);
 
-/// Words whose tokens the library keeps, for each thread that tokenises and each tokenizer; its own
-/// 10,000 would come to tens of megabytes.
-const WORDS_KEPT: usize = 2_000;
-
 /// The names that a special token may have, as `transformers` knows them.
 const SPECIAL_NAMES: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
@@ -146,9 +142,6 @@ impl Tokenizer {
             let mut raw: tokenizers::Tokenizer = json
                 .parse()
                 .map_err(|error| TextError::Tokenizer(format!("does not parse: {error}")))?;
-            let mut model = raw.get_model().clone();
-            model.resize_cache(WORDS_KEPT);
-            raw.with_model(model);
             add_configured_tokens(&mut raw, config)?;
             raw.with_padding(None);
             raw.with_truncation(None).map_err(|error| TextError::Tokenizer(error.to_string()))?;
