@@ -32,6 +32,8 @@ section! {
         pressure_warning_percent: u32 = 10, 1..=100;
         /// Percent with all of them waiting that is critical.
         pressure_critical_percent: u32 = 10, 1..=100;
+        /// Percent of available memory from which on such waits say nothing.
+        pressure_roomy_percent: u32 = 20, 1..=100;
         /// How long it must be calmer before it counts as calmer.
         pressure_calm_ms: u64 = 10_000, 0..=3_600_000;
         /// A file whose figures stand in for the machine's own, to rehearse with.

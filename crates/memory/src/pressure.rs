@@ -38,6 +38,8 @@ pub struct Reading {
     pub stalled_full: Option<f64>,
     /// How often our control group hit its limit since it was made.
     pub limit_hits: Option<u64>,
+    /// Percent of the memory that could be taken, what only caches files included.
+    pub available: Option<f64>,
 }
 
 /// From where on a reading is a warning, or critical.
@@ -47,6 +49,9 @@ pub struct Thresholds {
     pub warning_stalled_some: f64,
     /// [`Reading::stalled_full`] from which on it is critical.
     pub critical_stalled_full: f64,
+    /// [`Reading::available`] from which on stalls and limits say nothing: who waits there waits
+    /// for cached files to be dropped, as everybody does while a large one is copied.
+    pub roomy_available: f64,
     /// A level is left for a lower one only after the readings were lower for so long.
     pub calm: Duration,
 }
@@ -56,6 +61,7 @@ impl Default for Thresholds {
         Self {
             warning_stalled_some: 10.0,
             critical_stalled_full: 10.0,
+            roomy_available: 20.0,
             calm: Duration::from_secs(10),
         }
     }
@@ -107,7 +113,9 @@ impl Pressure {
         let before = std::mem::replace(&mut self.limit_hits, reading.limit_hits);
         let hit = matches!((before, reading.limit_hits), (Some(before), Some(now)) if now > before);
         let from = |percent: Option<f64>, threshold: f64| percent.is_some_and(|p| p >= threshold);
-        let stalled = if from(reading.stalled_full, self.thresholds.critical_stalled_full) {
+        let stalled = if from(reading.available, self.thresholds.roomy_available) {
+            Level::Normal
+        } else if from(reading.stalled_full, self.thresholds.critical_stalled_full) {
             Level::Critical
         } else if from(reading.stalled_some, self.thresholds.warning_stalled_some) || hit {
             Level::Warning
@@ -160,6 +168,17 @@ mod tests {
         assert_eq!(once(stalled(30.0, 12.0)), Level::Critical);
         let hits = |hits| Reading { limit_hits: Some(hits), ..Reading::default() };
         let mut pressure = Pressure::new(Thresholds::default());
+        // A copy of a large file stalls everybody too, and there is room for a model.
+        let copying = |available| Reading {
+            limit_hits: Some(1),
+            available: Some(available),
+            ..stalled(60.0, 50.0)
+        };
+        assert_eq!(once(copying(95.0)), Level::Normal);
+        assert_eq!(once(copying(20.0)), Level::Normal);
+        assert_eq!(once(copying(19.9)), Level::Critical);
+        let critical = Reading { level: Some(Level::Critical), ..copying(95.0) };
+        assert_eq!(once(critical), Level::Critical, "the system's own level counts always");
         // Hits from before we looked say nothing.
         assert_eq!(pressure.read(&hits(70), seconds(0)), Level::Normal);
         assert_eq!(pressure.read(&hits(70), seconds(1)), Level::Normal);

@@ -34,6 +34,7 @@ pub fn keeping(config: &Config, folders: &Folders) -> MemoryKeeping {
         pressure: Thresholds {
             warning_stalled_some: memory.pressure_warning_percent.into(),
             critical_stalled_full: memory.pressure_critical_percent.into(),
+            roomy_available: memory.pressure_roomy_percent.into(),
             calm: ms(memory.pressure_calm_ms),
         },
     };
