@@ -198,12 +198,33 @@ def mlxd_legs(arguments, folder, config, lengths):
         return found
 
 
+def with_own_tokenizer_class(folder, copy):
+    """The same checkpoint for transformers, which would give every Qwen2 the tokenizer of Qwen2 and
+    leave nothing of these words."""
+    for file in folder.iterdir():
+        (copy / file.name).symlink_to(file)
+    (copy / "words.py").write_text(
+        "from transformers import PreTrainedTokenizerFast\n\n\n"
+        "class Words(PreTrainedTokenizerFast):\n    pass\n")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (copy / "tokenizer_config.json").unlink()
+    (copy / "tokenizer_config.json").write_text(json.dumps(
+        dict(config, tokenizer_class="Words", auto_map={"AutoTokenizer": [None, "words.Words"]})))
+
+
 def server_leg(folder, prompt, lengths, runs):
+    with tempfile.TemporaryDirectory() as copy:
+        with_own_tokenizer_class(folder, Path(copy))
+        return run_server(copy, prompt, lengths, runs)
+
+
+def run_server(folder, prompt, lengths, runs):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    log = tempfile.TemporaryFile("w+")
     server = subprocess.Popen([sys.executable, "-m", "mlx_lm", "server", "--model", str(folder),
-                               "--port", str(port)], stderr=subprocess.DEVNULL)
+                               "--port", str(port), "--trust-remote-code"], stderr=log)
     try:
         def answers():
             connection = http.client.HTTPConnection("127.0.0.1", port)
@@ -213,6 +234,10 @@ def server_leg(folder, prompt, lengths, runs):
         text = " ".join(f"t{index}" for index in prompt)
         connection = http.client.HTTPConnection("127.0.0.1", port)
         return measure_http(connection, text, lengths, runs, "default_model", {})
+    except Exception:
+        log.seek(0)
+        sys.stderr.write(log.read()[-4000:])
+        raise
     finally:
         server.terminate()
         server.wait()
