@@ -40,7 +40,7 @@ fn usage(answer: &Value) -> (u64, u64, u64) {
     )
 }
 
-fn mlxctl(front: &FrontProcess, arguments: &[&str]) -> String {
+pub fn mlxctl(front: &FrontProcess, arguments: &[&str]) -> String {
     let output = front.home().command("mlxctl").args(arguments).output().expect("mlxctl runs");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8(output.stdout).expect("text")

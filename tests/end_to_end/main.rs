@@ -7,6 +7,7 @@ mod curl;
 mod demo_answers;
 mod deterministic;
 mod disconnect;
+mod draft;
 mod embeddings;
 mod fixture;
 mod http_errors;

@@ -49,6 +49,8 @@ section! {
         /// Tokens guessed from the sequence itself and checked in one pass, at the most, while a
         /// sequence runs alone and that is measured faster. 0 never guesses.
         guesses_max: u32 = 8, 0..=64;
+        /// Tokens that a draft model guesses and that are checked in one pass, at the most.
+        draft_tokens_max: u32 = 4, 1..=64;
         /// Bits of one key or value in long sequences: 4 or 8. 0 keeps them as they are computed.
         kv_bits: u32 = 0, KvBits;
         /// Tokens from which on a sequence's keys and values are packed, with `kv_bits`. As in
@@ -106,6 +108,10 @@ section! {
         prefix_cache_bytes_max: Option<u64> = None, Optional(0..=1 << 50);
         /// See `[models]`.
         guesses_max: Option<u32> = None, Optional(0..=64);
+        /// A small model with the same tokens that guesses for it, loaded beside it.
+        draft_model: Option<String> = None, Optional(Word("a model's name"));
+        /// See `[models]`.
+        draft_tokens_max: Option<u32> = None, Optional(1..=64);
         /// See `[models]`.
         kv_bits: Option<u32> = None, Optional(KvBits);
         /// See `[models]`.
@@ -199,6 +205,10 @@ pub struct ModelSettings {
     pub prefix_cache_bytes_max: u64,
     /// Tokens guessed and checked in one pass at the most.
     pub guesses_max: u32,
+    /// A model that guesses for it.
+    pub draft_model: Option<String>,
+    /// Tokens that it guesses and that are checked in one pass at the most.
+    pub draft_tokens_max: u32,
     /// Bits of one key or value in long sequences; 0 keeps them as they are computed.
     pub kv_bits: u32,
     /// Tokens from which on they are packed.
@@ -227,6 +237,11 @@ impl ModelSettings {
         (self.kv_bits > 0).then_some((self.kv_bits, self.kv_quantize_from_tokens))
     }
 
+    /// The model that guesses for it; `None` where none does.
+    pub fn drafted_by(&self) -> Option<&str> {
+        self.draft_model.as_deref().filter(|_| !self.deterministic)
+    }
+
     /// Tokens whose keys and values a sequence keeps; `None` where it keeps all.
     pub fn kv_tokens_max(&self) -> Option<u32> {
         (self.max_kv_tokens > 0).then_some(self.max_kv_tokens)
@@ -253,6 +268,8 @@ impl ModelsConfig {
                 .prefix_cache_bytes_max
                 .unwrap_or(all.prefix_cache_bytes_max),
             guesses_max: own.guesses_max.unwrap_or(all.guesses_max),
+            draft_model: own.draft_model.clone(),
+            draft_tokens_max: own.draft_tokens_max.unwrap_or(all.draft_tokens_max),
             kv_bits: own.kv_bits.unwrap_or(all.kv_bits),
             kv_quantize_from_tokens: own
                 .kv_quantize_from_tokens

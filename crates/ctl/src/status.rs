@@ -251,6 +251,7 @@ mod tests {
             quantization: None,
             context_tokens: None,
             cache: None,
+            guesses: None,
         }
     }
 

@@ -14,10 +14,11 @@ use crate::models::{
 use crate::route::Route;
 use mlxd_memory::Load;
 use mlxd_protocol::admin::{
-    AdminErrorBody, Estimate, EstimateCall, ModelStatus, Residence, SignalName, Status, Version,
-    Why, WorkerState,
+    AdminErrorBody, Estimate, EstimateCall, GuessStatus, ModelStatus, Residence, SignalName,
+    Status, Version, Why, WorkerState,
 };
 use mlxd_protocol::{BenchLeg, BenchSpec, ModelId, PROTOCOL_VERSION, RequestId};
+use mlxd_ring::Guessed;
 use mlxd_supervisor::{EventLog, Worker, WorkerView};
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
@@ -718,6 +719,7 @@ fn never_asked_for(name: String) -> ModelStatus {
         quantization: None,
         context_tokens: None,
         cache: None,
+        guesses: None,
     }
 }
 
@@ -765,5 +767,9 @@ fn worker_status(id: &ModelId, slot: &Slot, memory: &HashMap<u32, u64>) -> Model
             .as_ref()
             .filter(|_| view.info.is_some())
             .map(|page| cache::status(&page.kept)),
+        guesses: progress.as_ref().filter(|_| view.info.is_some()).map(|page| {
+            let Guessed { text, text_right, draft, draft_right } = page.guessed;
+            GuessStatus { text, text_right, draft, draft_right }
+        }),
     }
 }

@@ -5,7 +5,7 @@ use crate::admission::metrics::AdmissionMetrics;
 use crate::job::Job;
 use crate::journal::{End, Failure, Journal};
 use crate::pace::Pace;
-use mlxd_protocol::admin::{CacheStatus, Status, WorkerState};
+use mlxd_protocol::admin::{CacheStatus, GuessStatus, Status, WorkerState};
 use mlxd_protocol::{ModelId, Started};
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -26,6 +26,12 @@ pub(crate) struct ByModel {
 pub(crate) struct ByReason {
     pub(crate) model: String,
     pub(crate) reason: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct BySource {
+    model: String,
+    source: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -136,6 +142,30 @@ impl KeptFamilies {
     }
 }
 
+/// How workers' guessing ahead goes. Gauges, since a new worker counts anew.
+#[derive(Debug, Default)]
+struct GuessFamilies {
+    made: Family<BySource, Gauge>,
+    right: Family<BySource, Gauge>,
+}
+
+impl GuessFamilies {
+    fn register(&self, r: &mut Registry) {
+        let help = "Tokens guessed ahead since the worker was loaded";
+        r.register("guessed_tokens", help, self.made.clone());
+        r.register("guessed_right_tokens", "Those that were right", self.right.clone());
+    }
+
+    fn observe(&self, model: &str, guesses: Option<GuessStatus>) {
+        let GuessStatus { text, text_right, draft, draft_right } = guesses.unwrap_or_default();
+        for (source, made, right) in [("text", text, text_right), ("draft", draft, draft_right)] {
+            let label = BySource { model: model.to_owned(), source };
+            self.made.get_or_create(&label).set(made as i64);
+            self.right.get_or_create(&label).set(right as i64);
+        }
+    }
+}
+
 /// Dispatch's Prometheus families.
 #[derive(Debug)]
 pub struct Metrics {
@@ -156,6 +186,7 @@ pub struct Metrics {
     deaths: Family<ByModel, Gauge>,
     admission: AdmissionMetrics,
     kept: KeptFamilies,
+    guesses: GuessFamilies,
 }
 
 /// 1 ms to about 131 s.
@@ -188,6 +219,7 @@ impl Metrics {
             deaths: Family::default(),
             admission: AdmissionMetrics::default(),
             kept: KeptFamilies::default(),
+            guesses: GuessFamilies::default(),
         };
         metrics.register();
         metrics
@@ -247,6 +279,7 @@ impl Metrics {
         r.register("worker_deaths", "Deaths since the front started", self.deaths.clone());
         self.admission.register(r);
         self.kept.register(r);
+        self.guesses.register(r);
     }
 
     fn model(model: &ModelId) -> ByModel {
@@ -323,6 +356,7 @@ impl Metrics {
             self.queued.get_or_create(&label).set(status.queued.into());
             self.deaths.get_or_create(&label).set(status.deaths.into());
             self.kept.observe(&label, status.cache.as_ref());
+            self.guesses.observe(&status.name, status.guesses);
         }
     }
 

@@ -195,6 +195,10 @@ impl OpenModel {
     pub(crate) fn read(found: &FoundModel) -> Result<Self, ModelFault> {
         let text_fault = |error: TextError| ModelFault::broken(format!("{}: {error}", found.id));
         let tokenizer = Tokenizer::load(&found.folder).map_err(text_fault)?;
+        if let Some(draft) = &found.worker.load.draft {
+            check_draft(&tokenizer, &draft.folder)
+                .map_err(|why| ModelFault::broken(format!("{}: {why}", found.id)))?;
+        }
         let template =
             ChatTemplate::load_within(&found.folder, found.template_limits).map_err(text_fault)?;
         let mut defaults = read_defaults(&found.folder)?;
@@ -203,6 +207,24 @@ impl OpenModel {
         let context_tokens = found.context_tokens_max.map_or(context, |max| max.min(context));
         let text = Arc::new(ModelText { tokenizer, template, defaults });
         Ok(Self { id: found.id.clone(), text, context_tokens, vector_width, takes })
+    }
+}
+
+/// A draft model guesses token ids: they must stand for the same texts in both.
+fn check_draft(tokenizer: &Tokenizer, folder: &Path) -> Result<(), String> {
+    let draft = Tokenizer::load(folder).map_err(|error| format!("its draft model: {error}"))?;
+    match tokenizer.first_difference(&draft) {
+        None => Ok(()),
+        Some(id) => {
+            let text = |tokenizer: &Tokenizer| tokenizer.token_text(id).unwrap_or_default();
+            Err(format!(
+                "the draft model in {} has other tokens: {id} is {:?} there and {:?} here; choose a \
+                 small model of the same family, or leave draft_model out",
+                folder.display(),
+                text(&draft),
+                text(tokenizer)
+            ))
+        }
     }
 }
 

@@ -61,6 +61,19 @@ pub struct Opened {
     pub cached_tokens: usize,
 }
 
+/// Tokens guessed ahead since the start, and those of them that were right.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct GuessFigures {
+    /// Guessed from the sequence's own text.
+    pub text: u64,
+    /// Of those, right.
+    pub text_right: u64,
+    /// Guessed by a draft model.
+    pub draft: u64,
+    /// Of those, right.
+    pub draft_right: u64,
+}
+
 /// What an engine keeps for prompts that begin as earlier ones did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct CacheFigures {
@@ -185,6 +198,11 @@ pub trait Engine {
     /// What is kept for later sequences.
     fn cache_figures(&self) -> CacheFigures {
         CacheFigures::default()
+    }
+
+    /// How guessing went.
+    fn guess_figures(&self) -> GuessFigures {
+        GuessFigures::default()
     }
 
     /// How much of a sequence was found by now: more than [`open`](Engine::open) said where some

@@ -18,7 +18,7 @@ mod waiting;
 pub use direct::{BenchError, bench_direct};
 pub use embedding::EmbedQueue;
 pub use engine::{
-    CacheFigures, DiskFigures, EmbedText, Engine, EngineFault, MemoryFigures, Opened, SeqId,
-    SeqSpec, StepToken,
+    CacheFigures, DiskFigures, EmbedText, Engine, EngineFault, GuessFigures, MemoryFigures, Opened,
+    SeqId, SeqSpec, StepToken,
 };
 pub use scheduler::{Counts, Limits, Scheduler, Sink};

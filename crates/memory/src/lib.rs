@@ -26,7 +26,7 @@ pub use bytes::Bytes;
 pub use ledger::{Held, Ledger, LedgerFault};
 pub use machine::{Footprint, Machine, MachineMemory};
 pub use measured::{Measured, MeasuredFile, MeasuredKey, Sample};
-pub use needs::{Form, Load, Needs, PackedKv, Part, WeightBytes};
+pub use needs::{DraftNeeds, Form, Load, Needs, PackedKv, Part, WeightBytes};
 pub use plan::{Plan, Resident, Rules, Stays, Wanted, Why, plan};
 pub use pressure::{Level, Pressure, Reading, Thresholds};
 pub use promise::Promise;

@@ -41,6 +41,15 @@ pub struct PackedKv {
     pub from_tokens: u64,
 }
 
+/// A model that guesses for another one. It is loaded in the same form and remembers one sequence.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DraftNeeds {
+    /// Its architecture, as of [`Needs::shape`].
+    pub shape: Option<ModelShape>,
+    /// Its weights.
+    pub weights: WeightBytes,
+}
+
 /// A model, and how it will be run.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Needs {
@@ -48,7 +57,9 @@ pub struct Needs {
     pub shape: Option<ModelShape>,
     /// Its weights.
     pub weights: WeightBytes,
-    /// What becomes of them.
+    /// The model that guesses for it, if one does.
+    pub draft: Option<DraftNeeds>,
+    /// What becomes of the weights.
     pub form: Form,
     /// Tokens of a prompt run in one piece.
     pub chunk_tokens: u64,
@@ -89,10 +100,28 @@ const CACHE_GPU: (u64, u64) = (256 << 20, 2 << 30);
 impl Needs {
     /// Bytes of the weights, loaded.
     pub fn weight_bytes(&self) -> u64 {
+        self.loaded(self.weights)
+    }
+
+    fn loaded(&self, weights: WeightBytes) -> u64 {
         match self.form {
-            Form::Stored => self.weights.stored,
-            Form::Float32 => self.weights.parameters.saturating_mul(4),
+            Form::Stored => weights.stored,
+            Form::Float32 => weights.parameters.saturating_mul(4),
         }
+    }
+
+    /// Bytes of the weights of the model that guesses, and of what it remembers of `tokens`.
+    fn draft_bytes(&self, tokens: u64) -> (u64, u64) {
+        let Some(DraftNeeds { shape, weights }) = &self.draft else { return (0, 0) };
+        let kept = shape.as_ref().map_or(0, |shape| {
+            let element = match self.form {
+                Form::Float32 => 4,
+                Form::Stored => shape.element_bytes,
+            };
+            let tokens = tokens.min(shape.context);
+            shape.sequence_bytes(tokens, tokens, element)
+        });
+        (self.loaded(*weights), kept)
     }
 
     /// Bytes of one key or value.
@@ -150,7 +179,7 @@ impl Needs {
             Form::Stored => CACHE_GPU,
         };
         let ordinary = Load { context: 4096, batch: 1 };
-        self.cache_bytes_max.unwrap_or_else(|| self.transient_bytes(ordinary).clamp(least, most))
+        self.cache_bytes_max.unwrap_or_else(|| self.own_transient(ordinary).clamp(least, most))
     }
 
     /// Bytes of a worker that has no model.
@@ -162,8 +191,13 @@ impl Needs {
     }
 
     /// Bytes alive for a moment at the worst moment of `load`: a piece of a prompt against all that
-    /// came before it, or a step of all rows.
+    /// came before it, or a step of all rows; and what the model that guesses remembers of one
+    /// sequence.
     pub fn transient_bytes(&self, load: Load) -> u64 {
+        self.own_transient(load) + self.draft_bytes(load.context).1
+    }
+
+    fn own_transient(&self, load: Load) -> u64 {
         let Some(shape) = &self.shape else { return 0 };
         let element = self.element_bytes();
         let chunk = self.chunk_tokens.max(1);
@@ -282,7 +316,7 @@ impl Needs {
 
     /// What being loaded takes, with nothing running.
     pub fn loaded_bytes(&self) -> u64 {
-        self.weight_bytes() + self.overhead_bytes()
+        self.weight_bytes() + self.draft_bytes(0).0 + self.overhead_bytes()
     }
 
     /// What a worker is promised before its first sequence: all but the sequences' own.
@@ -295,7 +329,8 @@ impl Needs {
     /// The most that the worker takes at `load`.
     pub fn peak_bytes(&self, load: Load) -> u64 {
         let running = load.batch * self.sequence_bytes(load.context) + self.transient_bytes(load);
-        let joining = self.joining_bytes(load) + self.scratch_bytes(load.context);
+        let draft = self.draft_bytes(load.context).1;
+        let joining = self.joining_bytes(load) + self.scratch_bytes(load.context) + draft;
         let alive = running.max(joining);
         let kept = match self.form {
             Form::Float32 => self.allocated_bytes(load).min(alive + self.cache_bytes()),
@@ -344,6 +379,10 @@ impl Needs {
             ),
             part("worker", self.overhead_bytes(), "the process itself".to_owned()),
         ];
+        if let Some(DraftNeeds { weights, .. }) = &self.draft {
+            let how = format!("{} parameters that guess", weights.parameters);
+            parts.push(part("draft model", self.draft_bytes(0).0, how));
+        }
         if self.prefix_bytes_max > 0 {
             let how = "prompts kept for the next request".to_owned();
             parts.push(part("prefix cache", self.prefix_bytes_max, how));

@@ -90,6 +90,7 @@ fn needs(known: &Known, form: Form) -> Needs {
         chunk_tokens: 512,
         cache_bytes_max: None,
         prefix_bytes_max: 0,
+        draft: None,
         packed_kv: None,
         kv_tokens_max: None,
     }
@@ -349,4 +350,23 @@ fn bounded_sequences_stop_growing() {
     let both = Needs { kv_tokens_max: Some(1024), chunk_tokens: 512, ..hybrid.clone() };
     let saved = (8192 - 1536) * 4 * 2 * 8 * 128 * 2;
     assert_eq!(hybrid.sequence_bytes(8192) - both.sequence_bytes(8192), saved);
+}
+
+#[test]
+fn a_draft_model_is_counted_in() {
+    let (plain, small) = (of("Llama-3.2-1B", Form::Stored), of("Qwen2.5-0.5B", Form::Stored));
+    let shape = small.shape.clone();
+    let kept = shape.as_ref().map(|shape| shape.sequence_bytes(4096, 4096, shape.element_bytes));
+    let draft = Some(DraftNeeds { shape, weights: small.weights });
+    let drafted = Needs { draft, ..plain.clone() };
+    assert_eq!(drafted.loaded_bytes() - plain.loaded_bytes(), small.weights.stored);
+    for batch in [1, 4] {
+        let load = Load { context: 4096, batch };
+        let more = drafted.peak_bytes(load) - plain.peak_bytes(load);
+        assert_eq!(more, small.weights.stored + kept.unwrap(), "one sequence, however many run");
+        let parts = drafted.parts(load);
+        assert!(parts.iter().any(|part| part.name == "draft model"));
+        let sum: u64 = parts.iter().map(|part| part.bytes).sum();
+        assert_eq!(sum, drafted.planned_bytes(load));
+    }
 }

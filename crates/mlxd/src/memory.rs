@@ -4,7 +4,7 @@ use mlxd_config::{Config, Device, Folders, ModelSettings};
 use mlxd_dispatch::{Lifetime, MemoryKeeping, MemoryLimits};
 use mlxd_memory::machine::{Rehearsed, ThisMachine};
 use mlxd_memory::{
-    Form, LayerMemory, Machine, ModelShape, Needs, PackedKv, Thresholds, WeightBytes,
+    DraftNeeds, Form, LayerMemory, Machine, ModelShape, Needs, PackedKv, Thresholds, WeightBytes,
 };
 use serde_json::Value;
 use std::io::Read;
@@ -47,8 +47,12 @@ pub fn keeping(config: &Config, folders: &Folders) -> MemoryKeeping {
 
 /// What the model in `folder` needs. A folder that cannot be read needs nothing that is known here:
 /// whoever loads it says what is wrong with it.
-pub fn needs(folder: &Path, settings: &ModelSettings) -> Needs {
-    let weights = mlxd_store::weight_summary(folder).unwrap_or_default();
+pub fn needs(folder: &Path, draft: Option<&Path>, settings: &ModelSettings) -> Needs {
+    let weights = |folder| {
+        let summary = mlxd_store::weight_summary(folder).unwrap_or_default();
+        WeightBytes { stored: summary.bytes, parameters: summary.parameters }
+    };
+    let own = weights(folder);
     let shape = shape(folder, settings);
     let form = match settings.device {
         Device::Cpu => Form::Float32,
@@ -58,11 +62,15 @@ pub fn needs(folder: &Path, settings: &ModelSettings) -> Needs {
     };
     let prefix_bytes_max = match makes_vectors(folder, shape.as_ref()) {
         true => 0,
-        false => prefix_bytes(settings, weights.bytes),
+        false => prefix_bytes(settings, own.stored),
     };
     Needs {
         shape,
-        weights: WeightBytes { stored: weights.bytes, parameters: weights.parameters },
+        weights: own,
+        draft: draft.map(|folder| DraftNeeds {
+            shape: self::shape(folder, settings),
+            weights: weights(folder),
+        }),
         form,
         chunk_tokens: settings.prefill_chunk_tokens.into(),
         cache_bytes_max: settings.cache_bytes_max,
@@ -157,7 +165,7 @@ mod tests {
             std::fs::write(folder.path().join("modules.json"), modules.to_string()).unwrap();
         }
         let settings = Config::default().models.settings("m");
-        needs(folder.path(), &settings).prefix_bytes_max
+        needs(folder.path(), None, &settings).prefix_bytes_max
     }
 
     #[test]

@@ -5,7 +5,7 @@ use crate::{memory, virtual_models};
 use mlxd_config::{Config, Device, Folders};
 use mlxd_dispatch::route::Route;
 use mlxd_dispatch::{FoundModel, ListedModel, ModelFault, ModelSource};
-use mlxd_protocol::{DeviceChoice, KvQuantization, LoadSpec, ModelId, PrefixDisk};
+use mlxd_protocol::{DeviceChoice, DraftSpec, KvQuantization, LoadSpec, ModelId, PrefixDisk};
 use mlxd_store::{ModelEntry, NamedFolder, Store, StoreError, StorePaths};
 use mlxd_supervisor::{LifeLimits, LogFolder, SegmentSpec, WorkerLog, WorkerSpec};
 use mlxd_text::TemplateLimits;
@@ -149,6 +149,7 @@ impl Models {
                 ageing_ms: settings.ageing_ms,
                 prefix_cache_bytes_max: settings.prefix_cache_bytes_max,
                 guesses_max: settings.guesses_max,
+                draft: None,
                 kv_quantization: settings
                     .kv_quantized()
                     .map(|(bits, from_tokens)| KvQuantization { bits, from_tokens }),
@@ -198,19 +199,22 @@ impl ModelSource for Models {
                  ([routes.{name:?}] in mlxd.toml), and it has no worker of its own; name a model"
             )));
         }
-        let name = self.config.models.canonical(name);
-        let (name, folder) = if self.is_built_in(name) {
-            let folder =
-                mlxd_demo::materialise(&self.folders.cache).map_err(|e| broken(e.to_string()))?;
-            (name.to_owned(), folder)
-        } else {
-            let found = self.store.resolve(name).map_err(|error| self.fault(name, error))?;
-            (found.name, found.folder)
-        };
+        let (name, folder) = self.resolve(self.config.models.canonical(name))?;
         let id = ModelId::new(name).map_err(|error| broken(error.to_string()))?;
         let settings = self.config.models.settings(id.as_str());
-        let needs = memory::needs(&folder, &settings);
+        let draft = match settings.drafted_by() {
+            None => None,
+            Some(draft) => {
+                let found = self.resolve(self.config.models.canonical(draft));
+                let (_, folder) = found.map_err(|fault| {
+                    broken(format!("draft_model of [models.{:?}]: {fault}", id.as_str()))
+                })?;
+                Some(DraftSpec { folder, tokens_max: settings.draft_tokens_max })
+            }
+        };
+        let needs = memory::needs(&folder, draft.as_ref().map(|draft| &*draft.folder), &settings);
         let mut worker = self.worker_spec(&id, &folder);
+        worker.load.draft = draft;
         worker.load.cache_bytes_max = Some(needs.cache_bytes());
         worker.load.prefix_cache_bytes_max = needs.prefix_bytes_max;
         Ok(FoundModel {
@@ -261,6 +265,17 @@ impl ModelSource for Models {
 }
 
 impl Models {
+    /// The own name and the folder of what is called `name`.
+    fn resolve(&self, name: &str) -> Result<(String, PathBuf), ModelFault> {
+        if self.is_built_in(name) {
+            let folder = mlxd_demo::materialise(&self.folders.cache)
+                .map_err(|error| ModelFault::Broken { message: error.to_string() })?;
+            return Ok((name.to_owned(), folder));
+        }
+        let found = self.store.resolve(name).map_err(|error| self.fault(name, error))?;
+        Ok((found.name, found.folder))
+    }
+
     /// The store does not know of the built-in model: it is named here where names are listed.
     fn fault(&self, name: &str, error: StoreError) -> ModelFault {
         match error {

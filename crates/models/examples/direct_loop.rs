@@ -101,6 +101,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         ageing_ms: 0,
         prefix_cache_bytes_max: 0,
         guesses_max: 0,
+        draft: None,
         kv_quantization: None,
         kv_tokens_max: None,
         prefix_disk: None,

@@ -10,13 +10,15 @@ use mlx_rs::error::Exception;
 use mlx_rs::transforms::{async_eval, eval};
 use mlx_rs::{Array, Dtype, memory};
 use mlxd_engine::{
-    CacheFigures, EmbedText, Engine, EngineFault, MemoryFigures, Opened, SeqId, SeqSpec, StepToken,
+    CacheFigures, EmbedText, Engine, EngineFault, GuessFigures, MemoryFigures, Opened, SeqId,
+    SeqSpec, StepToken,
 };
-use mlxd_protocol::{KvQuantization, ModelInfo, Refusal, RefusalCode, TokenId};
+use mlxd_protocol::{KvQuantization, ModelInfo, Refusal, RefusalCode, Sampling, TokenId};
 
 use crate::arch::{Model, State};
 use crate::batch::{Batch, Evaluation};
 use crate::check::check;
+use crate::draft::Draft;
 use crate::embed;
 use crate::fault::in_engine;
 use crate::keep::Kept;
@@ -24,7 +26,7 @@ use crate::kv::Rotation;
 use crate::pooling::Pooling;
 use crate::prefix::PrefixCache;
 use crate::sample::{Sampler, Token};
-use crate::speculate::{Ahead, Guessing};
+use crate::speculate::{Ahead, Guessing, Source};
 use crate::steps::{Flight, LastToken};
 
 /// Tokens of an earlier worker's answer decoded again in one call of
@@ -143,6 +145,15 @@ impl MlxEngine {
             warm_up: Duration::ZERO,
             _thread: std::marker::PhantomData,
         }
+    }
+
+    /// From now on `draft` guesses too.
+    pub(crate) fn draft_with(&mut self, draft: Draft) -> mlx_rs::error::Result<()> {
+        let known = vec![0; (self.info.context_tokens as usize).clamp(1, 16)];
+        let vocab = self.info.vocab_size as i32;
+        let sampler = Sampler::new(Sampling::default(), None, vocab, &known, known.len());
+        self.guessing.ask(draft);
+        self.guessing.warm_up(&known, &sampler, vocab, self.depth)
     }
 
     pub(crate) fn set_load_times(&mut self, load_ms: u64, warm_up: Duration) {
@@ -397,6 +408,16 @@ impl Engine for MlxEngine {
         self.prefixes.as_ref().map(PrefixCache::figures).unwrap_or_default()
     }
 
+    fn guess_figures(&self) -> GuessFigures {
+        let (text, draft) = (self.guessed(Source::Text), self.guessed(Source::Draft));
+        GuessFigures {
+            text: text.guesses,
+            text_right: text.right,
+            draft: draft.guesses,
+            draft_right: draft.right,
+        }
+    }
+
     fn found(&self, seq: SeqId) -> Option<usize> {
         self.found_of(seq)
     }
@@ -433,6 +454,7 @@ impl Engine for MlxEngine {
     }
 
     fn trim(&mut self) {
+        self.guessing.forget();
         if let Err(error) = memory::clear_cache() {
             tracing::warn!(reason = error.what(), "MLX's cache could not be cleared");
         }

@@ -15,7 +15,8 @@
 //! | `disk`, `fingerprint` | the part of it that outlives the process, and what it depends on |
 //! | `sample` | the choice of a token, on the device |
 //! | `engine`, `check`, `steps` | sequences, what they must be, the pipeline of steps |
-//! | `speculate` | tokens guessed from the sequence itself, several checked at once |
+//! | `speculate` | tokens guessed from the sequence itself or by a small model, several checked at once |
+//! | `draft` | that small model |
 //! | `load` | from a folder to a warm engine |
 //! | `measure` | the device and a model outside of serving |
 //!
@@ -46,6 +47,7 @@ mod check;
 mod config;
 mod device;
 mod disk;
+mod draft;
 mod embed;
 mod engine;
 mod fault;
@@ -68,4 +70,4 @@ pub use engine::MlxEngine;
 pub use load::{Summary, check, load, load_with_layout};
 pub use measure::{MeasureError, Steps, measure};
 pub use sample::probe;
-pub use speculate::{Guessed, Guesser};
+pub use speculate::{Guessed, Guesser, Source};

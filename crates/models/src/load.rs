@@ -11,6 +11,7 @@ use crate::arch::{self, BertModel, DenseModel, LayerState, Layout, Model, Nemotr
 use crate::config::{Described, Packing};
 use crate::device::{self, Backend};
 use crate::disk::{DiskLimits, DiskTier};
+use crate::draft::Draft;
 use crate::engine::MlxEngine;
 use crate::fault::{Loaded, in_load, unsupported};
 use crate::fingerprint;
@@ -115,6 +116,11 @@ pub fn load_with_layout(
 ) -> Result<MlxEngine, LoadFault> {
     let begin = Instant::now();
     let checked = checked(&spec.folder)?;
+    let draft = spec.draft.as_ref().filter(|_| !spec.deterministic && checked.pooling.is_none());
+    let draft =
+        draft.map(|draft| Ok((draft, checked_draft(&draft.folder, &checked)?))).transpose()?;
+    let drafts_bytes = draft.as_ref().map_or(0, |(_, draft)| draft.plan.bytes);
+    let bytes = checked.plan.bytes;
     let backend = device::choose(spec.device)?;
     if let Some(bytes) = spec.cache_bytes_max {
         let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
@@ -124,22 +130,19 @@ pub fn load_with_layout(
     let most = checked.config.context();
     let context = spec.context_tokens_max.map_or(most, |max| max.clamp(1, most));
     let parameters = checked.plan.parameters;
-    let mut reader = Reader::new(checked.checkpoint, checked.plan, !backend.is_gpu(), progress)?;
     let architecture = checked.config.model_type().to_owned();
     let vocab = checked.config.vocab();
-    let model: Box<dyn Model> = match checked.config {
-        Described::Decoder(config) => Box::new(DenseModel::load(config, &mut reader, layout)?),
-        Described::Hybrid(config) => Box::new(NemotronModel::load(config, &mut reader, layout)?),
-        Described::Encoder(config) => Box::new(BertModel::load(config, &mut reader, layout)?),
-    };
+    let (pooling, quantization) = (checked.pooling, checked.quantization.clone());
+    let mut of_all = |done, _: u64| progress(done, bytes + drafts_bytes);
+    let model = read_model(checked, backend, layout, &mut of_all)?;
     let mut state = model.state(1);
     // A model of vectors keeps no keys and values.
-    let kv = spec.kv_quantization.filter(|_| checked.pooling.is_none());
+    let kv = spec.kv_quantization.filter(|_| pooling.is_none());
     if let Some(kv) = kv {
         can_be_packed(&state, kv)?;
         state.quantize(kv);
     }
-    let rotating = kv_tokens_max(&state, spec, context)?.filter(|_| checked.pooling.is_none());
+    let rotating = kv_tokens_max(&state, spec, context)?.filter(|_| pooling.is_none());
     let info = ModelInfo {
         architecture,
         vocab_size: vocab as u32,
@@ -148,11 +151,11 @@ pub fn load_with_layout(
         weight_bytes: model.weight_bytes(),
         kv_bytes_per_token: state.kv_bytes_per_token(),
         quantization: match (kv, rotating) {
-            (None, None) => checked.quantization,
+            (None, None) => quantization,
             (Some(KvQuantization { bits, from_tokens }), _) => {
-                format!("{}, {bits}-bit KV from {from_tokens} tokens", checked.quantization)
+                format!("{}, {bits}-bit KV from {from_tokens} tokens", quantization)
             }
-            (None, Some(most)) => format!("{}, KV of {most} tokens", checked.quantization),
+            (None, Some(most)) => format!("{}, KV of {most} tokens", quantization),
         },
         backend: backend.name().to_owned(),
         load_ms: 0,
@@ -160,7 +163,7 @@ pub fn load_with_layout(
     // On the CPU evaluation blocks, and a step built on an unread one would copy the KV.
     let depth = if backend.is_gpu() { 2 } else { 1 };
     let mut engine = MlxEngine::new(model, info, depth, spec.deterministic);
-    engine.pooling = checked.pooling;
+    engine.pooling = pooling;
     engine.guessing = Guessing::new(spec.guesses_max);
     if let Some(KvQuantization { bits, .. }) = kv {
         engine.kv = Some(KvQuantization { bits, from_tokens: 0 });
@@ -184,8 +187,65 @@ pub fn load_with_layout(
     if engine.pooling.is_none() {
         keep_prefixes(&mut engine, spec);
     }
+    if let Some((draft, checked)) = draft {
+        let drafting = format!("{} {}", in_short(checked.plan.parameters), checked.quantization);
+        let vocab_and_context = (checked.config.vocab() as u32, checked.config.context());
+        let mut of_all = |done, _: u64| progress(bytes + done, bytes + drafts_bytes);
+        let model = read_model(checked, backend, layout, &mut of_all)?;
+        let draft =
+            Draft::new(model, vocab_and_context, draft.tokens_max, spec.prefill_chunk_tokens_busy);
+        engine.draft_with(draft).map_err(in_load("running the draft model"))?;
+        // Behind the prefixes: what they keep is the same with it and without.
+        engine.info.quantization.push_str(&format!(", drafts by {drafting}"));
+    }
     engine.set_load_times(begin.elapsed().as_millis() as u64, warm_up);
     Ok(engine)
+}
+
+fn read_model(
+    checked: Checked,
+    backend: Backend,
+    layout: Layout,
+    progress: Progress,
+) -> Loaded<Box<dyn Model>> {
+    let mut reader = Reader::new(checked.checkpoint, checked.plan, !backend.is_gpu(), progress)?;
+    Ok(match checked.config {
+        Described::Decoder(config) => Box::new(DenseModel::load(config, &mut reader, layout)?),
+        Described::Hybrid(config) => Box::new(NemotronModel::load(config, &mut reader, layout)?),
+        Described::Encoder(config) => Box::new(BertModel::load(config, &mut reader, layout)?),
+    })
+}
+
+/// What `folder` promises, if it can guess for the model that was checked.
+fn checked_draft(folder: &Path, target: &Checked) -> Loaded<Checked> {
+    let draft = checked(folder)?;
+    let refuse = |why: String| {
+        Err(unsupported(format!(
+            "the draft model in {}: {why}; choose a small model of the same family as the large \
+             one, or leave draft_model out",
+            folder.display()
+        )))
+    };
+    let (own, theirs) = (draft.config.vocab(), target.config.vocab());
+    match &draft.config {
+        _ if draft.pooling.is_some() => refuse("it makes vectors and writes no text".to_owned()),
+        Described::Decoder(config) if config.windows.iter().all(Option::is_none) => {
+            // Paddings of the same vocabulary differ by some hundreds; other vocabularies by more.
+            match own.abs_diff(theirs) <= 1024 {
+                true => Ok(draft),
+                false => refuse(format!("it has {own} tokens, and the model has {theirs}")),
+            }
+        }
+        _ => refuse("its layers forget, and a guess that was wrong is to be taken back".to_owned()),
+    }
+}
+
+/// As models are named: `494M`, `7.6B`.
+fn in_short(parameters: u64) -> String {
+    match parameters {
+        0..1_000_000_000 => format!("{}M", (parameters as f64 / 1e6).round()),
+        _ => format!("{:.1}B", parameters as f64 / 1e9),
+    }
 }
 
 /// Fewer positions of keys and values are no context: the first ones are always among them.

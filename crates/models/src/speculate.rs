@@ -1,15 +1,17 @@
-//! Tokens guessed from what stands in the sequence already, and checked several at once.
+//! Tokens guessed from what stands in the sequence already, or by a small model, and checked
+//! several at once.
 //!
 //! A sequence that decodes alone and repeats something that it holds is likely to go on as it did
-//! there ("prompt lookup": Saxena, 2023). One pass over the last token and the guesses gives the
+//! there ("prompt lookup": Saxena, 2023); where it does not, a draft model guesses, if there is one
+//! (Leviathan et al., 2023). One pass over the last token and the guesses gives the
 //! logits behind each of them; from each a token is drawn as a step would draw it, with the key of
 //! its own index and the penalties of what came before. As long as the drawn token is the guess,
 //! the next one is what the next step would have drawn. So the tokens are those of plain decoding,
 //! greedy or sampled; only sums are made in another order, as they are in company.
 //!
-//! Tokens are given out one a step, as ever: those that came ahead of their step wait here. Guessing
-//! goes on only while it gives tokens faster than plain steps do, by the clock; where it does not,
-//! it is tried again later and later.
+//! Tokens are given out one a step, as ever: those that came ahead of their step wait here. Either
+//! source is asked only while it gives tokens faster than plain steps do, by the clock; where it does
+//! not, it is tried again later and later.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -21,7 +23,8 @@ use mlxd_engine::SeqId;
 use mlxd_protocol::TokenId;
 
 use crate::arch::{LayerState, State};
-use crate::engine::MlxEngine;
+use crate::draft::{Draft, Guesses};
+use crate::engine::{MlxEngine, Sequence};
 use crate::sample::{Drawn, Sampler, Token, draw_along};
 use crate::steps::LastToken;
 
@@ -46,18 +49,30 @@ pub struct Guessed {
     pub right: u64,
 }
 
+/// Who guesses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// The sequence's own text.
+    Text,
+    /// A draft model.
+    Draft,
+}
+
 /// When and how guesses are made.
 pub(crate) struct Guessing {
     guesses_max: usize,
     guesser: Guesser,
+    draft: Option<Draft>,
     pace: Pace,
-    figures: Guessed,
+    /// By [`Source`].
+    figures: [Guessed; 2],
 }
 
 /// A sequence's tokens that came ahead of their step.
 #[derive(Debug, Default)]
 pub(crate) struct Ahead {
-    ready: VecDeque<Token>,
+    /// The last of a pass says whose guesses it checked.
+    ready: VecDeque<(Token, Option<Source>)>,
     /// Steps in flight that will take one.
     promised: usize,
     pass: Option<Pass>,
@@ -66,6 +81,7 @@ pub(crate) struct Ahead {
 /// A pass that was submitted.
 #[derive(Debug)]
 struct Pass {
+    source: Source,
     guesses: Vec<TokenId>,
     drawn: Drawn,
     /// The sampler as it is after each of the draws.
@@ -110,8 +126,9 @@ impl Guessing {
         Self {
             guesses_max: guesses_max as usize,
             guesser: Box::new(look_up),
+            draft: None,
             pace: Pace::default(),
-            figures: Guessed::default(),
+            figures: Default::default(),
         }
     }
 
@@ -125,8 +142,35 @@ impl Guessing {
         guessing
     }
 
-    pub(crate) fn figures(&self) -> Guessed {
-        self.figures
+    /// From now on asks `draft` too.
+    pub(crate) fn ask(&mut self, draft: Draft) {
+        self.draft = Some(draft);
+    }
+
+    /// Runs what a guess runs, so that the first one waits for no kernel.
+    pub(crate) fn warm_up(
+        &mut self,
+        known: &[TokenId],
+        sampler: &Sampler,
+        vocab: i32,
+        depth: usize,
+    ) -> Result<()> {
+        if let Some(draft) = &mut self.draft {
+            draft.guess(known, 2, sampler, vocab, depth)?;
+            draft.forget();
+        }
+        Ok(())
+    }
+
+    /// Gives back what the draft model remembers.
+    pub(crate) fn forget(&mut self) {
+        self.draft.iter_mut().for_each(Draft::forget);
+    }
+
+    /// How many tokens a pass may have to take back.
+    fn most(&self) -> usize {
+        let drafts = self.draft.as_ref().map_or(0, Draft::guesses_max);
+        self.guesses_max.max(drafts)
     }
 
     /// What runs now is not one sequence's steps.
@@ -164,14 +208,15 @@ fn can_go_back(state: &State, positions: usize) -> bool {
 }
 
 impl MlxEngine {
-    /// How guessing went since the start.
-    pub fn guessed(&self) -> Guessed {
-        self.guessing.figures()
+    /// How guessing from `source` went since the start.
+    pub fn guessed(&self, source: Source) -> Guessed {
+        self.guessing.figures[source as usize]
     }
 
     /// Guesses always, so many tokens a pass: as `guesser` says, else as looked up. For testing.
     pub fn always_guessing(mut self, guesses_max: u32, guesser: Option<Guesser>) -> Self {
-        self.guessing = Guessing::always(guesses_max, guesser);
+        let draft = self.guessing.draft.take();
+        self.guessing = Guessing { draft, ..Guessing::always(guesses_max, guesser) };
         self
     }
 
@@ -195,16 +240,21 @@ impl MlxEngine {
         };
         let ahead = &mut sequence.ahead;
         ahead.promised -= 1;
-        let token = ahead.ready.pop_front();
-        self.guessing.pace.token(ahead.ready.is_empty());
-        token.map(Some).ok_or_else(|| Exception::custom("a step took a token that never came"))
+        let (token, ends) = ahead
+            .ready
+            .pop_front()
+            .ok_or_else(|| Exception::custom("a step took a token that never came"))?;
+        self.guessing.pace.token(ends);
+        Ok(Some(token))
     }
 
     /// Submits a pass over guesses for `seq`, which decodes alone, if that promises to be quicker
     /// than a step. Its first token is taken by the step that asked.
     pub(crate) fn guess(&mut self, seq: SeqId) -> Result<bool> {
-        let guesses = self.guesses_for(seq)?;
-        let Some(sequence) = self.sequences.get_mut(&seq).filter(|_| !guesses.is_empty()) else {
+        let Some((source, guesses)) = self.guesses_for(seq)? else {
+            return Ok(false);
+        };
+        let Some(sequence) = self.sequences.get_mut(&seq) else {
             return Ok(false);
         };
         let (Some(state), Some(last)) = (sequence.state.as_mut(), sequence.known.last()) else {
@@ -219,49 +269,69 @@ impl MlxEngine {
         if self.depth > 1 {
             async_eval(drawn.arrays())?;
         }
-        self.guessing.figures.passes += 1;
-        self.guessing.figures.guesses += guesses.len() as u64;
+        let figures = &mut self.guessing.figures[source as usize];
+        figures.passes += 1;
+        figures.guesses += guesses.len() as u64;
         sequence.ahead.promised += 1;
-        sequence.ahead.pass = Some(Pass { guesses, drawn, samplers, step: self.steps });
+        sequence.ahead.pass = Some(Pass { source, guesses, drawn, samplers, step: self.steps });
         Ok(true)
     }
 
-    fn guesses_for(&mut self, seq: SeqId) -> Result<Vec<TokenId>> {
+    /// At least one guess of what follows the tokens of `seq`, and whose it is.
+    fn guesses_for(&mut self, seq: SeqId) -> Result<Option<(Source, Vec<TokenId>)>> {
         let unread = self.flights.iter().filter(|flight| flight.is_unread(seq)).count();
-        let none = Vec::new();
-        if self.guessing.guesses_max == 0 || self.deterministic || seq.is_measured() {
-            return Ok(none);
+        if self.guessing.most() == 0 || self.deterministic || seq.is_measured() {
+            return Ok(None);
         }
         let room = |engine: &Self| {
             let sequence = engine.sequences.get(&seq)?;
-            let most = engine.guessing.guesses_max + 1;
-            let state = sequence.state.as_ref().filter(|state| can_go_back(state, most))?;
+            let most = engine.guessing.most();
+            let state = sequence.state.as_ref().filter(|state| can_go_back(state, most + 1))?;
             // As many tokens as the guesses and one more must have a place.
             let left = usize::try_from(state.capacity - state.position - 2).ok()?;
-            Some((left.min(engine.guessing.guesses_max), state.position as usize))
+            Some((left.min(most), state.position as usize))
         };
-        let Some((most, position)) = room(self) else {
-            return Ok(none);
+        let Some((most, position)) = room(self).filter(|(most, _)| *most > 0) else {
+            return Ok(None);
         };
-        let Guessing { guesser, pace, .. } = &mut self.guessing;
+        let Guessing { guesses_max, guesser, draft, pace, .. } = &mut self.guessing;
         let known = &self.sequences[&seq].known;
-        if most == 0 || guesser(known, most + unread).len() <= unread || !pace.tries() {
-            return Ok(none);
-        }
+        let of_text = most.min(*guesses_max);
+        let repeats = of_text > 0 && guesser(known, of_text + unread).len() > unread;
+        let source = if repeats && pace.tries(Source::Text) {
+            Source::Text
+        } else if draft.is_some() && pace.tries(Source::Draft) {
+            Source::Draft
+        } else {
+            return Ok(None);
+        };
         if unread > 0 {
             // Wait for what is on its way: guesses follow a token that is known.
             self.read_flights()?;
         }
-        let known = &self.sequences[&seq].known;
+        let Sequence { known, sampler, .. } = &self.sequences[&seq];
         if known.len() != position + 1 {
-            return Ok(none);
+            return Ok(None);
         }
         let vocab = self.info.vocab_size;
-        let mut guesses = (self.guessing.guesser)(known, most);
+        let Guessing { guesser, draft, pace, .. } = &mut self.guessing;
+        let mut guesses = match (source, draft) {
+            (Source::Draft, Some(draft)) => {
+                match draft.guess(known, most, sampler, vocab as i32, self.depth)? {
+                    Guesses::Made(guesses) => guesses,
+                    Guesses::Behind => {
+                        // The step that comes now took longer than steps do.
+                        pace.since = None;
+                        Vec::new()
+                    }
+                }
+            }
+            _ => guesser(known, of_text),
+        };
         guesses.truncate(most);
         let sane = guesses.iter().take_while(|guess| **guess < vocab).count();
         guesses.truncate(sane);
-        Ok(guesses)
+        Ok(Some((source, guesses)).filter(|(_, guesses)| !guesses.is_empty()))
     }
 
     /// Waits for the pass of `seq`, if there is one, and takes back what it ran too far.
@@ -269,22 +339,26 @@ impl MlxEngine {
         let Some(sequence) = self.sequences.get_mut(&seq) else {
             return Ok(());
         };
-        let Some(Pass { guesses, drawn, mut samplers, step }) = sequence.ahead.pass.take() else {
+        let Some(pass) = sequence.ahead.pass.take() else {
             return Ok(());
         };
+        let Pass { source, guesses, drawn, mut samplers, step } = pass;
         eval(drawn.arrays())?;
         let mut tokens = drawn.read()?;
         let right = guesses.iter().zip(&tokens).take_while(|(guess, token)| **guess == token.id);
         let right = right.count();
         tokens.truncate(right + 1);
-        self.guessing.figures.right += right as u64;
+        self.guessing.figures[source as usize].right += right as u64;
         if let Some(state) = sequence.state.as_mut() {
             state.position -= (guesses.len() - right) as i32;
         }
         sequence.sampler = samplers.swap_remove(right);
         sequence.last = Some(LastToken::known(tokens[right].id, step));
         sequence.known.extend(tokens.iter().map(|token| token.id));
-        sequence.ahead.ready.extend(tokens);
+        let last = tokens.len() - 1;
+        let ends = |at| (at == last).then_some(source);
+        let ready = tokens.into_iter().enumerate().map(|(at, token)| (token, ends(at)));
+        sequence.ahead.ready.extend(ready);
         Ok(())
     }
 
@@ -324,24 +398,71 @@ impl Mean {
 struct Pace {
     /// Seconds of a plain step.
     step: Mean,
-    /// Seconds of a pass, and tokens that it gave.
-    pass: Mean,
-    tokens: Mean,
+    /// By [`Source`].
+    worth: [Worth; 2],
     /// When the last token of one sequence's steps was collected.
     since: Option<Instant>,
     /// Of the pass whose tokens are being given out.
     current: (Duration, u32),
+    always: bool,
+}
+
+/// What one source's guesses come to.
+#[derive(Debug, Default)]
+struct Worth {
+    /// Seconds of a pass, and tokens that it gave.
+    pass: Mean,
+    tokens: Mean,
     /// Passes left of a trial.
     trial: u32,
     /// Chances to let pass before the next trial, and before the one after that.
     rest: u32,
     pause: u32,
-    always: bool,
 }
 
 impl Pace {
     /// Plain steps before the first trial.
     const STEPS_MIN: u32 = 8;
+
+    /// Whether a chance to guess is taken.
+    fn tries(&mut self, source: Source) -> bool {
+        self.always || (self.step.count >= Self::STEPS_MIN && self.takes(source))
+    }
+
+    fn takes(&mut self, source: Source) -> bool {
+        let step = self.step;
+        self.worth(source).tries(step)
+    }
+
+    fn worth(&mut self, source: Source) -> &mut Worth {
+        &mut self.worth[source as usize]
+    }
+
+    /// Time since the last token, if that was of the same run of steps.
+    fn lap(&mut self) -> Option<Duration> {
+        let now = Instant::now();
+        let since = self.since.replace(now)?;
+        Some(now - since)
+    }
+
+    /// A token of a pass was given out; the last of one says whose it was.
+    fn token(&mut self, ends: Option<Source>) {
+        let lap = self.lap();
+        let (time, tokens) = self.current;
+        self.current = (time + lap.unwrap_or_default(), tokens + 1);
+        if let Some(source) = ends {
+            let (time, tokens) = std::mem::take(&mut self.current);
+            self.passed(source, time.as_secs_f64(), tokens);
+        }
+    }
+
+    fn passed(&mut self, source: Source, seconds: f64, tokens: u32) {
+        let step = self.step;
+        self.worth(source).passed(step, seconds, tokens);
+    }
+}
+
+impl Worth {
     /// Passes of a trial.
     const TRIAL: u32 = 4;
     /// Chances let pass after the first trial that was lost, and at the most.
@@ -349,20 +470,13 @@ impl Pace {
     /// How much better guessing has to be.
     const MARGIN: f64 = 0.97;
 
-    fn wins(&self) -> bool {
+    fn wins(&self, step: Mean) -> bool {
         let each = self.pass.value / self.tokens.value.max(1.0);
-        self.pass.count >= Self::TRIAL && each < self.step.value * Self::MARGIN
+        self.pass.count >= Self::TRIAL && each < step.value * Self::MARGIN
     }
 
-    /// Whether a chance to guess is taken.
-    fn tries(&mut self) -> bool {
-        if self.always || self.trial > 0 {
-            return true;
-        }
-        if self.step.count < Self::STEPS_MIN {
-            return false;
-        }
-        if self.wins() {
+    fn tries(&mut self, step: Mean) -> bool {
+        if self.trial > 0 || self.wins(step) {
             return true;
         }
         if self.rest > 0 {
@@ -373,35 +487,18 @@ impl Pace {
         true
     }
 
-    /// Time since the last token, if that was of the same run of steps.
-    fn lap(&mut self) -> Option<Duration> {
-        let now = Instant::now();
-        let since = self.since.replace(now)?;
-        Some(now - since)
-    }
-
-    /// A token of a pass was given out; the last of them or not.
-    fn token(&mut self, last: bool) {
-        let lap = self.lap();
-        let (time, tokens) = self.current;
-        self.current = (time + lap.unwrap_or_default(), tokens + 1);
-        if last {
-            let (time, tokens) = std::mem::take(&mut self.current);
-            self.passed(time.as_secs_f64(), tokens);
-        }
-    }
-
-    fn passed(&mut self, seconds: f64, tokens: u32) {
+    fn passed(&mut self, step: Mean, seconds: f64, tokens: u32) {
         if seconds > 0.0 {
             self.pass.add(seconds);
             self.tokens.add(f64::from(tokens));
         }
-        if self.wins() {
+        let wins = self.wins(step);
+        if wins {
             self.pause = Self::PAUSE.0;
         }
         if self.trial > 0 {
             self.trial -= 1;
-            if self.trial == 0 && !self.wins() {
+            if self.trial == 0 && !wins {
                 self.rest = self.pause.max(Self::PAUSE.0);
                 self.pause = (self.rest * 2).min(Self::PAUSE.1);
             }
@@ -446,35 +543,48 @@ mod tests {
         pace
     }
 
+    /// A chance that, taken, gives so many tokens for the time of one and a half.
+    fn tries_and_gives(pace: &mut Pace, tokens: u32) -> bool {
+        let tries = pace.tries(Source::Text);
+        if tries {
+            pace.passed(Source::Text, 1.5, tokens);
+        }
+        tries
+    }
+
     #[test]
     fn guessing_that_wins_goes_on_and_ends_when_it_loses() {
-        assert!(!Pace::default().tries(), "nothing to compare with");
+        assert!(!Pace::default().tries(Source::Text), "nothing to compare with");
         let mut pace = pace(1.0);
         for _ in 0..100 {
-            assert!(pace.tries());
-            pace.passed(1.5, 3);
+            assert!(pace.tries(Source::Text));
+            pace.passed(Source::Text, 1.5, 3);
         }
-        let tried = (0..1000).filter(|_| pace.tries().then(|| pace.passed(1.5, 1)).is_some());
-        let tried = tried.count();
+        let tried = (0..1000).filter(|_| tries_and_gives(&mut pace, 1)).count();
         assert!(tried < 60, "{tried} of 1000 chances taken by what loses");
     }
 
     #[test]
     fn guessing_that_loses_rests_longer_and_longer() {
         let mut pace = pace(1.0);
-        let mut taken = |chances: usize| {
-            (0..chances).filter(|_| pace.tries().then(|| pace.passed(1.5, 1)).is_some()).count()
-        };
+        let mut taken =
+            |chances: usize| (0..chances).filter(|_| tries_and_gives(&mut pace, 1)).count();
         let first = taken(500);
         assert!((8..=24).contains(&first), "{first} of the first 500");
         assert!(taken(5000) <= 24);
-        let mut better = 0;
-        for _ in 0..2 * Pace::PAUSE.1 {
-            if pace.tries() {
-                better += 1;
-                pace.passed(1.5, 4);
-            }
-        }
+        let better = (0..2 * Worth::PAUSE.1).filter(|_| tries_and_gives(&mut pace, 4)).count();
         assert!(better > 1000, "what wins later is found: {better}");
+    }
+
+    #[test]
+    fn one_source_that_loses_does_not_stop_the_other() {
+        let mut pace = pace(1.0);
+        while pace.tries(Source::Text) {
+            pace.passed(Source::Text, 1.5, 1);
+        }
+        for _ in 0..100 {
+            assert!(pace.tries(Source::Draft));
+            pace.passed(Source::Draft, 1.5, 3);
+        }
     }
 }

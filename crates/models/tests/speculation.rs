@@ -4,8 +4,8 @@
 mod common;
 
 use mlxd_engine::{Engine, SeqId, SeqSpec, StepToken};
-use mlxd_models::{Guesser, MlxEngine};
-use mlxd_protocol::{Sampling, TokenId};
+use mlxd_models::{Guessed, Guesser, MlxEngine, Source};
+use mlxd_protocol::{DraftSpec, Sampling, TokenId};
 
 fn case(script: &str, name: &str) -> std::path::PathBuf {
     common::made_by(script).join(name)
@@ -124,12 +124,13 @@ fn guesses_change_no_token() {
                         .always_guessing(most, Some(guesser));
                     let ours = alone(&mut engine, seq, &prompt, COUNT, &how);
                     assert_same(&ours, &expected, &format!("{name}, {how:?}, {depth}, {most}"));
-                    right += engine.guessed().right;
-                    wrong += engine.guessed().guesses - engine.guessed().right;
+                    right += engine.guessed(Source::Text).right;
+                    wrong +=
+                        engine.guessed(Source::Text).guesses - engine.guessed(Source::Text).right;
                 }
             }
         }
-        assert_eq!(plain.guessed(), Default::default(), "not asked to guess");
+        assert_eq!(plain.guessed(Source::Text), Default::default(), "not asked to guess");
     }
     assert!(right > 500 && wrong > 200, "{right} guesses were right, {wrong} wrong");
 }
@@ -182,7 +183,7 @@ fn company_comes_and_goes_between_guesses() {
         }
         assert_same(&got[0], &first, &format!("seed {seed}"));
         assert_same(&got[1], &second, &format!("seed {seed}"));
-        assert!(engine.guessed().right > 0);
+        assert!(engine.guessed(Source::Text).right > 0);
     }
 }
 
@@ -239,7 +240,7 @@ fn a_repetition_is_found_and_pays() {
         let expected = alone(&mut plain, 2 + 2 * seed, &prompt, 60, &how);
         let ours = alone(&mut engine, 2 + 2 * seed, &prompt, 60, &how);
         assert_same(&ours, &expected, &format!("seed {seed}"));
-        (right, passes) = (engine.guessed().right, engine.guessed().passes);
+        (right, passes) = (engine.guessed(Source::Text).right, engine.guessed(Source::Text).passes);
     }
     assert!(passes > 0 && right > 0, "{right} right guesses in {passes} passes");
 }
@@ -256,6 +257,96 @@ fn deterministic_engines_and_recurrent_ones_do_not_guess() {
     for engine in [engine, hybrid, sliding] {
         let mut engine = engine.always_guessing(8, None);
         alone(&mut engine, 2, &prompt, 30, &Sampling::default());
-        assert_eq!(engine.guessed(), Default::default());
+        assert_eq!(engine.guessed(Source::Text), Default::default());
     }
+}
+
+/// `target`, for which the model of another case guesses.
+fn drafted(
+    target: &std::path::Path,
+    draft: &std::path::Path,
+    piece: u32,
+    depth: usize,
+) -> MlxEngine {
+    let mut spec = common::load_spec(target);
+    spec.draft = Some(DraftSpec { folder: draft.to_owned(), tokens_max: 4 });
+    spec.prefill_chunk_tokens_busy = piece;
+    let engine = mlxd_models::load(&spec, &mut |_, _| {}).expect("a model with a draft");
+    engine.with_depth(depth).always_guessing(0, None)
+}
+
+#[test]
+fn a_draft_model_changes_no_token() {
+    const COUNT: usize = 40;
+    let (mut agreeing, mut others) = ((0, 0), (0, 0));
+    for (script, name) in
+        [("make.py", "arch-llama"), ("make.py", "arch-qwen3"), ("hybrids.py", "moe")]
+    {
+        let folder = case(script, name);
+        let prompt = common::reference(&folder).prompt;
+        let mut plain = common::load(&folder);
+        let how = [Sampling::default(), sampled(7), penalised(8)];
+        for (index, how) in how.into_iter().enumerate() {
+            let seq = 10 + index as u64;
+            let expected = alone(&mut plain, seq, &prompt, COUNT, &how);
+            for (draft, piece, depth) in
+                [(folder.clone(), 256, 2), (case("make.py", "arch-qwen2"), 5, 1)]
+            {
+                let mut engine = drafted(&folder, &draft, piece, depth);
+                let ours = alone(&mut engine, seq, &prompt, COUNT, &how);
+                assert_same(&ours, &expected, &format!("{name}, {how:?} by {}", draft.display()));
+                let Guessed { passes, guesses, right } = engine.guessed(Source::Draft);
+                assert!(passes > 0 && guesses > 0, "{name}: nothing was guessed");
+                let sum = if draft == folder { &mut agreeing } else { &mut others };
+                *sum = (sum.0 + right, sum.1 + guesses);
+            }
+        }
+    }
+    // The same model agrees with itself but for rounding, sampled as greedy.
+    assert!(agreeing.0 * 100 >= agreeing.1 * 97, "{agreeing:?}");
+    assert!(others.0 < others.1 && others.1 > 100, "{others:?}");
+}
+
+#[test]
+fn a_draft_model_follows_whoever_is_alone() {
+    let folder = case("make.py", "arch-qwen3");
+    let prompt = common::reference(&folder).prompt;
+    let other: Vec<TokenId> = prompt.iter().rev().copied().collect();
+    let mut plain = common::load(&folder);
+    let mut engine = drafted(&folder, &folder, 16, 1);
+    let mut turn = prompt.clone();
+    for seq in 0..4 {
+        // A conversation that grows, with another one between its turns.
+        let expected = alone(&mut plain, 2 + 4 * seq, &turn, 20, &sampled(seq));
+        let ours = alone(&mut engine, 2 + 4 * seq, &turn, 20, &sampled(seq));
+        assert_same(&ours, &expected, &format!("turn {seq}"));
+        turn.extend(ids(&expected));
+        let expected = alone(&mut plain, 4 + 4 * seq, &other, 20, &Sampling::default());
+        let ours = alone(&mut engine, 4 + 4 * seq, &other, 20, &Sampling::default());
+        assert_same(&ours, &expected, &format!("between, {seq}"));
+        engine.trim();
+    }
+    let Guessed { guesses, right, .. } = engine.guessed(Source::Draft);
+    assert!(right > 50 && right * 100 >= guesses * 97, "{right} of {guesses}");
+}
+
+#[test]
+fn what_cannot_guess_is_refused() {
+    let refused = |target: &std::path::Path, draft: &std::path::Path| {
+        let mut spec = common::load_spec(target);
+        spec.draft = Some(DraftSpec { folder: draft.to_owned(), tokens_max: 4 });
+        mlxd_models::load(&spec, &mut |_, _| {}).err().expect("it cannot guess").message
+    };
+    let target = case("make.py", "arch-llama");
+    let why = refused(&target, &case("make.py", "arch-mistral-sliding"));
+    assert!(why.contains("the draft model in") && why.contains("forget"), "{why}");
+    let why = refused(&target, &case("hybrids.py", "hybrid"));
+    assert!(why.contains("forget"), "{why}");
+    let why = refused(&target, std::path::Path::new("/nowhere"));
+    assert!(why.contains("/nowhere"), "{why}");
+    // In deterministic mode nothing is guessed, and no draft is read.
+    let mut spec = common::load_spec(&target);
+    spec.draft = Some(DraftSpec { folder: "/nowhere".into(), tokens_max: 4 });
+    spec.deterministic = true;
+    assert!(mlxd_models::load(&spec, &mut |_, _| {}).is_ok());
 }

@@ -163,6 +163,22 @@ pub struct ModelStatus {
     /// What its worker keeps for prompts that begin as earlier ones did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache: Option<CacheStatus>,
+    /// How its worker's guessing ahead went.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guesses: Option<GuessStatus>,
+}
+
+/// Tokens guessed ahead since the worker was loaded, and those of them that were right.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuessStatus {
+    /// Guessed from the sequence's own text.
+    pub text: u64,
+    /// Of those, right.
+    pub text_right: u64,
+    /// Guessed by a draft model.
+    pub draft: u64,
+    /// Of those, right.
+    pub draft_right: u64,
 }
 
 /// Who answers.

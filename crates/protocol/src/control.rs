@@ -104,6 +104,9 @@ pub struct LoadSpec {
     /// Tokens guessed from the sequence itself and checked in one pass, at the most, where that is
     /// measured faster than steps; 0 never guesses. Not where `deterministic` is true.
     pub guesses_max: u32,
+    /// A small model that guesses for this one; `None` where there is none. Nothing is guessed
+    /// where `deterministic` is true.
+    pub draft: Option<DraftSpec>,
     /// How keys and values of long sequences are packed; `None` keeps them as they are computed.
     pub kv_quantization: Option<KvQuantization>,
     /// Positions whose keys and values a sequence keeps at the most, in layers that would keep all
@@ -123,6 +126,15 @@ pub struct LoadSpec {
     /// What it costs: a replay's generated part takes one decode step a token, and up to two
     /// pieces of prompts may run between two decode steps. An undisturbed sequence costs the same.
     pub deterministic: bool,
+}
+
+/// A model that guesses for another one, with the same tokens.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DraftSpec {
+    /// Folder with `config.json` and safetensors files.
+    pub folder: PathBuf,
+    /// Tokens guessed and checked in one pass at the most.
+    pub tokens_max: u32,
 }
 
 /// Packed keys and values. Layers that see a window of positions, and states of scans, are never

@@ -26,8 +26,8 @@ mod wire;
 pub use bootstrap::{Bootstrap, arguments, exit_code};
 pub use command::{Command, Priority, Sampling, Submit};
 pub use control::{
-    BenchLeg, BenchSpec, Cleared, DeviceChoice, FromWorker, Hello, KvQuantization, LoadFault,
-    LoadFaultKind, LoadSpec, ModelInfo, PrefixDisk, ToWorker,
+    BenchLeg, BenchSpec, Cleared, DeviceChoice, DraftSpec, FromWorker, Hello, KvQuantization,
+    LoadFault, LoadFaultKind, LoadSpec, ModelInfo, PrefixDisk, ToWorker,
 };
 pub use embed::{Embed, Embedded};
 pub use ids::{Incarnation, ModelId, ModelIdError, RequestId, TokenId};
@@ -39,4 +39,4 @@ pub use wire::{WireError, kind};
 
 /// Raised with every change that an older peer would misread. A handshake between
 /// different versions is refused and names both.
-pub const PROTOCOL_VERSION: u32 = 4;
+pub const PROTOCOL_VERSION: u32 = 5;

@@ -99,7 +99,7 @@ mod os;
 pub use clock::monotonic_ns;
 pub use error::{RingError, SegmentError, SendError};
 pub use inherited::take_inherited_fd;
-pub use progress::{Kept, Progress, ProgressReader, ProgressWriter};
+pub use progress::{Guessed, Kept, Progress, ProgressReader, ProgressWriter};
 pub use reader::{RECORD_BYTES_MAX, Reader};
 pub use segment::{
     FrontLink, NAME_BYTES_MAX, NAME_PREFIX, RING_BYTES_MAX, RING_BYTES_MIN, Segment, SegmentName,

@@ -41,6 +41,10 @@ enum Figure {
     DiskReads,
     DiskWritten,
     DiskDamaged,
+    GuessedText,
+    GuessedTextRight,
+    GuessedDraft,
+    GuessedDraftRight,
 }
 
 /// A copy of the progress page. All zero before the worker has attached.
@@ -76,6 +80,21 @@ pub struct Progress {
     pub milli_tokens_per_second: u64,
     /// What is kept for prompts that begin as earlier ones did.
     pub kept: Kept,
+    /// Tokens guessed ahead.
+    pub guessed: Guessed,
+}
+
+/// Tokens guessed ahead since the worker was loaded, and those of them that were right.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Guessed {
+    /// Guessed from the sequence's own text.
+    pub text: u64,
+    /// Of those, right.
+    pub text_right: u64,
+    /// Guessed by a draft model.
+    pub draft: u64,
+    /// Of those, right.
+    pub draft_right: u64,
 }
 
 /// What a worker keeps for prompts that begin as earlier ones did; counts are since its start.
@@ -191,6 +210,14 @@ impl ProgressWriter {
         self.set(Figure::DiskDamaged, kept.disk_damaged);
     }
 
+    /// Tokens guessed ahead.
+    pub fn set_guessed(&self, guessed: &Guessed) {
+        self.set(Figure::GuessedText, guessed.text);
+        self.set(Figure::GuessedTextRight, guessed.text_right);
+        self.set(Figure::GuessedDraft, guessed.draft);
+        self.set(Figure::GuessedDraftRight, guessed.draft_right);
+    }
+
     /// Tokens per second at present, times 1000.
     pub fn set_milli_tokens_per_second(&self, rate: u64) {
         self.set(Figure::MilliTokensPerSecond, rate);
@@ -251,6 +278,12 @@ impl ProgressReader {
                 disk_written_bytes: get(Figure::DiskWritten),
                 disk_damaged: get(Figure::DiskDamaged),
             },
+            guessed: Guessed {
+                text: get(Figure::GuessedText),
+                text_right: get(Figure::GuessedTextRight),
+                draft: get(Figure::GuessedDraft),
+                draft_right: get(Figure::GuessedDraftRight),
+            },
         }
     }
 }
@@ -299,6 +332,8 @@ mod tests {
             disk_damaged: 83,
         };
         writer.set_kept(&kept);
+        let guessed = Guessed { text: 91, text_right: 92, draft: 93, draft_right: 94 };
+        writer.set_guessed(&guessed);
         let after = monotonic_ns();
 
         let seen = reader.snapshot();
@@ -320,6 +355,7 @@ mod tests {
             prompt_tokens: 50,
             milli_tokens_per_second: 61,
             kept,
+            guessed,
         };
         assert_eq!(seen, expected);
     }

@@ -269,6 +269,14 @@ impl Tokenizer {
         &self.inner.specials
     }
 
+    /// The first id that stands for one text here and for another in `other`; ids that one of them
+    /// lacks are no difference.
+    pub fn first_difference(&self, other: &Tokenizer) -> Option<u32> {
+        let ids = 0..self.vocab_size().min(other.vocab_size()) as u32;
+        let texts = |id| self.token_bytes(id).zip(other.token_bytes(id));
+        ids.into_iter().find(|id| texts(*id).is_some_and(|(own, other)| own != other))
+    }
+
     /// The limits that it was loaded with.
     pub fn limits(&self) -> TokenizerLimits {
         self.inner.limits

@@ -235,3 +235,21 @@ fn a_refusal_of_the_template_is_told_in_its_words() {
     let input = RenderInput { messages: &messages, ..RenderInput::default() };
     assert_eq!(render(folder.path(), &input), Err(TextError::Refused("No user here".into())));
 }
+
+#[test]
+fn tokens_that_differ_are_found() {
+    let of = |vocab: Value| {
+        let json = json!({"model": {"type": "WordLevel", "vocab": vocab, "unk_token": "a"}});
+        let limits = TokenizerLimits::default();
+        Tokenizer::from_json(&json.to_string(), &Value::Null, &[], limits).expect("a tokenizer")
+    };
+    let own = of(json!({"a": 0, "b": 1, "c": 2}));
+    assert_eq!(own.first_difference(&own), None);
+    assert_eq!(
+        own.first_difference(&of(json!({"a": 0, "b": 1}))),
+        None,
+        "lacking is no difference"
+    );
+    assert_eq!(of(json!({"a": 0, "d": 4})).first_difference(&own), None);
+    assert_eq!(own.first_difference(&of(json!({"a": 0, "c": 1, "b": 2}))), Some(1));
+}

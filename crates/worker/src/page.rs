@@ -1,8 +1,8 @@
 //! What the worker writes about itself: the progress page, and the phase for a last log line.
 
-use mlxd_engine::{CacheFigures, Counts, Engine, MemoryFigures};
+use mlxd_engine::{CacheFigures, Counts, Engine, GuessFigures, MemoryFigures};
 use mlxd_protocol::Phase;
-use mlxd_ring::{Kept, ProgressWriter};
+use mlxd_ring::{Guessed, Kept, ProgressWriter};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -57,6 +57,7 @@ impl Page {
     pub(crate) fn step(&mut self, counts: Counts, engine: &impl Engine, now: Instant) {
         self.figures(counts, engine.memory());
         self.kept(engine.cache_figures());
+        self.guessed(engine.guess_figures());
         self.rate(now);
         self.writer.step();
     }
@@ -101,6 +102,11 @@ impl Page {
             disk_written_bytes: disk.written_bytes,
             disk_damaged: disk.damaged,
         });
+    }
+
+    fn guessed(&self, figures: GuessFigures) {
+        let GuessFigures { text, text_right, draft, draft_right } = figures;
+        self.writer.set_guessed(&Guessed { text, text_right, draft, draft_right });
     }
 
     fn rate(&mut self, now: Instant) {

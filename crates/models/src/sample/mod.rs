@@ -113,6 +113,11 @@ impl Sampler {
         Ok(Drawn { tokens: token, logprobs: vec![logprobs] })
     }
 
+    /// The same draws, and nothing said of them.
+    pub fn without_logprobs(&self) -> Self {
+        Self { logprobs: None, ..self.clone() }
+    }
+
     fn choice(&self) -> Choice<'_> {
         Choice { sampling: &self.sampling, index: self.index }
     }

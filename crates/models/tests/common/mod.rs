@@ -77,6 +77,7 @@ pub fn load_spec(folder: &Path) -> LoadSpec {
         ageing_ms: 10_000,
         prefix_cache_bytes_max: 0,
         guesses_max: 0,
+        draft: None,
         kv_quantization: None,
         kv_tokens_max: None,
         prefix_disk: None,
