@@ -75,7 +75,9 @@ fn decode(
     let mut submitted = 0;
     let mut first_at = None;
     while tokens.len() < new_tokens as usize {
-        while submitted < new_tokens && submitted as usize - tokens.len() < engine.depth() {
+        // As the scheduler does it: the first token waits for no second step.
+        let depth = if tokens.is_empty() { 1 } else { engine.depth() };
+        while submitted < new_tokens && submitted as usize - tokens.len() < depth {
             engine.submit(&[seq])?;
             submitted += 1;
         }

@@ -309,7 +309,7 @@ impl<E: Engine> Scheduler<E> {
 
     /// Fills the pipeline and collects its oldest step.
     fn decode(&mut self, now: Instant, sink: &mut impl Sink) -> Result<(), EngineFault> {
-        while self.in_flight < self.engine.depth() {
+        while self.in_flight < self.engine.depth() && !self.awaits_first_tokens() {
             self.step_rows.clear();
             for row in self.rows.iter_mut().filter(|row| row.wants_step()) {
                 row.clock_prefill(now);
@@ -326,6 +326,13 @@ impl<E: Engine> Scheduler<E> {
             self.collect(now, sink)?;
         }
         Ok(())
+    }
+
+    /// Whether all that is in flight are first tokens: nobody's next step is built before they are
+    /// out. Building one takes as long as computing it, and more where buffers are new.
+    fn awaits_first_tokens(&self) -> bool {
+        let mut stepping = self.rows.iter().filter(|row| row.in_flight() || row.wants_step());
+        self.in_flight > 0 && stepping.all(|row| row.in_flight() && row.generated() == 0)
     }
 
     /// Waits for the oldest step and publishes it.
