@@ -1,7 +1,7 @@
 //! The engine in a bare loop, timed: one JSON object on standard output.
 //!
 //! `cargo run --release -p mlxd-models --example direct_loop -- FOLDER
-//! [--layout qkv+gate_up+compile+fuse] [--prompt 40] [--new 50,100,200] [--runs 5] [--rows 1,5,16]
+//! [--layout qkv+gate_up+compile+fuse+stride4] [--prompt 40] [--new 50,100,200] [--runs 5] [--rows 1,5,16]
 //! [--logits FILE --force 1,2,3] [--apart 16]`
 //!
 //! `--layout` replaces what was measured best for the device. `--logits` writes the logits
@@ -40,10 +40,16 @@ fn numbers(text: &str) -> Result<Vec<u32>, std::num::ParseIntError> {
     text.split(',').map(str::parse).collect()
 }
 
-/// A layout from the names of what is on: `qkv+gate_up+compile+fuse`, or `plain`.
+/// A layout from the names of what is on: `qkv+gate_up+compile+fuse+stride4`, or `plain`.
 fn layout(text: &str) -> Result<Layout, String> {
-    let mut layout =
-        Layout { join_qkv: false, join_gate_up: false, compile: false, fuse_decode: false };
+    let mut layout = Layout {
+        join_qkv: false,
+        join_gate_up: false,
+        compile: false,
+        fuse_decode: false,
+        stride: None,
+        few_queries: None,
+    };
     for name in text.split('+') {
         match name {
             "plain" => {}
@@ -51,7 +57,10 @@ fn layout(text: &str) -> Result<Layout, String> {
             "gate_up" => layout.join_gate_up = true,
             "compile" => layout.compile = true,
             "fuse" => layout.fuse_decode = true,
-            other => return Err(format!("unknown layout {other}")),
+            other => {
+                let stride = other.strip_prefix("stride").and_then(|layers| layers.parse().ok());
+                layout.stride = Some(stride.ok_or_else(|| format!("unknown layout {other}"))?);
+            }
         }
     }
     Ok(layout)

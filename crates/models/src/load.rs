@@ -176,7 +176,10 @@ pub fn load_with_layout(
     }
     engine.kv = kv;
     engine.kv_tokens_max = rotating;
-    let crowds = if backend.is_gpu() { crowds(spec.running_max as usize) } else { Vec::new() };
+    let drafted = spec.draft.as_ref().map_or(0, |draft| draft.tokens_max);
+    let guessed = spec.guesses_max.max(drafted) + 1;
+    let most = spec.running_max.max(guessed) as usize;
+    let crowds = if backend.is_gpu() { crowds(most) } else { Vec::new() };
     let first_pass = Instant::now();
     warm_up(&mut engine, &crowds).map_err(|reason| LoadFault {
         kind: LoadFaultKind::Engine,
@@ -323,12 +326,20 @@ fn keep_prefixes(engine: &mut MlxEngine, spec: &LoadSpec) {
 /// What was measured faster; the crate's page has the figures.
 fn default_layout(backend: Backend) -> Layout {
     let gpu = backend.is_gpu();
-    Layout { join_qkv: gpu, join_gate_up: gpu, compile: gpu, fuse_decode: backend == Backend::Cuda }
+    Layout {
+        join_qkv: gpu,
+        join_gate_up: gpu,
+        compile: gpu,
+        fuse_decode: backend == Backend::Cuda,
+        stride: gpu.then_some(2),
+        few_queries: (backend == Backend::Cuda).then_some(3),
+    }
 }
 
-/// Numbers of rows that between them need every kernel that steps of up to `running` rows need.
-fn crowds(running: usize) -> Vec<usize> {
-    [2, 9, 17].into_iter().filter(|rows| *rows <= running).collect()
+/// Numbers of rows that between them need every kernel that steps of up to `most` rows, and passes
+/// over as many tokens, need.
+fn crowds(most: usize) -> Vec<usize> {
+    [2, 9, 17].into_iter().filter(|rows| *rows <= most).collect()
 }
 
 /// Runs what requests will run, alone and in each of these crowds, so that the first of them does

@@ -4,6 +4,7 @@ mod common;
 
 use common::compare::compare_all;
 use mlxd_engine::Engine;
+use mlxd_models::Layout;
 
 #[test]
 fn architectures_equal_mlx_lm() {
@@ -45,4 +46,30 @@ fn infos_say_what_was_loaded() {
     let summary = mlxd_models::check(&spec.folder).unwrap();
     assert_eq!(summary.parameters, info.parameters);
     assert_eq!(summary.quantization, info.quantization);
+}
+
+#[test]
+fn a_piece_in_strides_is_the_same() {
+    let all_at_once = Layout {
+        join_qkv: false,
+        join_gate_up: false,
+        compile: false,
+        fuse_decode: false,
+        stride: None,
+        few_queries: None,
+    };
+    for (script, name) in [("make.py", "arch-qwen3"), ("hybrids.py", "hybrid")] {
+        let folder = common::made_by(script).join(name);
+        let prompt: Vec<u32> = (0..400).map(|index| (index * 31 + 7) % 320).collect();
+        let logits = |stride| {
+            let layout = Layout { stride, ..all_at_once };
+            let spec = common::load_spec(&folder);
+            let engine = mlxd_models::load_with_layout(&spec, Some(layout), &mut |_, _| {});
+            engine.expect("a model").logits_along(&prompt, &[1, 2]).expect("logits")
+        };
+        let expected = logits(None);
+        for group in [1, 2, 100] {
+            assert_eq!(logits(Some(group)), expected, "{name}, {group} layers at a time");
+        }
+    }
 }

@@ -4,7 +4,7 @@
 mod common;
 
 use mlxd_engine::{Engine, SeqId, SeqSpec, StepToken};
-use mlxd_models::{Guessed, Guesser, MlxEngine, Source};
+use mlxd_models::{Guessed, Guesser, Layout, MlxEngine, Source};
 use mlxd_protocol::{DraftSpec, Sampling, TokenId};
 
 fn case(script: &str, name: &str) -> std::path::PathBuf {
@@ -305,6 +305,32 @@ fn a_draft_model_changes_no_token() {
     // The same model agrees with itself but for rounding, sampled as greedy.
     assert!(agreeing.0 * 100 >= agreeing.1 * 97, "{agreeing:?}");
     assert!(others.0 < others.1 && others.1 > 100, "{others:?}");
+}
+
+#[test]
+fn guesses_checked_a_few_at_a_time_change_no_token() {
+    let folder = case("make.py", "arch-qwen3");
+    let prompt = common::reference(&folder).prompt;
+    let expected = alone(&mut common::load(&folder), 2, &prompt, 60, &sampled(3));
+    let whole: Vec<TokenId> = prompt.iter().copied().chain(ids(&expected)).collect();
+    let plain = Layout {
+        join_qkv: false,
+        join_gate_up: false,
+        compile: false,
+        fuse_decode: false,
+        stride: None,
+        few_queries: None,
+    };
+    for most in [1, 3, 4] {
+        let layout = Some(Layout { few_queries: Some(most), ..plain });
+        let spec = common::load_spec(&folder);
+        let engine = mlxd_models::load_with_layout(&spec, layout, &mut |_, _| {}).expect("a model");
+        let guesser = partly_right(whole.clone(), fastrand::Rng::with_seed(most as u64));
+        let mut engine = engine.always_guessing(9, Some(guesser));
+        let ours = alone(&mut engine, 2, &prompt, 60, &sampled(3));
+        assert_same(&ours, &expected, &format!("{most} at a time"));
+        assert!(engine.guessed(Source::Text).right > 20);
+    }
 }
 
 #[test]

@@ -31,6 +31,8 @@ pub struct Attention {
     pub width: i32,
     /// Epsilon of the head norms.
     pub norm_eps: f32,
+    /// See [`Layout::few_queries`](super::Layout::few_queries).
+    pub few_queries: Option<i32>,
 }
 
 /// Weights of the norms over q's and k's heads.
@@ -259,8 +261,41 @@ impl Attention {
                 let mask = pass.sliding_mask(window, kv.first_seen(pass.position))?;
                 sdpa(Some(Mask::Array(&mask)))
             }
-            _ => sdpa(Some(Mask::Causal)),
+            _ => match self.few_queries {
+                Some(most) if (most + 1..=FEW).contains(&pass.length) => {
+                    self.attend_few([queries, keys, values], most)
+                }
+                _ => sdpa(Some(Mask::Causal)),
+            },
         }
+    }
+
+    /// Causal attention, `most` queries at a time, each time over the keys that the last of them
+    /// sees.
+    fn attend_few(&self, [queries, keys, values]: [&Array; 3], most: i32) -> Result<Array> {
+        let (length, all) = (queries.dim(2), keys.dim(2));
+        let positions = |array: &Array, from, to| {
+            let stop = [array.dim(0), array.dim(1), to, array.dim(3)];
+            sys::slice(array, &[0, 0, from, 0], &stop)
+        };
+        let mut parts = Vec::new();
+        for from in (0..length).step_by(most.max(1) as usize) {
+            let to = length.min(from + most);
+            let seen = all - (length - to);
+            let (keys, values) = (positions(keys, 0, seen)?, positions(values, 0, seen)?);
+            let queries = positions(queries, from, to)?;
+            let mask = (to - from > 1).then_some(Mask::Causal);
+            let scale = self.scale();
+            parts.push(match mask {
+                Some(mask) => {
+                    fast::scaled_dot_product_attention(&queries, &keys, &values, scale, mask, None)?
+                }
+                None => {
+                    fast::scaled_dot_product_attention(&queries, &keys, &values, scale, None, None)?
+                }
+            });
+        }
+        concatenate(&parts, 2)
     }
 
     /// The arrays it is made of.
@@ -269,6 +304,9 @@ impl Attention {
         self.qkv.arrays().chain(self.output.arrays()).chain(norms)
     }
 }
+
+/// More queries are not few.
+const FEW: i32 = 16;
 
 /// Heads `from..to` of `array`, `[rows, heads, n, width]`.
 fn heads_of(array: &Array, from: i32, to: i32) -> Result<Array> {

@@ -13,6 +13,7 @@ use super::fused_rows::RowsAttention;
 use super::linear::{Linear, Matrix, Projection};
 use super::moe::{Mixture, Mlp};
 use super::rope::Rope;
+use super::stride::Stride;
 use super::{LayerState, Layout, Model, State};
 use crate::batch::{Batch, Telling};
 use crate::config::ModelConfig;
@@ -34,6 +35,7 @@ pub struct DenseModel {
     rows_attention: Option<RowsAttention>,
     rope: Rope,
     swiglu: Option<CompiledSwiglu>,
+    stride: Option<usize>,
     config: ModelConfig,
     dtype: Dtype,
 }
@@ -147,6 +149,7 @@ impl DenseModel {
             rows_attention,
             rope,
             swiglu,
+            stride: layout.stride,
             config,
             dtype,
         })
@@ -197,13 +200,23 @@ impl Block {
         swiglu: Option<&CompiledSwiglu>,
         attend: impl FnOnce(&Attention, &Array) -> Result<Array>,
     ) -> Result<Array> {
-        let rows = x.dim(0);
-        if let Some(fused) = self.fused.as_ref().filter(|fused| x.dim(1) == 1 && fused.takes(rows))
-        {
-            let qkv = fused.qkv.apply(x)?;
-            let attended = attend(&self.attention, &qkv)?;
+        // One token of each row, or a few of one: for products they are alike.
+        let (rows, length) = (x.dim(0), x.dim(1));
+        let vectors = rows * length;
+        let few = rows == 1 || length == 1;
+        if let Some(fused) = self.fused.as_ref().filter(|fused| few && fused.takes(vectors)) {
+            // Dispatching is what a step takes: not an operation more where nothing changes.
+            let shaped = |x: &Array, rows, length| match x.dim(0) == rows {
+                true => Ok(x.clone()),
+                false => x.reshape(&[rows, length, -1]),
+            };
+            let beside = |x: &Array| shaped(x, vectors, 1);
+            let x = &beside(x)?;
+            let qkv = shaped(&fused.qkv.apply(x)?, rows, length)?;
+            let attended = beside(&attend(&self.attention, &qkv)?)?;
             let x = fused.output.apply_residual(&attended, x)?;
-            return fused.down.apply_residual(&fused.gate_up.apply(&x)?, &x);
+            let x = fused.down.apply_residual(&fused.gate_up.apply(&x)?, &x)?;
+            return shaped(&x, rows, length);
         }
         let normed = fast::rms_norm(x, Some(&self.before_attention), eps)?;
         let attended = attend(&self.attention, &self.attention.qkv.apply(&normed)?)?;
@@ -270,6 +283,7 @@ fn load_attention(
         kv_heads: config.kv_heads,
         width: config.head_dim,
         norm_eps: config.norm_eps,
+        few_queries: layout.few_queries,
     })
 }
 
@@ -304,10 +318,12 @@ impl Model for DenseModel {
         let length = ids.dim(1);
         let mut pass = Pass::new(&self.rope, state.position, length, state.capacity);
         let mut x = self.embedding.rows(ids)?;
+        let mut stride = Stride::new(self.stride, length, self.blocks.len());
         for (block, layer) in self.blocks.iter().zip(&mut state.layers) {
             let kv = layer.kv().ok_or_else(LayerState::mismatch)?;
             let attend = |attention: &Attention, qkv: &Array| attention.core(qkv, kv, &mut pass);
             x = block.forward(&x, self.config.norm_eps, self.swiglu.as_ref(), attend)?;
+            stride.layer(&x)?;
         }
         state.position += length;
         Ok(x)

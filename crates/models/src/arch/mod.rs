@@ -13,6 +13,7 @@ mod nemotron;
 mod packed;
 mod rope;
 mod state;
+mod stride;
 
 use mlx_rs::Array;
 use mlx_rs::error::{Exception, Result};
@@ -35,6 +36,13 @@ pub struct Layout {
     pub compile: bool,
     /// Decode steps through kernels of our own where they fit. CUDA only.
     pub fuse_decode: bool,
+    /// Layers that are computed while as many are built, of a long piece of a prompt; `None` builds
+    /// all at once.
+    pub stride: Option<usize>,
+    /// Queries that attend in one operation where a pass has a few, as one over guesses has; `None`
+    /// is all. MLX on CUDA has a kernel for 3; for more it asks cuDNN for a plan, a new one for
+    /// each length.
+    pub few_queries: Option<i32>,
 }
 
 /// A loaded model: prefill one sequence at a time, decode one or many.

@@ -11,6 +11,7 @@ use super::linear::{Linear, Matrix, Projection};
 use super::mamba::Mamba;
 use super::moe::{Pool, Router, Rule, add_up, for_each_expert};
 use super::rope::Rope;
+use super::stride::Stride;
 use super::{LayerState, Layout, Model, State};
 use crate::batch::{Batch, Telling};
 use crate::config::{HybridConfig, HybridLayer, SigmoidMixtureConfig};
@@ -30,6 +31,7 @@ pub struct NemotronModel {
     /// Attention here has no rotary positions.
     rope: Rope,
     swiglu: Option<CompiledSwiglu>,
+    stride: Option<usize>,
     /// What a Mamba-2 layer remembers before the first position.
     blank: Recurrent,
     config: HybridConfig,
@@ -118,6 +120,7 @@ fn load_attention(
         kv_heads: config.kv_heads,
         width: config.head_dim,
         norm_eps: config.norm_eps,
+        few_queries: None,
     })
 }
 
@@ -142,7 +145,8 @@ impl NemotronModel {
             .map_err(in_load("preparing the recurrent state"))?;
         reader.settle(blank.arrays())?;
         let rope = Rope::none();
-        Ok(Self { embedding, blocks, norm, head, rope, swiglu, blank, config, dtype })
+        let stride = layout.stride;
+        Ok(Self { embedding, blocks, norm, head, rope, swiglu, stride, blank, config, dtype })
     }
 
     fn arrays(&self) -> impl Iterator<Item = &Array> {
@@ -209,6 +213,7 @@ impl Model for NemotronModel {
         let length = ids.dim(1);
         let mut pass = Pass::new(&self.rope, state.position, length, state.capacity);
         let mut x = self.embedding.rows(ids)?;
+        let mut stride = Stride::new(self.stride, length, self.blocks.len());
         let mut layers = state.layers.iter_mut();
         for block in &self.blocks {
             let normed = fast::rms_norm(&x, Some(&block.norm), self.config.norm_eps)?;
@@ -228,6 +233,7 @@ impl Model for NemotronModel {
                 }
             };
             x = x.add(change)?;
+            stride.layer(&x)?;
         }
         state.position += length;
         Ok(x)
