@@ -180,6 +180,7 @@ impl Guessing {
 
     /// One plain step of one sequence was collected.
     pub(crate) fn step_done(&mut self) {
+        self.pace.passes = 0;
         if let Some(took) = self.pace.lap() {
             self.pace.step.add(took.as_secs_f64());
         }
@@ -393,11 +394,41 @@ impl Mean {
     }
 }
 
+/// The last few values, of which one that is far off says nothing.
+#[derive(Debug, Clone, Default)]
+struct Recent(VecDeque<f64>);
+
+impl Recent {
+    const KEPT: usize = 9;
+
+    fn add(&mut self, value: f64) {
+        if self.0.len() == Self::KEPT {
+            self.0.pop_front();
+        }
+        self.0.push_back(value);
+    }
+
+    fn count(&self) -> usize {
+        self.0.len()
+    }
+
+    /// The one in the middle; 0 for none.
+    fn typical(&self) -> f64 {
+        let mut sorted: Vec<f64> = self.0.iter().copied().collect();
+        sorted.sort_by(f64::total_cmp);
+        sorted.get(sorted.len() / 2).copied().unwrap_or(0.0)
+    }
+}
+
 /// Whether guessing is worth its time.
 #[derive(Debug, Default)]
 struct Pace {
     /// Seconds of a plain step.
-    step: Mean,
+    step: Recent,
+    /// Passes since the last plain step, and plain steps that are to come whatever pays: what they
+    /// take may have changed.
+    passes: u32,
+    plain: u32,
     /// By [`Source`].
     worth: [Worth; 2],
     /// When the last token of one sequence's steps was collected.
@@ -411,7 +442,7 @@ struct Pace {
 #[derive(Debug, Default)]
 struct Worth {
     /// Seconds of a pass, and tokens that it gave.
-    pass: Mean,
+    pass: Recent,
     tokens: Mean,
     /// Passes left of a trial.
     trial: u32,
@@ -422,15 +453,28 @@ struct Worth {
 
 impl Pace {
     /// Plain steps before the first trial.
-    const STEPS_MIN: u32 = 8;
+    const STEPS_MIN: usize = 8;
+    /// Passes one after the other, and the plain steps then.
+    const PASSES_MAX: u32 = 64;
+    const STEPS_AGAIN: u32 = 3;
 
     /// Whether a chance to guess is taken.
     fn tries(&mut self, source: Source) -> bool {
-        self.always || (self.step.count >= Self::STEPS_MIN && self.takes(source))
+        if self.always {
+            return true;
+        }
+        if self.passes >= Self::PASSES_MAX {
+            (self.passes, self.plain) = (0, Self::STEPS_AGAIN);
+        }
+        if self.plain > 0 {
+            self.plain -= 1;
+            return false;
+        }
+        self.step.count() >= Self::STEPS_MIN && self.takes(source)
     }
 
     fn takes(&mut self, source: Source) -> bool {
-        let step = self.step;
+        let step = self.step.typical();
         self.worth(source).tries(step)
     }
 
@@ -457,7 +501,8 @@ impl Pace {
     }
 
     fn passed(&mut self, source: Source, seconds: f64, tokens: u32) {
-        let step = self.step;
+        let step = self.step.typical();
+        self.passes += 1;
         self.worth(source).passed(step, seconds, tokens);
     }
 }
@@ -470,12 +515,13 @@ impl Worth {
     /// How much better guessing has to be.
     const MARGIN: f64 = 0.97;
 
-    fn wins(&self, step: Mean) -> bool {
-        let each = self.pass.value / self.tokens.value.max(1.0);
-        self.pass.count >= Self::TRIAL && each < step.value * Self::MARGIN
+    /// Whether a token of its passes takes less than a step, of which `step` are the seconds.
+    fn wins(&self, step: f64) -> bool {
+        let each = self.pass.typical() / self.tokens.value.max(1.0);
+        self.pass.count() >= Self::TRIAL as usize && each < step * Self::MARGIN
     }
 
-    fn tries(&mut self, step: Mean) -> bool {
+    fn tries(&mut self, step: f64) -> bool {
         if self.trial > 0 || self.wins(step) {
             return true;
         }
@@ -487,7 +533,7 @@ impl Worth {
         true
     }
 
-    fn passed(&mut self, step: Mean, seconds: f64, tokens: u32) {
+    fn passed(&mut self, step: f64, seconds: f64, tokens: u32) {
         if seconds > 0.0 {
             self.pass.add(seconds);
             self.tokens.add(f64::from(tokens));
@@ -498,6 +544,17 @@ impl Worth {
         }
         if self.trial > 0 {
             self.trial -= 1;
+            if self.trial == 0 {
+                let ms = |seconds: f64| 1e3 * seconds;
+                let (pass, tokens) = (self.pass.typical(), self.tokens.value);
+                tracing::debug!(
+                    wins,
+                    pass_ms = ms(pass),
+                    tokens,
+                    step_ms = ms(step),
+                    "a trial of guessing ended"
+                );
+            }
             if self.trial == 0 && !wins {
                 self.rest = self.pause.max(Self::PAUSE.0);
                 self.pause = (self.rest * 2).min(Self::PAUSE.1);
@@ -556,12 +613,26 @@ mod tests {
     fn guessing_that_wins_goes_on_and_ends_when_it_loses() {
         assert!(!Pace::default().tries(Source::Text), "nothing to compare with");
         let mut pace = pace(1.0);
-        for _ in 0..100 {
-            assert!(pace.tries(Source::Text));
-            pace.passed(Source::Text, 1.5, 3);
-        }
+        let wins = (0..1000).filter(|_| tries_and_gives(&mut pace, 3)).count();
+        assert!(wins > 900, "{wins} of 1000 chances taken by what wins");
         let tried = (0..1000).filter(|_| tries_and_gives(&mut pace, 1)).count();
         assert!(tried < 60, "{tried} of 1000 chances taken by what loses");
+    }
+
+    /// The first steps of a process may wait for kernels.
+    #[test]
+    fn what_looked_better_than_slow_first_steps_is_found_out() {
+        let mut pace = pace(10.0);
+        let mut chance = || match tries_and_gives(&mut pace, 1) {
+            true => true,
+            false => {
+                pace.step.add(1.0);
+                false
+            }
+        };
+        let first = (0..300).filter(|_| chance()).count();
+        let later = (0..1000).filter(|_| chance()).count();
+        assert!(first > 100 && later < 60, "{first} of 300, then {later} of 1000");
     }
 
     #[test]
@@ -582,7 +653,7 @@ mod tests {
         while pace.tries(Source::Text) {
             pace.passed(Source::Text, 1.5, 1);
         }
-        for _ in 0..100 {
+        for _ in 0..30 {
             assert!(pace.tries(Source::Draft));
             pace.passed(Source::Draft, 1.5, 3);
         }
