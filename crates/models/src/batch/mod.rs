@@ -11,9 +11,9 @@
 mod shared_kv;
 mod wheel;
 
-use mlx_rs::Array;
 use mlx_rs::error::Result;
 use mlx_rs::transforms::{async_eval, eval};
+use mlx_rs::{Array, memory};
 use mlxd_engine::SeqId;
 
 use crate::arch::{LayerState, State};
@@ -414,6 +414,13 @@ impl Batch {
             if let Place::Shared(wheel, kv) = place {
                 let (old, new) = (&self.wheels[*wheel], &laid[*wheel]);
                 kv.lay_out(slots, self.shared as i32, old, new, longest)?;
+                if self.evaluation == Evaluation::Waiting {
+                    // Layer by layer, or all of them would be there twice. On a CPU freed buffers
+                    // are never dropped for others: what prompts left, and this layer's old one,
+                    // would stay beside the new ones.
+                    eval(kv.arrays())?;
+                    memory::clear_cache()?;
+                }
             }
         }
         self.wheels = laid;
@@ -531,5 +538,56 @@ impl Batch {
                 wheel.advance();
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device;
+    use mlx_rs::Dtype;
+    use mlx_rs::ops::ones_dtype;
+    use mlxd_protocol::DeviceChoice;
+
+    const LAYERS: usize = 8;
+    const TOKENS: i32 = 512;
+    /// Keys and values of one slot of one layer: 2 heads of 64, float32.
+    const LAYER_BYTES: usize = 2 * 2 * 64 * 4 * TOKENS as usize;
+
+    fn sequence() -> State {
+        let mut state = State { layers: Vec::new(), position: TOKENS - 1, capacity: TOKENS };
+        let new = ones_dtype(&[1, 2, TOKENS - 1, 64], Dtype::Float32).unwrap();
+        for _ in 0..LAYERS {
+            let mut layer = KvLayer::new(2, 64, Dtype::Float32, None);
+            layer.append(&new, &new, 0, TOKENS).unwrap();
+            state.layers.push(LayerState::Kv(layer));
+        }
+        eval(state.arrays()).unwrap();
+        state
+    }
+
+    /// The counters are the process's: nextest gives each test one of its own.
+    #[test]
+    fn shared_buffers_grow_one_layer_at_a_time() {
+        device::choose(DeviceChoice::Cpu).unwrap();
+        let waiting: Vec<State> = (0..3).map(|_| sequence()).collect();
+        let mut batch = Batch::new(&waiting[0], Evaluation::Waiting);
+        let mut waiting = (0..).map(SeqId).zip(waiting);
+        for (seq, state) in waiting.by_ref().take(2) {
+            batch.join(seq, state).unwrap();
+        }
+        assert_eq!((batch.shared, batch.slots), (2, 2));
+        let before = memory::active_memory().unwrap();
+        assert!(before >= 3 * LAYERS * LAYER_BYTES, "two slots and one that waits: {before}");
+        memory::reset_peak_memory().unwrap();
+        let (seq, state) = waiting.next().unwrap();
+        batch.join(seq, state).unwrap();
+        assert_eq!((batch.shared, batch.slots), (3, 4));
+        // Two slots more of each layer, and of the layer that is laid out the two old ones.
+        let more = memory::peak_memory().unwrap() - before;
+        let wanted = (2 * LAYERS + 2) * LAYER_BYTES;
+        assert!(more <= wanted + LAYER_BYTES, "{more} bytes, {wanted} wanted");
+        // None of the old ones is kept for reuse: what is, is the last one's own.
+        assert!(memory::cache_memory().unwrap() <= (LAYERS + 1) * LAYER_BYTES);
     }
 }
