@@ -8,6 +8,7 @@ use mlxd_testkit::{
     Answer, Body, Events, Fault, FrontConfig, FrontProcess, How, ModelFolder, Outcome, Response,
     Script, When, until,
 };
+use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 use std::io::{BufRead, BufReader, Read};
 use std::ops::ControlFlow;
@@ -98,6 +99,16 @@ impl Machine {
             config = config.with_model(&name, model.path());
         }
         config
+    }
+
+    /// Writes `[memory]`'s keys into the configuration, which nobody reads again by that.
+    fn rewrite(&self, keys: Value) {
+        let file = self.front.home().path().join("config/mlxd/mlxd.toml");
+        let mut config: toml::Table = std::fs::read_to_string(&file).unwrap().parse().unwrap();
+        let memory = config.get_mut("memory").and_then(toml::Value::as_table_mut).unwrap();
+        let keys: toml::Table = serde_json::from_value(keys).unwrap();
+        memory.extend(keys);
+        std::fs::write(&file, config.to_string()).unwrap();
     }
 
     /// What the front would say before it loads the model.
@@ -371,6 +382,49 @@ fn what_never_fits_is_refused_at_once_and_estimated_before() {
     assert!(error["message"].as_str().unwrap().contains(&free), "{error}");
     assert!(machine.happened("worker_spawned", "org/a").is_empty());
     assert_eq!(machine.metric("mlxd_memory_refusals_total"), 1.0);
+}
+
+#[test]
+fn other_limits_are_put_to_work_and_only_idle_models_go_for_them() {
+    let scripts = [slow(), script(), script(), script()];
+    let machine = Machine::start(AMPLE, &scripts);
+    let mut stream = machine.begun("org/a");
+    for model in ["org/b", "org/c", "org/d"] {
+        machine.answered(model);
+    }
+    assert_eq!(machine.mlxctl(&["pin", "org/b"]).0, 0);
+    let workers = machine.front.workers();
+    // One place less, by the command.
+    machine.rewrite(json!({"max_loaded": 3}));
+    let told = machine.mlxctl(&["reread"]).1;
+    assert!(told.contains("memory.max_loaded: ") && !told.contains("new start"), "{told}");
+    let told = machine.mlxctl(&["update"]).1;
+    assert!(told.contains("memory.max_loaded: not set -> 3; at work\n"), "{told}");
+    machine.until_state("org/c", "STOPPED");
+    assert_eq!(machine.loaded(), ["org/a", "org/b", "org/d"]);
+    let [unloading] = &machine.happened("unloading", "org/c")[..] else { panic!("one") };
+    assert!(unloading["reason"].as_str().unwrap().contains("new limits"), "{unloading}");
+    assert_eq!(machine.metric("mlxd_evictions_total{model=\"org/c\",reason=\"limits\"}"), 1.0);
+    // Far too little, by the signal: who is busy or pinned stays.
+    let small = 64 * MIB;
+    machine.rewrite(json!({"budget_bytes": small, "pressure_warning_percent": 90}));
+    machine.front.signal(Signal::SIGHUP);
+    machine.until_state("org/d", "STOPPED");
+    let memory = machine.status()["memory"].clone();
+    assert_eq!((&memory["budget_bytes"], &memory["free_bytes"]), (&json!(small), &json!(0)));
+    assert_eq!(machine.loaded(), ["org/a", "org/b"]);
+    assert!(!delta(&stream.expect_event().json()).is_empty(), "a's stream goes on");
+    assert_eq!(machine.post("org/d", json!({"max_tokens": 4})).status, 507);
+    assert!(machine.front.workers().iter().all(|worker| workers.contains(worker)));
+    // What cannot change is still to be done, and stays listed.
+    machine.rewrite(json!({"budget_bytes": AMPLE, "rehearsal": "/nowhere/figures.json"}));
+    for command in ["reread", "update", "update"] {
+        let told = machine.mlxctl(&[command]).1;
+        let line = told.lines().find(|line| line.starts_with("memory.rehearsal: "));
+        assert!(line.is_some_and(|line| line.ends_with("needs a new start of mlxd")), "{told}");
+    }
+    machine.answered("org/d");
+    assert_eq!(machine.loaded(), ["org/a", "org/b", "org/d"]);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 mod cache;
 
-use crate::admission::{Admission, Books, Handle, MemoryKeeping};
+use crate::admission::{Admission, Books, Handle, MemoryKeeping, MemoryLimits};
 use crate::crash::CrashFolder;
 use crate::job::{Generation, Job, Lookout};
 use crate::journal::{Failure, Journal};
@@ -158,6 +158,11 @@ impl Dispatch {
             crashes,
             runtime: tokio::runtime::Handle::current(),
         }))
+    }
+
+    /// Keeps memory within other limits from now on. Whoever is busy or pinned stays.
+    pub fn set_memory_limits(&self, limits: MemoryLimits) {
+        self.0.admission.set_limits(limits);
     }
 
     /// Opens a model for requests: finds it and reads its tokenizer, template and defaults. Does

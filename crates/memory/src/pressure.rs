@@ -83,6 +83,11 @@ impl Pressure {
         Self { thresholds, ..Self::default() }
     }
 
+    /// Other thresholds for the readings to come.
+    pub fn set_thresholds(&mut self, thresholds: Thresholds) {
+        self.thresholds = thresholds;
+    }
+
     /// The level now.
     pub fn level(&self) -> Level {
         self.level

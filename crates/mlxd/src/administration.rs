@@ -1,8 +1,8 @@
 //! What an admin asks of the front as a whole: its log, its configuration, its deaths.
 
 use crate::pulls::Pulls;
-use crate::reload;
 use crate::source::{LiveModels, Models};
+use crate::{memory, reload};
 use mlxd_config::{Config, Environment, Folders, LoadedConfig, Override};
 use mlxd_dispatch::Dispatch;
 use mlxd_http::{AdminAnswer, FrontAdmin};
@@ -127,6 +127,9 @@ impl Administration {
         let inner = &self.0;
         inner.models.replace(self.models_of(&loaded.config));
         inner.dispatch.forget_all_files();
+        // [requests] goes by what it was at the start.
+        let limits = memory::limits(&loaded.config, &inner.started.requests);
+        inner.dispatch.set_memory_limits(limits);
         let running = inner.dispatch.running();
         for change in &mut reread.models {
             let runs = running.contains(&change.model);

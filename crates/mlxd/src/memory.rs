@@ -1,6 +1,6 @@
 //! From configuration and model folders to what admission works with.
 
-use mlxd_config::{Config, Device, Folders, ModelSettings};
+use mlxd_config::{Config, Device, Folders, ModelSettings, RequestsConfig};
 use mlxd_dispatch::{Lifetime, MemoryKeeping, MemoryLimits};
 use mlxd_memory::machine::{Rehearsed, ThisMachine};
 use mlxd_memory::{
@@ -19,16 +19,26 @@ const CONFIG_BYTES_MAX: u64 = 16 << 20;
 const MEASURED: &str = "memory.json";
 
 pub fn keeping(config: &Config, folders: &Folders) -> MemoryKeeping {
+    let machine: Arc<dyn Machine> = match &config.memory.rehearsal {
+        Some(file) => Arc::new(Rehearsed::new(file.clone())),
+        None => Arc::new(ThisMachine::new()),
+    };
+    let limits = limits(config, &config.requests);
+    MemoryKeeping { machine, measured: folders.state.join(MEASURED), limits }
+}
+
+/// What `config` limits memory to; how long one may wait for it stands among `requests`.
+pub fn limits(config: &Config, requests: &RequestsConfig) -> MemoryLimits {
     let (memory, ms) = (&config.memory, Duration::from_millis);
     let workers_max = config.workers.workers_max;
-    let limits = MemoryLimits {
+    MemoryLimits {
         budget: memory.budget_bytes,
         reserve: memory.reserve_bytes,
         loaded_max: memory.max_loaded.unwrap_or(workers_max).min(workers_max),
         residence_min: ms(memory.residence_min_ms),
         starvation: ms(memory.starvation_ms),
         waiting_max: memory.waiting_max,
-        waiting_timeout: ms(config.requests.queue_timeout_ms),
+        waiting_timeout: ms(requests.queue_timeout_ms),
         look_interval: ms(memory.look_interval_ms),
         overrun_percent: memory.contain.then_some(memory.overrun_percent),
         pressure: Thresholds {
@@ -37,12 +47,7 @@ pub fn keeping(config: &Config, folders: &Folders) -> MemoryKeeping {
             roomy_available: memory.pressure_roomy_percent.into(),
             calm: ms(memory.pressure_calm_ms),
         },
-    };
-    let machine: Arc<dyn Machine> = match &memory.rehearsal {
-        Some(file) => Arc::new(Rehearsed::new(file.clone())),
-        None => Arc::new(ThisMachine::new()),
-    };
-    MemoryKeeping { machine, measured: folders.state.join(MEASURED), limits }
+    }
 }
 
 /// What the model in `folder` needs. A folder that cannot be read needs nothing that is known here:

@@ -7,7 +7,10 @@ use std::collections::BTreeSet;
 use toml::{Table, Value};
 
 /// Sections that are read once, at the start.
-const AT_START_ONLY: [&str; 6] = ["http", "memory", "requests", "streams", "log", "paths"];
+const AT_START_ONLY: [&str; 5] = ["http", "requests", "streams", "log", "paths"];
+
+/// The one key of `[memory]` that is.
+const REHEARSAL: &str = "memory.rehearsal";
 
 /// Keys of a model that no worker is told: they are at work at once.
 pub const FRONTS_ALONE: [&str; 3] = ["aliases", "groups", "preload"];
@@ -21,11 +24,12 @@ pub fn difference(now: &Config, then: &Config) -> Reread {
         for key in Config::keys(section) {
             let (from, to) = (from.and_then(|t| t.get(*key)), to.and_then(|t| t.get(*key)));
             if from != to {
+                let key = format!("{section}.{key}");
                 reread.settings.push(SettingChange {
-                    key: format!("{section}.{key}"),
+                    needs_restart: AT_START_ONLY.contains(section) || key == REHEARSAL,
+                    key,
                     from: from.map(Value::to_string),
                     to: to.map(Value::to_string),
-                    needs_restart: AT_START_ONLY.contains(section),
                 });
             }
         }
@@ -118,6 +122,11 @@ mod tests {
         assert_eq!(models, [("a", Changed), ("b", Removed), ("d", Added)]);
         assert_eq!(reread.models[0].keys, ["preload", "running_max"]);
         assert_eq!(difference(&now, &now), Reread::default());
+        let memory = config("[memory]\nbudget_bytes = 67108864\nrehearsal = \"/tmp/figures\"\n");
+        let reread = difference(&Config::default(), &memory);
+        let settings: Vec<_> =
+            reread.settings.iter().map(|s| (s.key.as_str(), s.needs_restart)).collect();
+        assert_eq!(settings, [("memory.budget_bytes", false), ("memory.rehearsal", true)]);
         assert!(FRONTS_ALONE.iter().all(|key| Config::model_keys().contains(key)));
         let routed = config("[routes.auto]\nfallback = [\"a\", \"b\"]");
         let reread = difference(&Config::default(), &routed);

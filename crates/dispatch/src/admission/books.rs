@@ -53,6 +53,8 @@ pub(crate) enum Leave {
     Idle,
     /// The system is critically short of memory.
     Pressure,
+    /// Other limits leave no room for it.
+    Limits,
 }
 
 /// What is seen of a model's worker.
@@ -73,19 +75,15 @@ pub(crate) struct Books {
     pub level: Level,
     pub(super) reserve: u64,
     critical_since: Option<Instant>,
+    /// Smaller limits came, and those who are there may hold more than they allow.
+    narrowed: bool,
     arrivals: u64,
 }
 
 impl Books {
     /// Books over a machine as it is now.
     pub(crate) fn new(limits: MemoryLimits, machine: Option<MachineMemory>) -> Self {
-        let total = machine.map_or(0, |memory| memory.total);
-        let reserve = limits.reserve.unwrap_or_else(|| mlxd_memory::machine::reserve(total));
-        // What other programs take of it now may come back: that only limits what is free.
-        let of_machine =
-            |memory: MachineMemory| memory.working_set.min(memory.total.saturating_sub(reserve));
-        // A machine that says nothing of itself limits nothing.
-        let budget = limits.budget.unwrap_or_else(|| machine.map_or(u64::MAX >> 1, of_machine));
+        let (reserve, budget) = bounds(&limits, machine);
         Self {
             limits,
             ledger: Ledger::new(budget),
@@ -94,8 +92,18 @@ impl Books {
             level: Level::Normal,
             reserve,
             critical_since: None,
+            narrowed: false,
             arrivals: 0,
         }
+    }
+
+    /// Other limits from now on. Promises stay; from the next look on idle models go until they fit.
+    pub(crate) fn set_limits(&mut self, limits: MemoryLimits) {
+        let (reserve, budget) = bounds(&limits, self.machine);
+        self.narrowed |=
+            budget < self.ledger.budget() || limits.loaded_max < self.limits.loaded_max;
+        self.ledger.set_budget(budget);
+        (self.limits, self.reserve) = (limits, reserve);
     }
 
     /// A model that may be asked for, or how it is run from now on.
@@ -623,6 +631,18 @@ fn loaded(model: &ModelId, account: &mut Account, info: &ModelInfo, now: Instant
     account.load_cost = Duration::from_millis(info.load_ms);
     match info.backend.as_str() {
         "cpu" => account.needs.form = Form::Float32,
+/// Bytes that are left to others, and bytes that may be promised in all.
+fn bounds(limits: &MemoryLimits, machine: Option<MachineMemory>) -> (u64, u64) {
+    let total = machine.map_or(0, |memory| memory.total);
+    let reserve = limits.reserve.unwrap_or_else(|| mlxd_memory::machine::reserve(total));
+    // What other programs take of it now may come back: that only limits what is free.
+    let of_machine =
+        |memory: MachineMemory| memory.working_set.min(memory.total.saturating_sub(reserve));
+    // A machine that says nothing of itself limits nothing.
+    let budget = limits.budget.unwrap_or_else(|| machine.map_or(u64::MAX >> 1, of_machine));
+    (reserve, budget)
+}
+
         "metal" | "cuda" => account.needs.form = Form::Stored,
         _ => {}
     }

@@ -1,8 +1,8 @@
 //! Performs what [`Books`] decide, and looks at the machine.
 
-use super::account::{Account, Turn};
+use super::account::{Account, Stage, Turn};
 use super::books::{Act, Books, EngineMemory, Leave, Look, Seen, WorkerMemory};
-use super::limits::{Lifetime, MemoryKeeping};
+use super::limits::{Lifetime, MemoryKeeping, MemoryLimits};
 use super::words;
 use crate::journal::{End, Failure, Journal};
 use crate::link::Inbox;
@@ -95,6 +95,21 @@ impl Admission {
         }));
         tokio::spawn(this.clone().watch_machine());
         this
+    }
+
+    /// Other limits from now on, those of processes that run included.
+    pub(crate) fn set_limits(&self, limits: MemoryLimits) {
+        locked(&self.0.pressure).set_thresholds(limits.pressure.clone());
+        let mut books = locked(&self.0.books);
+        let recontain = books.limits.overrun_percent != limits.overrun_percent;
+        books.set_limits(limits);
+        for (model, account) in books.accounts.iter().filter(|_| recontain) {
+            if let (Stage::Alive { pid }, true) = (account.stage, is_contained(account)) {
+                self.0.machine.contain(pid, books.containment(model));
+            }
+        }
+        drop(books);
+        self.0.look_now.notify_one();
     }
 
     /// Runs `with` on the books.
@@ -289,8 +304,8 @@ impl Admission {
 
     /// Looks at machine and workers, and acts on what it finds, for as long as the front lives.
     async fn watch_machine(self) {
-        let interval = self.read(|books| books.limits.look_interval);
         loop {
+            let interval = self.read(|books| books.limits.look_interval);
             tokio::select! {
                 () = tokio::time::sleep(interval) => {}
                 () = self.0.look_now.notified() => {}
@@ -354,7 +369,7 @@ impl Admission {
         }
         let books = locked(&self.0.books);
         let Some(account) = books.accounts.get(model) else { return };
-        if let (super::account::Stage::Alive { pid }, Some(bytes)) =
+        if let (Stage::Alive { pid }, Some(bytes)) =
             (account.stage, limit_of(&books, model, account))
         {
             self.0.machine.contain(pid, Some(bytes));
@@ -362,11 +377,14 @@ impl Admission {
     }
 }
 
-/// A limit for a worker whose memory is the system's to count: a GPU's driver maps far more than it
-/// uses.
 fn limit_of(books: &Books, model: &ModelId, account: &Account) -> Option<u64> {
-    let on_cpu = account.needs.form == mlxd_memory::Form::Float32;
-    books.containment(model).filter(|_| on_cpu)
+    books.containment(model).filter(|_| is_contained(account))
+}
+
+/// Whether the worker's memory is the system's to count and to limit: a GPU's driver maps far more
+/// than it uses.
+fn is_contained(account: &Account) -> bool {
+    account.needs.form == mlxd_memory::Form::Float32
 }
 
 /// A worker's process, and what its engine says of its memory.

@@ -73,6 +73,7 @@ impl Leave {
     }
 }
 
+            Self::Limits => "the new limits under [memory] leave no room for it".into(),
 pub(crate) fn outgrown(takes: u64, promised: u64, may: u64) -> String {
     format!(
         "it outgrew its memory: it takes {} and was promised {} (overrun_percent under [memory] lets it have {})",
@@ -82,6 +83,7 @@ pub(crate) fn outgrown(takes: u64, promised: u64, may: u64) -> String {
     )
 }
 
+            Self::Limits => "limits",
 pub(crate) fn no_room_for_run(model: &ModelId, tokens: u64, needs: u64, free: u64) -> Failure {
     let message = format!(
         "a run of {tokens} tokens on {model} needs {}, and {} are free; try fewer tokens, or again later",

@@ -81,6 +81,7 @@ impl Books {
             }
         }
         acts.extend(self.heed_pressure(look.level, now));
+        self.heed_limits(&mut acts);
         self.unload_idle(now, &mut acts);
         self.end_overdue(now, &mut acts);
         acts.extend(self.pass(now));
@@ -141,6 +142,41 @@ impl Books {
             |account: &Account| account.is_loaded() && !account.is_used() && !account.is_pinned();
         let idle = self.accounts.iter().filter(|(_, account)| idle(account) && also(account));
         idle.map(|(id, _)| id.to_string()).collect()
+    }
+
+    /// After smaller limits came: idle models go, least recently used first, until what stays is
+    /// within them. Those that are used now go when they no longer are.
+    fn heed_limits(&mut self, acts: &mut Vec<Act>) {
+        if !self.narrowed {
+            return;
+        }
+        let stays = |(_, account): &(&ModelId, &Account)| account.stage != Stage::Leaving;
+        let held = |(id, _): (&ModelId, &Account)| Some(self.ledger.held(id.as_str())?.total());
+        let (mut loaded, mut promised) = (0, 0_u64);
+        for bytes in self.accounts.iter().filter(stays).filter_map(held) {
+            (loaded, promised) = (loaded + 1, promised.saturating_add(bytes));
+        }
+        let used_at = |name: &String| {
+            let account = self.accounts.iter().find(|(id, _)| id.as_str() == name);
+            account.map(|(_, account)| account.used_at)
+        };
+        let mut idle = self.idle(|_| true);
+        idle.sort_by_key(used_at);
+        let is_over =
+            |loaded, promised| loaded > self.limits.loaded_max || promised > self.ledger.budget();
+        let mut going = Vec::new();
+        for name in idle {
+            if !is_over(loaded, promised) {
+                break;
+            }
+            let bytes = self.ledger.held(&name).unwrap_or_default().total();
+            (loaded, promised) = (loaded - 1, promised.saturating_sub(bytes));
+            going.push(name);
+        }
+        self.narrowed = is_over(loaded, promised);
+        for name in going {
+            self.unload(&name, Leave::Limits, acts);
+        }
     }
 
     fn unload_idle(&mut self, now: Instant, acts: &mut Vec<Act>) {
