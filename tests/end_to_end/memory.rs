@@ -385,6 +385,41 @@ fn what_never_fits_is_refused_at_once_and_estimated_before() {
 }
 
 #[test]
+fn a_preload_without_room_says_so_until_there_is_room() {
+    let large = |config: FrontConfig| config.with("models.cache_bytes_max", 512 * MIB as i64);
+    let least = Machine::start_with(AMPLE, &[script()], large).needs("org/a", 1, 1);
+    let machine = Machine::start_with(least / 2, &[script()], |config| {
+        large(config).with_model_key("org/a", "preload", true)
+    });
+    let (brief, reason) = until("the preload to be refused", || {
+        let status = status_of(&machine.front, "org/a");
+        assert_eq!(status["state"], "STOPPED");
+        let brief = status["residence"]["refused"].as_str()?.to_owned();
+        Some((brief, status["reason"].as_str()?.to_owned()))
+    });
+    let free = format!("of {} are free", Bytes(machine.budget));
+    assert!(brief.starts_with("needs ") && brief.ends_with(&free), "{brief}");
+    assert!(reason.contains("can never fit") && reason.contains(&free), "{reason}");
+    let shown = machine.mlxctl(&["status"]).1;
+    let line = format!("\n    not loaded: {brief}; `mlxctl why org/a` says more\n");
+    assert!(shown.contains(&line) && !shown.contains("can never fit"), "{shown}");
+    let told = machine.mlxctl(&["--json", "status"]).1;
+    assert!(told.contains(&brief) && told.contains("can never fit"), "{told}");
+    let (code, why) = machine.mlxctl(&["why", "org/a"]);
+    assert_eq!(code, 0, "{why}");
+    assert!(why.contains(&format!("not loaded when that was asked for last: {reason}.")), "{why}");
+    // With more it loads, and nothing of that is left.
+    machine.rewrite(json!({"budget_bytes": AMPLE}));
+    assert_eq!(machine.mlxctl(&["update"]).0, 0);
+    let (code, told) = machine.mlxctl(&["start", "org/a"]);
+    assert_eq!(code, 0, "{told}");
+    let status = status_of(&machine.front, "org/a");
+    assert_eq!((&status["reason"], &status["residence"]["refused"]), (&Value::Null, &Value::Null));
+    let why = machine.mlxctl(&["why", "org/a"]).1;
+    assert!(!why.contains("not loaded"), "{why}");
+}
+
+#[test]
 fn other_limits_are_put_to_work_and_only_idle_models_go_for_them() {
     let scripts = [slow(), script(), script(), script()];
     let machine = Machine::start(AMPLE, &scripts);

@@ -123,10 +123,17 @@ fn note(model: &ModelStatus) -> Option<String> {
             Some(format!("{} running, {} waiting", model.running, model.queued))
         }
         WorkerState::Running => None,
+        WorkerState::Stopped => refused(model).or_else(|| model.reason.clone()),
         _ => model.reason.clone(),
     };
     let said: Vec<String> = said.into_iter().chain(memory_note(model)).collect();
     (!said.is_empty()).then(|| said.join("; "))
+}
+
+/// Why there was no memory to load it when that was asked for last.
+fn refused(model: &ModelStatus) -> Option<String> {
+    let brief = model.residence.refused.as_ref()?;
+    Some(format!("not loaded: {brief}; `mlxctl why {}` says more", model.name))
 }
 
 /// What a model has to do with memory.

@@ -39,6 +39,9 @@ fn explained(why: &Why, zone: &TimeZone, now: Timestamp) -> String {
         }
     }
     lines.push(at_present(why));
+    if let (WorkerState::Stopped, Some(reason)) = (why.status.state, &why.status.reason) {
+        lines.push(format!("It was not loaded when that was asked for last: {reason}."));
+    }
     if let Some(folder) = &why.folder {
         let others = match why.reports {
             0 | 1 => String::new(),

@@ -557,10 +557,11 @@ impl Dispatch {
 
     fn model_status(&self, id: &ModelId, slot: &Slot, memory: &HashMap<u32, u64>) -> ModelStatus {
         let now = Instant::now();
-        ModelStatus {
-            residence: self.0.admission.read(|books| books.residence(id, now)),
-            ..worker_status(id, slot, memory)
-        }
+        let (residence, refusal) =
+            self.0.admission.read(|books| (books.residence(id, now), books.refusal(id)));
+        let status = worker_status(id, slot, memory);
+        let refusal = refusal.filter(|_| status.state == WorkerState::Stopped);
+        ModelStatus { residence, reason: status.reason.or(refusal), ..status }
     }
 
     /// Keeps a model loaded whatever others need, or does so no longer. It is not loaded by that.

@@ -117,8 +117,8 @@ pub struct ModelStatus {
     pub groups: Vec<String>,
     /// What its worker is doing.
     pub state: WorkerState,
-    /// Why it is in that state, for BACKOFF, EXITED and FATAL; for STOPPED, why a configured model
-    /// could not be loaded when that was tried last.
+    /// Why it is in that state, for BACKOFF, EXITED and FATAL; for STOPPED, why it could
+    /// not be loaded when that was tried last.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// The worker's process.

@@ -92,6 +92,17 @@ pub(crate) struct Account {
     pub condemned: bool,
     /// Why the first in line waits.
     pub why: Option<Why>,
+    /// Why it was not loaded when that was asked for last.
+    pub refused: Option<Refused>,
+}
+
+/// Why a model was not loaded.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Refused {
+    /// In a few words.
+    pub brief: String,
+    /// In all of them.
+    pub message: String,
 }
 
 impl Account {
@@ -119,6 +130,7 @@ impl Account {
             has_run: false,
             condemned: false,
             why: None,
+            refused: None,
         }
     }
 

@@ -4,13 +4,13 @@ mod looks;
 
 pub(crate) use looks::{EngineMemory, Look, WorkerMemory};
 
-use super::account::{Account, High, Reply, Running, Stage, Turn, Waiting};
+use super::account::{Account, High, Refused, Reply, Running, Stage, Turn, Waiting};
 use super::limits::{Lifetime, MemoryLimits};
 use super::words;
 use crate::journal::{Failure, Journal};
 use mlxd_memory::{
     Bytes, Form, Ledger, Level, MachineMemory, Measured, MeasuredKey, Needs, Plan, Resident, Rules,
-    Wanted, plan,
+    Wanted, Why, plan,
 };
 use mlxd_protocol::admin::WorkerState;
 use mlxd_protocol::{ModelId, ModelInfo, RequestId};
@@ -134,7 +134,7 @@ impl Books {
     ) -> Result<Vec<Act>, Failure> {
         let pressed = self.critical_since.is_some_and(|since| now - since >= CRITICAL_PATIENCE);
         if pressed && matches!(turn, Turn::Sequence(_)) {
-            return Err(words::pressed(model));
+            return Err(self.refused(model, None, words::pressed(model)));
         }
         let Some(account) = self.accounts.get_mut(model) else { return Ok(Vec::new()) };
         if let Turn::Start(_) = turn {
@@ -145,18 +145,30 @@ impl Books {
             account.keep_alive = journal.job.keep_alive;
         }
         if let Plan::Never(why) = self.plan_for(model, &turn, &BTreeSet::new(), now) {
-            return Err(words::never(model, &why));
+            return Err(self.refused(model, Some(&why), words::never(model, &why)));
         }
         let waiting: usize = self.accounts.values().map(|account| account.waiting.len()).sum();
         if waiting >= self.limits.waiting_max {
-            let why = self.accounts.get(model).and_then(|account| account.why.as_ref());
-            return Err(words::queue_full(model, why, waiting));
+            let why = self.accounts.get(model).and_then(|account| account.why.clone());
+            let failure = words::queue_full(model, why.as_ref(), waiting);
+            return Err(self.refused(model, why.as_ref(), failure));
         }
         if let Some(account) = self.accounts.get_mut(model) {
             self.arrivals += 1;
             account.waiting.push_back(Waiting { turn, since: now, arrival: self.arrivals });
         }
         Ok(self.pass(now))
+    }
+
+    /// Notes why a model that is not there is not loaded.
+    fn refused(&mut self, model: &ModelId, why: Option<&Why>, failure: Failure) -> Failure {
+        if let Some(account) = self.accounts.get_mut(model)
+            && self.ledger.held(model.as_str()).is_none()
+        {
+            let (brief, message) = (words::brief(failure.code, why), failure.message.clone());
+            account.refused = Some(Refused { brief, message });
+        }
+        failure
     }
 
     /// A sequence ended, whatever way, and its pump forgot it.
@@ -495,7 +507,8 @@ impl Books {
             Plan::Never(why) => {
                 // What was pinned or measured meanwhile.
                 if let Some(waiting) = self.account(model).waiting.pop_front() {
-                    acts.push(refuse(model, waiting.turn, &words::never(model, &why)));
+                    let failure = self.refused(model, Some(&why), words::never(model, &why));
+                    acts.push(refuse(model, waiting.turn, &failure));
                 }
                 true
             }
@@ -523,7 +536,8 @@ impl Books {
             return false;
         }
         if new {
-            self.account(model).stage = Stage::Granted;
+            let account = self.account(model);
+            (account.stage, account.refused) = (Stage::Granted, None);
         }
         self.hand_over(model, bytes, now, acts);
         true
@@ -617,6 +631,18 @@ impl Books {
     }
 }
 
+/// Bytes that are left to others, and bytes that may be promised in all.
+fn bounds(limits: &MemoryLimits, machine: Option<MachineMemory>) -> (u64, u64) {
+    let total = machine.map_or(0, |memory| memory.total);
+    let reserve = limits.reserve.unwrap_or_else(|| mlxd_memory::machine::reserve(total));
+    // What other programs take of it now may come back: that only limits what is free.
+    let of_machine =
+        |memory: MachineMemory| memory.working_set.min(memory.total.saturating_sub(reserve));
+    // A machine that says nothing of itself limits nothing.
+    let budget = limits.budget.unwrap_or_else(|| machine.map_or(u64::MAX >> 1, of_machine));
+    (reserve, budget)
+}
+
 fn refuse(model: &ModelId, turn: Turn, failure: &Failure) -> Act {
     match turn {
         Turn::Sequence(journal) => Act::Fail(model.clone(), journal, failure.clone()),
@@ -631,18 +657,6 @@ fn loaded(model: &ModelId, account: &mut Account, info: &ModelInfo, now: Instant
     account.load_cost = Duration::from_millis(info.load_ms);
     match info.backend.as_str() {
         "cpu" => account.needs.form = Form::Float32,
-/// Bytes that are left to others, and bytes that may be promised in all.
-fn bounds(limits: &MemoryLimits, machine: Option<MachineMemory>) -> (u64, u64) {
-    let total = machine.map_or(0, |memory| memory.total);
-    let reserve = limits.reserve.unwrap_or_else(|| mlxd_memory::machine::reserve(total));
-    // What other programs take of it now may come back: that only limits what is free.
-    let of_machine =
-        |memory: MachineMemory| memory.working_set.min(memory.total.saturating_sub(reserve));
-    // A machine that says nothing of itself limits nothing.
-    let budget = limits.budget.unwrap_or_else(|| machine.map_or(u64::MAX >> 1, of_machine));
-    (reserve, budget)
-}
-
         "metal" | "cuda" => account.needs.form = Form::Stored,
         _ => {}
     }

@@ -1,5 +1,6 @@
 //! The books, driven by events and a simulated clock: no process, no sleep.
 
+mod refusals;
 mod reload;
 mod schedules;
 

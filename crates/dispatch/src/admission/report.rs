@@ -33,8 +33,14 @@ impl Books {
             pinned: account.is_pinned(),
             waiting: account.waiting.len() as u32,
             waits_for: why.map(|why| words::numbers(model, why)),
+            refused: account.refused.as_ref().map(|refused| refused.brief.clone()),
             leaves_in_s: leaves_in_s(account, now),
         }
+    }
+
+    /// Why `model` was not loaded when that was asked for last.
+    pub(crate) fn refusal(&self, model: &ModelId) -> Option<String> {
+        Some(self.accounts.get(model)?.refused.as_ref()?.message.clone())
     }
 
     /// How many came before a request that waits for memory, and what it waits for; `None` for one

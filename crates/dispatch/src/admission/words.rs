@@ -48,6 +48,19 @@ pub(crate) fn numbers(model: &ModelId, why: &Why) -> String {
     )
 }
 
+/// Why a model is not loaded, in a few words: those of a table.
+pub(crate) fn brief(code: &str, why: Option<&Why>) -> String {
+    match why {
+        _ if code == PRESSED => "the system is critically short of memory".to_owned(),
+        Some(why) if why.places => "max_loaded models are loaded".to_owned(),
+        Some(why) => {
+            let (needs, free, budget) = (Bytes(why.needs), Bytes(why.free), Bytes(why.budget));
+            format!("needs {needs}, {free} of {budget} are free")
+        }
+        None => "too many requests wait for memory".to_owned(),
+    }
+}
+
 /// Whether a failure is about memory.
 pub(crate) fn is_about_memory(code: &str) -> bool {
     [NEVER, FULL, PRESSED].contains(&code)
@@ -60,6 +73,7 @@ impl Leave {
             Self::Room(model) => format!("to make room for {model}"),
             Self::Idle => "nobody used it for its ttl_s or keep_alive".into(),
             Self::Pressure => "the system is critically short of memory".into(),
+            Self::Limits => "the new limits under [memory] leave no room for it".into(),
         }
     }
 
@@ -69,11 +83,11 @@ impl Leave {
             Self::Room(_) => "room",
             Self::Idle => "idle",
             Self::Pressure => "pressure",
+            Self::Limits => "limits",
         }
     }
 }
 
-            Self::Limits => "the new limits under [memory] leave no room for it".into(),
 pub(crate) fn outgrown(takes: u64, promised: u64, may: u64) -> String {
     format!(
         "it outgrew its memory: it takes {} and was promised {} (overrun_percent under [memory] lets it have {})",
@@ -83,7 +97,6 @@ pub(crate) fn outgrown(takes: u64, promised: u64, may: u64) -> String {
     )
 }
 
-            Self::Limits => "limits",
 pub(crate) fn no_room_for_run(model: &ModelId, tokens: u64, needs: u64, free: u64) -> Failure {
     let message = format!(
         "a run of {tokens} tokens on {model} needs {}, and {} are free; try fewer tokens, or again later",

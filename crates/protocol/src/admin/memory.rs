@@ -34,6 +34,10 @@ pub struct Residence {
     /// What they wait for, in numbers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub waits_for: Option<String>,
+    /// Why it was not loaded when that was asked for last and memory was in the way, in a few words;
+    /// the model's `reason` has all of them. Gone once it is loaded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
     /// Seconds until it is unloaded for being idle; `None` while it is used, and for one that
     /// stays.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -191,14 +191,19 @@ impl Books {
 
     fn end_overdue(&mut self, now: Instant, acts: &mut Vec<Act>) {
         let limit = self.limits.waiting_timeout;
+        let mut overdue = Vec::new();
         for (id, account) in &mut self.accounts {
             while let Some(front) = account.waiting.front()
                 && now.saturating_duration_since(front.since) > limit
                 && let Some(waiting) = account.waiting.pop_front()
             {
-                let failure = words::waited(id, account.why.as_ref(), limit.as_millis());
-                acts.push(refuse(id, waiting.turn, &failure));
+                overdue.push((id.clone(), waiting.turn, account.why.clone()));
             }
+        }
+        for (id, turn, why) in overdue {
+            let failure = words::waited(&id, why.as_ref(), limit.as_millis());
+            let failure = self.refused(&id, why.as_ref(), failure);
+            acts.push(refuse(&id, turn, &failure));
         }
     }
 }
