@@ -234,10 +234,10 @@ impl Needs {
         }
     }
 
-    /// Bytes of all buffers of different sizes that `load` has made when its last sequence has
-    /// joined, besides the weights. MLX keeps what is freed and takes it again for the same size
-    /// alone: pieces of a prompt have sizes of their own, each sequence grows anew, and shared
-    /// buffers double. On a CPU all of that is the process's.
+    /// Bytes of all buffers of different sizes that the prompts of `load` have made when the last
+    /// has run, besides the weights. MLX keeps what is freed and takes it again for the same size
+    /// alone: pieces of a prompt have sizes of their own, and each sequence grows anew. On a CPU all
+    /// of that is the process's.
     fn allocated_bytes(&self, load: Load) -> u64 {
         let Some(shape) = &self.shape else { return 0 };
         let (context, chunk) = (load.context.max(1), self.chunk_tokens.max(1));
@@ -262,15 +262,8 @@ impl Needs {
         let step = chunk.max(ModelShape::KV_BLOCK);
         let steps = ((context - 1) / step).min(GROWTHS_MAX);
         let grown: u64 = (1..=steps).map(|steps| self.sequence_bytes(steps * step)).sum();
-        let shared = match load.batch {
-            0 | 1 => 0,
-            batch => {
-                let slots = 2 * batch.next_power_of_two() - 1;
-                shape.shared_bytes(slots, self.kept_tokens(context), self.element_bytes())
-            }
-        };
         let own = load.batch * self.sequence_bytes(context);
-        let others = pieces + grown + own + shared + self.scratch_bytes(context);
+        let others = pieces + grown + own + self.scratch_bytes(context);
         scores.saturating_add(others)
     }
 
@@ -288,20 +281,41 @@ impl Needs {
     }
 
     /// Bytes of all sequences at the worst moment of their joining: those that joined before are
-    /// in shared buffers of a power of two of slots, which exist twice while they double, and the
-    /// others still have buffers of their own.
+    /// in shared buffers of a power of two of slots, which exist twice while they double, on a CPU
+    /// one layer of them at a time, and the others still have buffers of their own.
     fn joining_bytes(&self, load: Load) -> u64 {
         let Some(shape) = &self.shape else { return 0 };
-        let shared =
-            |slots| shape.shared_bytes(slots, self.kept_tokens(load.context), self.element_bytes());
+        let (tokens, element) = (self.kept_tokens(load.context), self.element_bytes());
+        let shared = |slots| shape.shared_bytes(slots, tokens, element);
+        let left = |slots| match self.form {
+            Form::Float32 => {
+                shape.widest_layer_bytes(|one| one.shared_bytes(slots, tokens, element))
+            }
+            Form::Stored => shared(slots),
+        };
         let own = self.sequence_bytes(load.context);
         let at = |joined: u64| {
             let doubled = (joined * 2).max(1);
-            shared(joined) + shared(doubled) + (load.batch - joined) * own
+            left(joined) + shared(doubled) + (load.batch - joined) * own
         };
         let doublings = std::iter::successors(Some(1_u64), |joined| joined.checked_mul(2));
         let doublings = doublings.take_while(|joined| *joined < load.batch);
         std::iter::once(0).chain(doublings).map(at).max().unwrap_or(0)
+    }
+
+    /// Bytes alive while the last of `load`'s prompts runs and the others decode already: two and
+    /// more of those share buffers, which have a power of two of slots and of columns.
+    pub fn prompting_bytes(&self, load: Load) -> u64 {
+        let own = self.sequence_bytes(load.context);
+        let others = load.batch.saturating_sub(1);
+        let shared = match &self.shape {
+            Some(shape) if others > 1 => {
+                let tokens = self.kept_tokens(load.context);
+                shape.shared_bytes(others.next_power_of_two(), tokens, self.element_bytes())
+            }
+            _ => 0,
+        };
+        shared.max(others * own) + own + self.transient_bytes(load)
     }
 
     /// Positions of `context` that a piece of a prompt attends to, in the layer that keeps most.
@@ -331,13 +345,13 @@ impl Needs {
         let running = load.batch * self.sequence_bytes(load.context) + self.transient_bytes(load);
         let draft = self.draft_bytes(load.context).1;
         let joining = self.joining_bytes(load) + self.scratch_bytes(load.context) + draft;
-        let alive = running.max(joining);
-        let kept = match self.form {
-            Form::Float32 => self.allocated_bytes(load).min(alive + self.cache_bytes()),
-            // What a device's memory has of freed buffers goes when it is wanted.
+        let prompts = match self.form {
+            // What is kept of freed buffers goes before sequences join.
+            Form::Float32 => (self.allocated_bytes(load) + draft).min(running + self.cache_bytes()),
+            // What a device's memory has of them goes when it is wanted.
             Form::Stored => 0,
         };
-        self.loaded_bytes() + alive.max(kept)
+        self.loaded_bytes() + running.max(joining).max(prompts)
     }
 
     /// What is planned for `load`: the base and what sequences keep, or the peak where their
@@ -391,7 +405,9 @@ impl Needs {
         let joining = self.planned_bytes(load).saturating_sub(sum);
         if joining > 0 {
             let how = match self.form {
-                Form::Float32 => "freed buffers, and those that sequences share as they join",
+                Form::Float32 => {
+                    "freed buffers of prompts, or those that sequences share as they join"
+                }
                 Form::Stored => "buffers that sequences share, beside their own as they join",
             }
             .to_owned();

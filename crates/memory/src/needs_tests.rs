@@ -171,6 +171,11 @@ fn joining_sequences_have_their_own_and_shared_buffers_that_double() {
     // Five: four become eight.
     assert_eq!(kept(1100, 5), (4 + 8) * 2048 + 1280);
     assert_eq!(kept(2048, 4), (2 + 4) * 2048 + 2 * 2048);
+    // On a CPU, in float32, one layer of 16 exists twice.
+    let on_cpu = Needs { form: Form::Float32, ..needs };
+    let position = 2 * of_position;
+    let joining = on_cpu.joining_bytes(Load { context: 2048, batch: 4 });
+    assert_eq!(joining, (4 + 2) * 2048 * position + 2 * 2048 * position / 16);
 }
 
 #[test]
@@ -188,7 +193,7 @@ fn scores_are_of_the_largest_piece_against_what_it_sees() {
 
 /// What workers took on a CPU, in MB, with prompts in pieces of 1024 (`mlxd bench admission`, random
 /// checkpoints of 3M and 9M parameters): what the formula says of the way between two loads of a
-/// bucket is that way, within 5 % of where it leads.
+/// bucket is that way, within 2 % of where it leads.
 #[test]
 fn on_a_cpu_the_formula_bridges_what_was_measured() {
     let needs = |hidden: u64, layers: u64, vocab: u64| {
@@ -206,23 +211,23 @@ fn on_a_cpu_the_formula_bridges_what_was_measured() {
     };
     let (small, large) = (needs(192, 6, 4096), needs(256, 8, 8192));
     let taken = [
-        (&small, 1, [(192, 27.4), (256, 29.6)]),
-        (&small, 4, [(192, 39.3), (256, 41.8)]),
-        (&small, 1, [(768, 59.0), (1024, 79.4)]),
-        (&small, 4, [(768, 103.4), (1024, 127.3)]),
-        (&small, 1, [(1536, 115.9), (2048, 149.8)]),
-        (&small, 4, [(1536, 193.4), (2048, 243.5)]),
-        (&large, 1, [(192, 55.0), (256, 58.1)]),
-        (&large, 4, [(192, 73.7), (256, 76.9)]),
-        (&large, 1, [(768, 94.4), (1024, 120.1)]),
-        (&large, 4, [(768, 171.6), (1024, 202.6)]),
-        (&large, 1, [(1536, 173.8), (2048, 221.0)]),
-        (&large, 4, [(1536, 314.5), (2048, 371.0)]),
+        (&small, 1, [(384, 49.5), (512, 55.5)]),
+        (&small, 4, [(384, 56.9), (512, 63.0)]),
+        (&small, 1, [(1536, 127.4), (2048, 160.8)]),
+        (&small, 4, [(1536, 148.6), (2048, 190.5)]),
+        (&small, 1, [(6144, 350.0), (8192, 412.6)]),
+        (&small, 4, [(6144, 438.7), (8192, 531.8)]),
+        (&large, 1, [(384, 75.7), (512, 83.7)]),
+        (&large, 4, [(384, 89.0), (512, 96.9)]),
+        (&large, 1, [(1536, 185.3), (2048, 233.2)]),
+        (&large, 4, [(1536, 223.3), (2048, 285.4)]),
+        (&large, 1, [(6144, 487.9), (8192, 575.6)]),
+        (&large, 4, [(6144, 639.4), (8192, 769.8)]),
     ];
     for (needs, batch, [(from, before), (to, after)]) in taken {
         let peak = |context| needs.peak_bytes(Load { context, batch }) as f64 / 1e6;
         let error = (before + peak(to) - peak(from)) / after - 1.0;
-        assert!(error.abs() < 0.05, "{batch} × {to} tokens: {error:.3}");
+        assert!(error.abs() < 0.02, "{batch} × {to} tokens: {error:.3}");
     }
     // Freed buffers are bounded: far beyond the bound it is what is alive that decides.
     let bounded = Needs { cache_bytes_max: Some(1 << 20), ..large.clone() };

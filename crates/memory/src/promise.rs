@@ -42,13 +42,23 @@ impl Promise<'_> {
         let lacking = self.lacking_bytes(after, held);
         let is_long = tokens > after.context.saturating_mul(2);
         match self.measured.has(after) {
-            false => lacking.max(self.sequence_bytes(tokens, after, held)),
+            false => {
+                let of_one = self.sequence_bytes(tokens, after, held);
+                lacking.max(of_one).max(self.prompting_bytes(after, held))
+            }
             // The mean says little of a long one among short ones.
             true if is_long => {
                 lacking.max(self.lacking_bytes(Load { context: tokens, batch: 1 }, held))
             }
             true => lacking,
         }
+    }
+
+    /// By formula: what `held` bytes lack for the last prompt of `load` while the others decode. How
+    /// they come is not known beforehand.
+    fn prompting_bytes(&self, load: Load, held: u64) -> u64 {
+        let loaded = self.measured.loaded_bytes(self.needs) + self.needs.prefix_bytes_max;
+        (loaded + self.needs.prompting_bytes(load)).saturating_sub(held)
     }
 
     /// By formula: what it keeps, and what its length takes for a moment beyond what `held` has for
@@ -103,16 +113,34 @@ mod tests {
     #[test]
     fn a_measured_load_is_promised_what_it_took_and_a_margin() {
         let (needs, mut measured) = (needs(), Measured::default());
-        let load = Load { context: 1024, batch: 4 };
+        let load = Load { context: 1024, batch: 16 };
         let before = Promise { needs: &needs, measured: &measured }.load_bytes(load);
         assert!(before >= needs.peak_bytes(load));
         let peak_bytes = needs.peak_bytes(load) / 5 * 4;
         measured.loaded_bytes = Some(needs.loaded_bytes());
         measured.resting_bytes = Some(needs.loaded_bytes() + MIB);
-        measured.record(Sample { context: 1024, batch: 4, peak_bytes });
+        measured.record(Sample { context: 1024, batch: 16, peak_bytes });
         let after = Promise { needs: &needs, measured: &measured }.load_bytes(load);
         assert_eq!(after, peak_bytes + measured.margin_bytes(&needs, load));
         assert!(after < before);
+    }
+
+    #[test]
+    fn a_prompt_beside_those_that_share_buffers_is_promised_before_it_was_measured() {
+        let (needs, mut measured) = (needs(), Measured::default());
+        // Five in eight slots of 2048 columns, and the sixth with blocks of its own.
+        let load = Load { context: 1100, batch: 6 };
+        let position = 6 * 2 * 4 * 32 * 4;
+        let alive = (8 * 2048 + 1280) * position + needs.transient_bytes(load);
+        assert_eq!(needs.prompting_bytes(load), alive);
+        let of = |measured: &Measured| Promise { needs: &needs, measured }.load_bytes(load);
+        assert!(of(&measured) >= needs.loaded_bytes() + alive);
+        measured.resting_bytes = Some(needs.loaded_bytes());
+        assert!(of(&measured) >= needs.loaded_bytes() + alive);
+        // One that decodes alone shares nothing.
+        let two = Load { batch: 2, ..load };
+        let kept = 2 * needs.sequence_bytes(1100);
+        assert_eq!(needs.prompting_bytes(two), kept + needs.transient_bytes(two));
     }
 
     #[test]
