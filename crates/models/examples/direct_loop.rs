@@ -1,7 +1,7 @@
 //! The engine in a bare loop, timed: one JSON object on standard output.
 //!
 //! `cargo run --release -p mlxd-models --example direct_loop -- FOLDER
-//! [--layout qkv+gate_up+compile+fuse+stride4] [--prompt 40] [--new 50,100,200] [--runs 5] [--rows 1,5,16]
+//! [--layout qkv+gate_up+compile+fuse+stride4] [--prompt 40] [--new 50,100,200] [--runs 5] [--rows 1,5,16] [--guess 4]
 //! [--logits FILE --force 1,2,3] [--apart 16]`
 //!
 //! `--layout` replaces what was measured best for the device. `--logits` writes the logits
@@ -9,7 +9,8 @@
 //! `13, 7932, 15851, …`: token `i` is `(7919 i + 13)` modulo the vocabulary.
 //! `--rows` times as many sequences at once, by the last of `--new`. Row `r` of them has the prompt's
 //! tokens plus `101 r`. `--apart N` says how far logits of N rows that are decoded together are from
-//! what each row gets alone. `benches/gpu_overhead.py` and `benches/gpu_batch.py` run this beside
+//! what each row gets alone. `--guess N` generates the same tokens once more, N of them guessed right
+//! at a time, and times each pass over them. `benches/gpu_overhead.py` and `benches/gpu_batch.py` run this beside
 //! mlx-lm.
 
 use std::error::Error;
@@ -34,6 +35,7 @@ struct Arguments {
     force: Vec<u32>,
     rows: Vec<u32>,
     apart: Option<u32>,
+    guess: Option<u32>,
 }
 
 fn numbers(text: &str) -> Result<Vec<u32>, std::num::ParseIntError> {
@@ -78,6 +80,7 @@ fn arguments() -> Result<Arguments, Box<dyn Error>> {
         force: Vec::new(),
         rows: Vec::new(),
         apart: None,
+        guess: None,
     };
     while let Some(name) = given.next() {
         let mut value = || given.next().ok_or(format!("{name} needs a value"));
@@ -89,6 +92,7 @@ fn arguments() -> Result<Arguments, Box<dyn Error>> {
             "--logits" => parsed.logits = Some(value()?.into()),
             "--force" => parsed.force = numbers(&value()?)?,
             "--rows" => parsed.rows = numbers(&value()?)?,
+            "--guess" => parsed.guess = Some(value()?.parse()?),
             "--apart" => parsed.apart = Some(value()?.parse()?),
             other => return Err(format!("unknown argument {other}").into()),
         }
@@ -155,16 +159,61 @@ fn main() -> Result<(), Box<dyn Error>> {
         Some(rows) => Some(apart(&engine, (0..rows).map(prompt_of).collect(), &tokens)?),
         None => None,
     };
+    let passes = match arguments.guess {
+        Some(most) => {
+            engine = guessing(engine, most, &prompt, &tokens);
+            Some(passes(&mut engine, &prompt, tokens.len())?)
+        }
+        None => None,
+    };
     let memory = engine.memory();
     println!(
         "{}",
         json!({
             "info": engine.info(), "legs": legs, "tokens": tokens,
-            "together": together, "apart": apart,
+            "together": together, "apart": apart, "pass_seconds": passes,
             "active_bytes": memory.active, "peak_bytes": memory.peak,
         })
     );
     Ok(())
+}
+
+/// `engine`, which from now on guesses what it said before.
+fn guessing(engine: MlxEngine, most: u32, prompt: &[u32], tokens: &[u32]) -> MlxEngine {
+    let whole: Vec<u32> = prompt.iter().chain(tokens).copied().collect();
+    let right = move |known: &[u32], most: usize| {
+        whole.iter().copied().skip(known.len()).take(most).collect()
+    };
+    engine.always_guessing(most, Some(Box::new(right)))
+}
+
+/// Seconds between tokens of one sequence that did not come at once.
+fn passes(engine: &mut MlxEngine, prompt: &[u32], new: usize) -> Result<Vec<f64>, Box<dyn Error>> {
+    let seq = SeqId(1);
+    let spec = SeqSpec {
+        tokens: prompt.to_vec(),
+        prompt_len: prompt.len(),
+        sampling: Sampling::default(),
+        logprobs: None,
+        capacity: prompt.len() + new,
+    };
+    engine.open(seq, spec).map_err(|refusal| refusal.message)?;
+    while engine.prefill(seq, CHUNK_TOKENS as usize)? > 0 {}
+    let (mut seconds, mut read, mut submitted) = (Vec::new(), Vec::new(), 0);
+    for collected in 0..new {
+        let begun = Instant::now();
+        while submitted < new && submitted - collected < engine.depth() {
+            engine.submit(&[seq])?;
+            submitted += 1;
+        }
+        engine.collect(&mut read)?;
+        let took = begun.elapsed().as_secs_f64();
+        if took > 1e-4 {
+            seconds.push(took);
+        }
+    }
+    engine.close(seq);
+    Ok(seconds)
 }
 
 /// Seconds that `new` greedy tokens for each of `prompts` take: in all, and without the prompts.

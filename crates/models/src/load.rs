@@ -332,7 +332,7 @@ fn default_layout(backend: Backend) -> Layout {
         compile: gpu,
         fuse_decode: backend == Backend::Cuda,
         stride: gpu.then_some(2),
-        few_queries: (backend == Backend::Cuda).then_some(3),
+        few_queries: (backend == Backend::Cuda).then_some(1),
     }
 }
 

@@ -40,8 +40,8 @@ pub struct Layout {
     /// all at once.
     pub stride: Option<usize>,
     /// Queries that attend in one operation where a pass has a few, as one over guesses has; `None`
-    /// is all. MLX on CUDA has a kernel for 3; for more it asks cuDNN for a plan, a new one for
-    /// each length.
+    /// is all. MLX on CUDA has a kernel for one; for more it asks cuDNN for a plan, a new one for
+    /// each number of keys, which takes 50 ms.
     pub few_queries: Option<i32>,
 }
 
