@@ -2,10 +2,11 @@
 //! and with the disk it does so after a worker's death and after mlxd's.
 
 use crate::fixture::{DEMO, config, said, status_of, until_idle};
-use mlxd_testkit::{FrontConfig, FrontProcess, until};
+use mlxd_testkit::{Answer, FrontConfig, FrontProcess, Outcome, until};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::{Value, json};
+use std::ops::ControlFlow;
 
 /// Tokens between two messages that the template and not the model writes, and a cut at a message's
 /// end that falls inside a token.
@@ -154,4 +155,37 @@ fn what_is_on_the_disk_serves_after_a_death_and_after_a_restart() {
     let cleared = front.client().request("DELETE", &path, &[], b"").json();
     assert!(cleared["models"][0]["cleared_disk_bytes"].as_u64() > Some(0), "{cleared}");
     assert_eq!(usage(&say(&front, &messages)).2, 0);
+}
+
+/// Whoever goes on with a long answer finds its beginning there.
+#[test]
+fn a_long_answer_is_on_the_disk_before_it_ends() {
+    const TOKENS: usize = 1500;
+    const READ_BEFORE: usize = 300;
+    // The engine keeps an answer at every 256 tokens.
+    const BLOCKS: u64 = 4;
+    let front = FrontProcess::start(&with_disk().with("models.guesses_max", 0));
+    let body = json!({
+        "model": DEMO, "messages": [user("What is mlxd?")], "temperature": 0, "stream": true,
+        "max_tokens": TOKENS, "ignore_eos": true, "stream_options": {"include_usage": true},
+    });
+    let mut seen = 0;
+    let read = |_: &_, _: &Answer| {
+        seen += 1;
+        if seen == READ_BEFORE {
+            until("the answer's beginning on the disk", || {
+                (cache(&front)["disk"]["blocks"].as_u64()? >= BLOCKS).then_some(())
+            });
+            let pid = status_of(&front, DEMO)["pid"].as_i64().expect("a worker");
+            kill(Pid::from_raw(pid as i32), Signal::SIGKILL).expect("the worker is there");
+        }
+        ControlFlow::Continue(())
+    };
+    let answer = Outcome::read(front.client().post("/v1/chat/completions", &body), read).whole();
+    until_idle(&front, DEMO);
+    let status = status_of(&front, DEMO);
+    assert_eq!(status["deaths"], 1, "killed in the middle: {status}");
+    let disk = cache(&front)["disk"].clone();
+    assert!(disk["reads"].as_u64() >= Some(BLOCKS) && disk["damaged"] == 0, "{disk}");
+    assert!(answer.text().len() > TOKENS, "{} bytes", answer.text().len());
 }

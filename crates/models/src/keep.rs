@@ -1,8 +1,9 @@
 //! When [`MlxEngine`] takes state from its [`PrefixCache`], and when it puts some in.
 //!
 //! In: the whole blocks of a prompt once its first token is out, which does not wait for that, or
-//! sooner if somebody else might use them, and where layers forget after each chunk; the rest,
-//! with what was generated, at the proper end. Out: at the first call of `prefill`, whole or not
+//! sooner if somebody else might use them, and where layers forget after each chunk; with a disk,
+//! those of a long answer as it grows, so that whoever goes on with it after this process need not
+//! compute it again; the rest, with what was generated, at the proper end. Out: at the first call of `prefill`, whole or not
 //! at all; where blocks come from the disk, at the call that has read the last of them.
 
 use std::time::Instant;
@@ -22,6 +23,9 @@ use crate::prefix::{History, PrefixCache, history};
 /// in the middle of it still serves others.
 const GATHERED_TOKENS: usize = 4096;
 
+/// Tokens of an answer that gather before they are kept on a disk.
+const ANSWERED_TOKENS: usize = 256;
+
 /// A sequence's part in the cache.
 #[derive(Debug)]
 pub(crate) struct Kept {
@@ -32,6 +36,8 @@ pub(crate) struct Kept {
     found: usize,
     /// Tokens collected since it was opened.
     generated: Vec<TokenId>,
+    /// How many of those were there when its blocks were last kept.
+    answered: usize,
     /// Tokens of the prompt up to which nothing is to be kept any more.
     gathered: usize,
 }
@@ -58,7 +64,14 @@ impl MlxEngine {
         // The last token is always run: its logits are wanted.
         let lease = prefixes.open(&tokens[..tokens.len() - 1]);
         let found = prefixes.found(&lease);
-        let kept = Kept { lease, restored: false, found, generated: Vec::new(), gathered: found };
+        let kept = Kept {
+            lease,
+            restored: false,
+            found,
+            generated: Vec::new(),
+            answered: 0,
+            gathered: found,
+        };
         (Some(kept), found)
     }
 
@@ -119,7 +132,8 @@ impl MlxEngine {
         Ok(())
     }
 
-    /// Keeps the prompts that have run: those whose first token is out, or `all`.
+    /// Keeps the prompts that have run, and answers that have grown: of prompts those whose first
+    /// token is out, or `all`.
     pub(crate) fn keep_due(&mut self, all: bool) -> Result<()> {
         let is_out = |seq: &SeqId| {
             let kept = self.sequences.get(seq).and_then(|sequence| sequence.kept.as_ref());
@@ -128,21 +142,25 @@ impl MlxEngine {
         let (now, later) = self.due.iter().partition(|seq| all || is_out(seq));
         self.due = later;
         let now: Vec<SeqId> = now;
-        now.into_iter().try_for_each(|seq| self.keep_prompt(seq))
+        now.into_iter().try_for_each(|seq| self.keep_blocks(seq))
     }
 
-    fn keep_prompt(&mut self, seq: SeqId) -> Result<()> {
+    fn keep_blocks(&mut self, seq: SeqId) -> Result<()> {
         let sequence = self.sequences.get_mut(&seq);
         if let Some(Sequence { kept: Some(kept), state, tokens, .. }) = sequence
             && let Some(prefixes) = &mut self.prefixes
             && let Some(place) = Place::of(state.as_ref(), &mut self.batch, seq)
         {
             let begun = Instant::now();
-            let (prompt, position) = (&tokens[..tokens.len() - 1], place.position());
+            let position = place.position();
+            let mut ran = tokens.clone();
+            ran.extend(&kept.generated);
+            // The last is yet to run; what ran beyond it nobody has read.
+            ran.truncate(position.min(ran.len() - 1));
             prefixes
-                .keep(&mut kept.lease, prompt, position, |count| place.history(count, position))?;
+                .keep(&mut kept.lease, &ran, position, |count| place.history(count, position))?;
             let us = begun.elapsed().as_micros() as u64;
-            tracing::debug!(tokens = prompt.len(), us, "prefix kept");
+            tracing::debug!(tokens = ran.len(), us, "prefix kept");
         }
         Ok(())
     }
@@ -150,8 +168,14 @@ impl MlxEngine {
     /// Notes a token of `seq`.
     pub(crate) fn note_generated(&mut self, seq: SeqId, token: TokenId) {
         let sequence = self.sequences.get_mut(&seq);
-        if let Some(kept) = sequence.and_then(|sequence| sequence.kept.as_mut()) {
-            kept.generated.push(token);
+        let Some(kept) = sequence.and_then(|sequence| sequence.kept.as_mut()) else { return };
+        kept.generated.push(token);
+        let outlives = |prefixes: &PrefixCache| prefixes.has_disk() && !prefixes.forgets();
+        if kept.generated.len() >= kept.answered + ANSWERED_TOKENS
+            && self.prefixes.as_ref().is_some_and(outlives)
+        {
+            kept.answered = kept.generated.len();
+            self.due.push(seq);
         }
     }
 

@@ -175,6 +175,11 @@ impl PrefixCache {
         self.snapshot_bytes > 0 || self.windows || self.tokens_max < usize::MAX
     }
 
+    /// Whether what is kept outlives the process.
+    pub fn has_disk(&self) -> bool {
+        self.disk.is_some()
+    }
+
     /// Keeps the whole blocks of a sequence that began with `tokens` and ran `position` of them, or
     /// more. `history` gives what its layers remember of so many of the last positions, `None`
     /// where they do not go back so far; it is asked only if something is missing.
