@@ -83,8 +83,9 @@ impl Plot {
         let top = if top > 0.0 { top * 1.1 } else { 1.0 };
         let mut text = String::new();
         if self.log_x && left > 0.0 {
-            let (left, right) = (left / 1.1, right * 1.1);
-            self.draw(&mut text, (left..right).log_scale(), top)?;
+            let marks = marks(points().map(|(x, _)| *x).collect());
+            let axis = (left / 1.1..right * 1.1).log_scale();
+            self.draw(&mut text, axis.with_key_points(marks), top)?;
         } else {
             let room = ((right - left) * 0.05).max(0.5);
             let from = if left >= 0.0 { (left - room).max(0.0) } else { left - room };
@@ -136,6 +137,22 @@ impl Plot {
     }
 }
 
+/// Which of the measured places have a number on an axis of equal ratios: powers of ten alone would
+/// often be none of them. No two so near that their numbers touch.
+fn marks(mut places: Vec<f64>) -> Vec<f64> {
+    const MARKS_MAX: f64 = 12.0;
+    places.sort_by(f64::total_cmp);
+    let ratio = |from: &f64, to: &f64| (to / from).ln();
+    let apart = places.first().zip(places.last()).map_or(0.0, |(left, right)| ratio(left, right));
+    let mut marks: Vec<f64> = Vec::new();
+    for place in places {
+        if marks.last().is_none_or(|last| ratio(last, &place) > apart / MARKS_MAX) {
+            marks.push(place);
+        }
+    }
+    marks
+}
+
 /// A number on an axis.
 fn short(value: f64) -> String {
     match value.abs() {
@@ -165,6 +182,14 @@ mod tests {
         for word in ["Rate by load", "requests at once", "tok/s", "first", "second", "<polyline"] {
             assert!(svg.contains(word), "{word}: {svg}");
         }
+        // The places that were measured have their numbers.
+        assert!(svg.lines().any(|line| line.trim() == "16"), "{svg}");
+    }
+
+    #[test]
+    fn numbers_on_an_axis_stand_apart() {
+        assert_eq!(marks(vec![512.0, 128.0, 128.0, 130.0, 2048.0]), [128.0, 512.0, 2048.0]);
+        assert_eq!(marks(vec![43.7, 53.8]), [43.7, 53.8]);
     }
 
     #[test]
