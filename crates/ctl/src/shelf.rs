@@ -8,6 +8,7 @@ use crate::units;
 use mlxd_protocol::admin::{
     ModelOnDisk, ModelShow, PullStatus, RemoveCall, Removed, Shelf, WorkerState,
 };
+use mlxd_protocol::parameters_in_short;
 use serde_json::json;
 use std::io::{IsTerminal, stdin};
 
@@ -121,7 +122,7 @@ fn row(model: &ModelOnDisk) -> [String; 6] {
         model.name.clone(),
         model.architecture.clone(),
         model.quantization.clone(),
-        model.parameters.map(parameters).unwrap_or_default(),
+        model.parameters.map(parameters_in_short).unwrap_or_default(),
         units::bytes(model.bytes),
         match model.state {
             WorkerState::Stopped => String::new(),
@@ -149,7 +150,7 @@ fn description(shown: &ModelShow) -> String {
     };
     add("aliases", (!shown.aliases.is_empty()).then(|| shown.aliases.join(", ")));
     add("architecture", Some(model.architecture.clone()));
-    add("parameters", model.parameters.map(parameters));
+    add("parameters", model.parameters.map(parameters_in_short));
     add("quantization", Some(model.quantization.clone()));
     add("context", shown.context_tokens.map(|tokens| format!("{tokens} tokens")));
     add("takes", Some(shown.modalities.join(", ")));
@@ -173,15 +174,6 @@ fn needs(shown: &ModelShow) -> String {
             )
         }
         None => format!("{weights} for its weights"),
-    }
-}
-
-/// As in models' names: `0.6B`, `30.5B`, `494M`.
-fn parameters(count: u64) -> String {
-    match count {
-        1_000_000_000.. => format!("{:.1}B", count as f64 / 1e9),
-        1_000_000.. => format!("{:.0}M", count as f64 / 1e6),
-        _ => format!("{:.0}k", count as f64 / 1e3),
     }
 }
 
@@ -285,10 +277,6 @@ folder         /c (hub)
         assert_eq!(
             removal(&done),
             "a/b@v1: removed, 2.0 MB freed, 1.0 MB stay for another revision, stopped a/b"
-        );
-        assert_eq!(
-            [parameters(30_530_000_000), parameters(494_000_000), parameters(9_000)],
-            ["30.5B", "494M", "9k"]
         );
     }
 }

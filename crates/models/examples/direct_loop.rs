@@ -44,14 +44,7 @@ fn numbers(text: &str) -> Result<Vec<u32>, std::num::ParseIntError> {
 
 /// A layout from the names of what is on: `qkv+gate_up+compile+fuse+stride4`, or `plain`.
 fn layout(text: &str) -> Result<Layout, String> {
-    let mut layout = Layout {
-        join_qkv: false,
-        join_gate_up: false,
-        compile: false,
-        fuse_decode: false,
-        stride: None,
-        few_queries: None,
-    };
+    let mut layout = Layout::PLAIN;
     for name in text.split('+') {
         match name {
             "plain" => {}
@@ -178,6 +171,25 @@ fn main() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
+/// Runs a prompt of which `new` greedy tokens are to follow.
+fn open(
+    engine: &mut MlxEngine,
+    seq: SeqId,
+    prompt: &[u32],
+    new: usize,
+) -> Result<(), Box<dyn Error>> {
+    let spec = SeqSpec {
+        tokens: prompt.to_vec(),
+        prompt_len: prompt.len(),
+        sampling: Sampling::default(),
+        logprobs: None,
+        capacity: prompt.len() + new,
+    };
+    engine.open(seq, spec).map_err(|refusal| refusal.message)?;
+    while engine.prefill(seq, CHUNK_TOKENS as usize)? > 0 {}
+    Ok(())
+}
+
 /// `engine`, which from now on guesses what it said before.
 fn guessing(engine: MlxEngine, most: u32, prompt: &[u32], tokens: &[u32]) -> MlxEngine {
     let whole: Vec<u32> = prompt.iter().chain(tokens).copied().collect();
@@ -190,15 +202,7 @@ fn guessing(engine: MlxEngine, most: u32, prompt: &[u32], tokens: &[u32]) -> Mlx
 /// Seconds between tokens of one sequence that did not come at once.
 fn passes(engine: &mut MlxEngine, prompt: &[u32], new: usize) -> Result<Vec<f64>, Box<dyn Error>> {
     let seq = SeqId(1);
-    let spec = SeqSpec {
-        tokens: prompt.to_vec(),
-        prompt_len: prompt.len(),
-        sampling: Sampling::default(),
-        logprobs: None,
-        capacity: prompt.len() + new,
-    };
-    engine.open(seq, spec).map_err(|refusal| refusal.message)?;
-    while engine.prefill(seq, CHUNK_TOKENS as usize)? > 0 {}
+    open(engine, seq, prompt, new)?;
     let (mut seconds, mut read, mut submitted) = (Vec::new(), Vec::new(), 0);
     for collected in 0..new {
         let begun = Instant::now();
@@ -226,15 +230,7 @@ fn crowd(
     let rows: Vec<SeqId> =
         (0..prompts.len() as u64).map(|row| SeqId(SeqId::MEASURED.0 + (1 << 32) + row)).collect();
     for (seq, prompt) in rows.iter().zip(prompts) {
-        let spec = SeqSpec {
-            tokens: prompt.clone(),
-            prompt_len: prompt.len(),
-            sampling: Sampling::default(),
-            logprobs: None,
-            capacity: prompt.len() + new as usize,
-        };
-        engine.open(*seq, spec).map_err(|refusal| refusal.message)?;
-        while engine.prefill(*seq, CHUNK_TOKENS as usize)? > 0 {}
+        open(engine, *seq, prompt, new as usize)?;
     }
     let filled = Instant::now();
     let mut read = Vec::new();

@@ -377,7 +377,7 @@ impl Engine for MlxEngine {
                     ),
                 });
             }
-            self.note_generated(seq, token);
+            self.note_generated(seq);
             out.push(StepToken { seq, token, logprob, top });
         }
         Ok(())

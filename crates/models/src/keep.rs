@@ -3,8 +3,9 @@
 //! In: the whole blocks of a prompt once its first token is out, which does not wait for that, or
 //! sooner if somebody else might use them, and where layers forget after each chunk; with a disk,
 //! those of a long answer as it grows, so that whoever goes on with it after this process need not
-//! compute it again; the rest, with what was generated, at the proper end. Out: at the first call of `prefill`, whole or not
-//! at all; where blocks come from the disk, at the call that has read the last of them.
+//! compute it again; the rest, with what was generated, at the proper end. Out: at the first call
+//! of `prefill`, whole or not at all; where blocks come from the disk, at the call that has read
+//! the last of them.
 
 use std::time::Instant;
 
@@ -34,8 +35,8 @@ pub(crate) struct Kept {
     restored: bool,
     /// How many tokens that are, or will be.
     found: usize,
-    /// Tokens collected since it was opened.
-    generated: Vec<TokenId>,
+    /// How many tokens were collected since it was opened.
+    generated: usize,
     /// How many of those were there when its blocks were last kept.
     answered: usize,
     /// Tokens of the prompt up to which nothing is to be kept any more.
@@ -64,14 +65,8 @@ impl MlxEngine {
         // The last token is always run: its logits are wanted.
         let lease = prefixes.open(&tokens[..tokens.len() - 1]);
         let found = prefixes.found(&lease);
-        let kept = Kept {
-            lease,
-            restored: false,
-            found,
-            generated: Vec::new(),
-            answered: 0,
-            gathered: found,
-        };
+        let kept =
+            Kept { lease, restored: false, found, generated: 0, answered: 0, gathered: found };
         (Some(kept), found)
     }
 
@@ -137,7 +132,7 @@ impl MlxEngine {
     pub(crate) fn keep_due(&mut self, all: bool) -> Result<()> {
         let is_out = |seq: &SeqId| {
             let kept = self.sequences.get(seq).and_then(|sequence| sequence.kept.as_ref());
-            kept.is_none_or(|kept| !kept.generated.is_empty())
+            kept.is_none_or(|kept| kept.generated > 0)
         };
         let (now, later) = self.due.iter().partition(|seq| all || is_out(seq));
         self.due = later;
@@ -147,34 +142,32 @@ impl MlxEngine {
 
     fn keep_blocks(&mut self, seq: SeqId) -> Result<()> {
         let sequence = self.sequences.get_mut(&seq);
-        if let Some(Sequence { kept: Some(kept), state, tokens, .. }) = sequence
+        if let Some(Sequence { kept: Some(kept), state, tokens, known, .. }) = sequence
             && let Some(prefixes) = &mut self.prefixes
             && let Some(place) = Place::of(state.as_ref(), &mut self.batch, seq)
         {
             let begun = Instant::now();
             let position = place.position();
-            let mut ran = tokens.clone();
-            ran.extend(&kept.generated);
             // The last is yet to run; what ran beyond it nobody has read.
-            ran.truncate(position.min(ran.len() - 1));
+            let ran = &known[..position.min(tokens.len() + kept.generated - 1)];
             prefixes
-                .keep(&mut kept.lease, &ran, position, |count| place.history(count, position))?;
+                .keep(&mut kept.lease, ran, position, |count| place.history(count, position))?;
             let us = begun.elapsed().as_micros() as u64;
             tracing::debug!(tokens = ran.len(), us, "prefix kept");
         }
         Ok(())
     }
 
-    /// Notes a token of `seq`.
-    pub(crate) fn note_generated(&mut self, seq: SeqId, token: TokenId) {
+    /// Notes that a token of `seq` was collected.
+    pub(crate) fn note_generated(&mut self, seq: SeqId) {
         let sequence = self.sequences.get_mut(&seq);
         let Some(kept) = sequence.and_then(|sequence| sequence.kept.as_mut()) else { return };
-        kept.generated.push(token);
+        kept.generated += 1;
         let outlives = |prefixes: &PrefixCache| prefixes.has_disk() && !prefixes.forgets();
-        if kept.generated.len() >= kept.answered + ANSWERED_TOKENS
+        if kept.generated >= kept.answered + ANSWERED_TOKENS
             && self.prefixes.as_ref().is_some_and(outlives)
         {
-            kept.answered = kept.generated.len();
+            kept.answered = kept.generated;
             self.due.push(seq);
         }
     }
@@ -182,7 +175,7 @@ impl MlxEngine {
     /// Keeps all of a sequence that came to its proper end.
     pub(crate) fn keep_end(&mut self, seq: SeqId) -> Result<()> {
         let sequence = self.sequences.get_mut(&seq);
-        let Some(Sequence { kept: Some(kept), state, tokens, .. }) = sequence else {
+        let Some(Sequence { kept: Some(kept), state, tokens, known, .. }) = sequence else {
             return Ok(());
         };
         let (Some(prefixes), true) = (&mut self.prefixes, kept.restored) else {
@@ -190,13 +183,10 @@ impl MlxEngine {
         };
         let Some(place) = Place::of(state.as_ref(), &mut self.batch, seq) else { return Ok(()) };
         let position = place.position();
-        let mut ran = tokens.clone();
-        ran.append(&mut kept.generated);
-        if position > ran.len() {
+        if position > tokens.len() + kept.generated {
             return Ok(()); // it ran tokens that nobody has read
         }
-        ran.truncate(position);
-        let ran = prefixes.keepable(&ran);
+        let ran = prefixes.keepable(&known[..position]);
         prefixes.keep_all(&mut kept.lease, ran, |count| place.history(count, ran.len()))
     }
 

@@ -5,7 +5,9 @@ use std::time::Instant;
 
 use mlx_rs::memory;
 use mlxd_engine::{EmbedText, Engine, SeqId, SeqSpec};
-use mlxd_protocol::{KvQuantization, LoadFault, LoadFaultKind, LoadSpec, ModelInfo, Sampling};
+use mlxd_protocol::{
+    KvQuantization, LoadFault, LoadFaultKind, LoadSpec, ModelInfo, Sampling, parameters_in_short,
+};
 
 use crate::arch::{self, BertModel, DenseModel, LayerState, Layout, Model, NemotronModel, State};
 use crate::config::{Described, Packing};
@@ -191,7 +193,8 @@ pub fn load_with_layout(
         keep_prefixes(&mut engine, spec);
     }
     if let Some((draft, checked)) = draft {
-        let drafting = format!("{} {}", in_short(checked.plan.parameters), checked.quantization);
+        let drafting =
+            format!("{} {}", parameters_in_short(checked.plan.parameters), checked.quantization);
         let vocab_and_context = (checked.config.vocab() as u32, checked.config.context());
         let mut of_all = |done, _: u64| progress(bytes + done, bytes + drafts_bytes);
         let model = read_model(checked, backend, layout, &mut of_all)?;
@@ -240,14 +243,6 @@ fn checked_draft(folder: &Path, target: &Checked) -> Loaded<Checked> {
             }
         }
         _ => refuse("its layers forget, and a guess that was wrong is to be taken back".to_owned()),
-    }
-}
-
-/// As models are named: `494M`, `7.6B`.
-fn in_short(parameters: u64) -> String {
-    match parameters {
-        0..1_000_000_000 => format!("{}M", (parameters as f64 / 1e6).round()),
-        _ => format!("{:.1}B", parameters as f64 / 1e9),
     }
 }
 
@@ -325,14 +320,17 @@ fn keep_prefixes(engine: &mut MlxEngine, spec: &LoadSpec) {
 
 /// What was measured faster; the crate's page has the figures.
 fn default_layout(backend: Backend) -> Layout {
-    let gpu = backend.is_gpu();
+    if !backend.is_gpu() {
+        return Layout::PLAIN;
+    }
+    let cuda = backend == Backend::Cuda;
     Layout {
-        join_qkv: gpu,
-        join_gate_up: gpu,
-        compile: gpu,
-        fuse_decode: backend == Backend::Cuda,
-        stride: gpu.then_some(2),
-        few_queries: (backend == Backend::Cuda).then_some(1),
+        join_qkv: true,
+        join_gate_up: true,
+        compile: true,
+        fuse_decode: cuda,
+        stride: Some(2),
+        split_few: cuda,
     }
 }
 

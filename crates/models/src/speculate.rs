@@ -396,27 +396,23 @@ impl Mean {
 
 /// The last few values, of which one that is far off says nothing.
 #[derive(Debug, Clone, Default)]
-struct Recent(VecDeque<f64>);
+struct Recent {
+    last: [f64; Self::KEPT],
+    count: usize,
+    /// The one in the middle; 0 for none.
+    typical: f64,
+}
 
 impl Recent {
     const KEPT: usize = 9;
 
     fn add(&mut self, value: f64) {
-        if self.0.len() == Self::KEPT {
-            self.0.pop_front();
-        }
-        self.0.push_back(value);
-    }
-
-    fn count(&self) -> usize {
-        self.0.len()
-    }
-
-    /// The one in the middle; 0 for none.
-    fn typical(&self) -> f64 {
-        let mut sorted: Vec<f64> = self.0.iter().copied().collect();
-        sorted.sort_by(f64::total_cmp);
-        sorted.get(sorted.len() / 2).copied().unwrap_or(0.0)
+        self.last[self.count % Self::KEPT] = value;
+        self.count += 1;
+        let mut sorted = self.last;
+        let there = &mut sorted[..self.count.min(Self::KEPT)];
+        there.sort_by(f64::total_cmp);
+        self.typical = there[there.len() / 2];
     }
 }
 
@@ -470,11 +466,11 @@ impl Pace {
             self.plain -= 1;
             return false;
         }
-        self.step.count() >= Self::STEPS_MIN && self.takes(source)
+        self.step.count >= Self::STEPS_MIN && self.takes(source)
     }
 
     fn takes(&mut self, source: Source) -> bool {
-        let step = self.step.typical();
+        let step = self.step.typical;
         self.worth(source).tries(step)
     }
 
@@ -501,7 +497,7 @@ impl Pace {
     }
 
     fn passed(&mut self, source: Source, seconds: f64, tokens: u32) {
-        let step = self.step.typical();
+        let step = self.step.typical;
         self.passes += 1;
         self.worth(source).passed(step, seconds, tokens);
     }
@@ -517,8 +513,8 @@ impl Worth {
 
     /// Whether a token of its passes takes less than a step, of which `step` are the seconds.
     fn wins(&self, step: f64) -> bool {
-        let each = self.pass.typical() / self.tokens.value.max(1.0);
-        self.pass.count() >= Self::TRIAL as usize && each < step * Self::MARGIN
+        let each = self.pass.typical / self.tokens.value.max(1.0);
+        self.pass.count >= Self::TRIAL as usize && each < step * Self::MARGIN
     }
 
     fn tries(&mut self, step: f64) -> bool {
@@ -546,7 +542,7 @@ impl Worth {
             self.trial -= 1;
             if self.trial == 0 {
                 let ms = |seconds: f64| 1e3 * seconds;
-                let (pass, tokens) = (self.pass.typical(), self.tokens.value);
+                let (pass, tokens) = (self.pass.typical, self.tokens.value);
                 tracing::debug!(
                     wins,
                     pass_ms = ms(pass),

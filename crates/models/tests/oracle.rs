@@ -50,19 +50,11 @@ fn infos_say_what_was_loaded() {
 
 #[test]
 fn a_piece_in_strides_is_the_same() {
-    let all_at_once = Layout {
-        join_qkv: false,
-        join_gate_up: false,
-        compile: false,
-        fuse_decode: false,
-        stride: None,
-        few_queries: None,
-    };
     for (script, name) in [("make.py", "arch-qwen3"), ("hybrids.py", "hybrid")] {
         let folder = common::made_by(script).join(name);
         let prompt: Vec<u32> = (0..400).map(|index| (index * 31 + 7) % 320).collect();
         let logits = |stride| {
-            let layout = Layout { stride, ..all_at_once };
+            let layout = Layout { stride, ..Layout::PLAIN };
             let spec = common::load_spec(&folder);
             let engine = mlxd_models::load_with_layout(&spec, Some(layout), &mut |_, _| {});
             engine.expect("a model").logits_along(&prompt, &[1, 2]).expect("logits")

@@ -308,29 +308,19 @@ fn a_draft_model_changes_no_token() {
 }
 
 #[test]
-fn guesses_checked_a_few_at_a_time_change_no_token() {
+fn guesses_that_attend_one_by_one_change_no_token() {
     let folder = case("make.py", "arch-qwen3");
     let prompt = common::reference(&folder).prompt;
     let expected = alone(&mut common::load(&folder), 2, &prompt, 60, &sampled(3));
     let whole: Vec<TokenId> = prompt.iter().copied().chain(ids(&expected)).collect();
-    let plain = Layout {
-        join_qkv: false,
-        join_gate_up: false,
-        compile: false,
-        fuse_decode: false,
-        stride: None,
-        few_queries: None,
-    };
-    for most in [1, 3, 4] {
-        let layout = Some(Layout { few_queries: Some(most), ..plain });
-        let spec = common::load_spec(&folder);
-        let engine = mlxd_models::load_with_layout(&spec, layout, &mut |_, _| {}).expect("a model");
-        let guesser = partly_right(whole.clone(), fastrand::Rng::with_seed(most as u64));
-        let mut engine = engine.always_guessing(9, Some(guesser));
-        let ours = alone(&mut engine, 2, &prompt, 60, &sampled(3));
-        assert_same(&ours, &expected, &format!("{most} at a time"));
-        assert!(engine.guessed(Source::Text).right > 20);
-    }
+    let layout = Some(Layout { split_few: true, ..Layout::PLAIN });
+    let spec = common::load_spec(&folder);
+    let engine = mlxd_models::load_with_layout(&spec, layout, &mut |_, _| {}).expect("a model");
+    let guesser = partly_right(whole, fastrand::Rng::with_seed(4));
+    let mut engine = engine.always_guessing(9, Some(guesser));
+    let ours = alone(&mut engine, 2, &prompt, 60, &sampled(3));
+    assert_same(&ours, &expected, "one by one");
+    assert!(engine.guessed(Source::Text).right > 20);
 }
 
 #[test]

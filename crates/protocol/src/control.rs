@@ -190,6 +190,15 @@ pub struct ModelInfo {
     pub load_ms: u64,
 }
 
+/// Numbers of parameters as in models' names: `0.6B`, `30.5B`, `494M`.
+pub fn parameters_in_short(count: u64) -> String {
+    match count {
+        1_000_000_000.. => format!("{:.1}B", count as f64 / 1e9),
+        1_000_000.. => format!("{:.0}M", count as f64 / 1e6),
+        _ => format!("{:.0}k", count as f64 / 1e3),
+    }
+}
+
 /// Why a model could not be loaded.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message}")]
@@ -235,4 +244,15 @@ pub struct BenchLeg {
     pub first_token_seconds: Vec<f64>,
     /// The tokens of the last run.
     pub tokens: Vec<u32>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_of_parameters_are_short() {
+        let short = [30_530_000_000, 494_000_000, 9_000].map(parameters_in_short);
+        assert_eq!(short, ["30.5B", "494M", "9k"]);
+    }
 }

@@ -27,7 +27,7 @@ pub use bootstrap::{Bootstrap, arguments, exit_code};
 pub use command::{Command, Priority, Sampling, Submit};
 pub use control::{
     BenchLeg, BenchSpec, Cleared, DeviceChoice, DraftSpec, FromWorker, Hello, KvQuantization,
-    LoadFault, LoadFaultKind, LoadSpec, ModelInfo, PrefixDisk, ToWorker,
+    LoadFault, LoadFaultKind, LoadSpec, ModelInfo, PrefixDisk, ToWorker, parameters_in_short,
 };
 pub use embed::{Embed, Embedded};
 pub use ids::{Incarnation, ModelId, ModelIdError, RequestId, TokenId};

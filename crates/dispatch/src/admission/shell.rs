@@ -325,9 +325,9 @@ impl Admission {
             };
             let workers: HashMap<u32, WorkerMemory> =
                 workers.into_iter().filter_map(memory).collect();
-            (machine.memory().ok(), machine.pressure().unwrap_or_default(), workers)
+            (machine.look(), workers)
         });
-        let Ok((memory, reading, workers)) = found.await else { return };
+        let Ok(((memory, reading), workers)) = found.await else { return };
         let (before, level) = {
             let mut pressure = locked(&self.0.pressure);
             (pressure.level(), pressure.read(&reading, self.0.began.elapsed()))

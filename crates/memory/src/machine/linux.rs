@@ -141,10 +141,7 @@ impl Machine for ThisMachine {
         let text = text.or_else(|| fs::read_to_string("/proc/pressure/memory").ok());
         let (stalled_some, stalled_full) = proc_files::stalls(&text.unwrap_or_default());
         let limit_hits = self.group.as_ref().and_then(Group::limit_hits);
-        let share =
-            |memory: MachineMemory| 100.0 * memory.available as f64 / memory.total.max(1) as f64;
-        let available = self.memory().ok().map(share);
-        Ok(Reading { level: None, stalled_some, stalled_full, limit_hits, available })
+        Ok(Reading { stalled_some, stalled_full, limit_hits, ..Reading::default() })
     }
 
     fn contain(&self, pid: u32, bytes: Option<u64>) -> bool {

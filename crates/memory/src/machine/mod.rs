@@ -54,11 +54,20 @@ pub trait Machine: Send + Sync + std::fmt::Debug {
     /// What the process takes; `None` when it is gone.
     fn footprint(&self, pid: u32) -> Option<Footprint>;
 
-    /// How hard memory is pressed.
+    /// How hard memory is pressed, but for [`Reading::available`].
     ///
     /// # Errors
     /// When the system does not say.
     fn pressure(&self) -> io::Result<Reading>;
+
+    /// Memory that there is, and how hard it is pressed. What the system does not say is missing.
+    fn look(&self) -> (Option<MachineMemory>, Reading) {
+        let memory = self.memory().ok();
+        let share =
+            |memory: MachineMemory| 100.0 * memory.available as f64 / memory.total.max(1) as f64;
+        let reading = self.pressure().unwrap_or_default();
+        (memory, Reading { available: memory.map(share), ..reading })
+    }
 
     /// Lets the process have so many bytes, by whatever limit the system has for one process.
     /// `None` takes the limit away. False: there is none that would hold.

@@ -11,7 +11,7 @@ use super::packed::packed_attention;
 use super::rope::Rope;
 use crate::batch::{LayerRows, Part, Seen, Step};
 use crate::config::ModelConfig;
-use crate::kv::{Held, KvLayer, Rotation};
+use crate::kv::{Held, KvLayer, Rotation, rows};
 use crate::sys;
 
 /// One layer's attention.
@@ -31,8 +31,8 @@ pub struct Attention {
     pub width: i32,
     /// Epsilon of the head norms.
     pub norm_eps: f32,
-    /// See [`Layout::few_queries`](super::Layout::few_queries).
-    pub few_queries: Option<i32>,
+    /// See [`Layout::split_few`](super::Layout::split_few).
+    pub split_few: bool,
 }
 
 /// Weights of the norms over q's and k's heads.
@@ -261,41 +261,24 @@ impl Attention {
                 let mask = pass.sliding_mask(window, kv.first_seen(pass.position))?;
                 sdpa(Some(Mask::Array(&mask)))
             }
-            _ => match self.few_queries {
-                Some(most) if (most + 1..=FEW).contains(&pass.length) => {
-                    self.attend_few([queries, keys, values], most)
-                }
-                _ => sdpa(Some(Mask::Causal)),
-            },
+            _ if self.split_few && pass.length <= FEW => {
+                self.attend_one_by_one([queries, keys, values])
+            }
+            _ => sdpa(Some(Mask::Causal)),
         }
     }
 
-    /// Causal attention, `most` queries at a time, each time over the keys that the last of them
-    /// sees.
-    fn attend_few(&self, [queries, keys, values]: [&Array; 3], most: i32) -> Result<Array> {
+    /// Causal attention, each query over the keys that it sees.
+    fn attend_one_by_one(&self, [queries, keys, values]: [&Array; 3]) -> Result<Array> {
         let (length, all) = (queries.dim(2), keys.dim(2));
-        let positions = |array: &Array, from, to| {
-            let stop = [array.dim(0), array.dim(1), to, array.dim(3)];
-            sys::slice(array, &[0, 0, from, 0], &stop)
+        let one = |at: i32| {
+            let seen = (0, all - length + at + 1);
+            let (keys, values) = (rows(keys, seen)?, rows(values, seen)?);
+            let query = rows(queries, (at, at + 1))?;
+            fast::scaled_dot_product_attention(&query, &keys, &values, self.scale(), None, None)
         };
-        let mut parts = Vec::new();
-        for from in (0..length).step_by(most.max(1) as usize) {
-            let to = length.min(from + most);
-            let seen = all - (length - to);
-            let (keys, values) = (positions(keys, 0, seen)?, positions(values, 0, seen)?);
-            let queries = positions(queries, from, to)?;
-            let mask = (to - from > 1).then_some(Mask::Causal);
-            let scale = self.scale();
-            parts.push(match mask {
-                Some(mask) => {
-                    fast::scaled_dot_product_attention(&queries, &keys, &values, scale, mask, None)?
-                }
-                None => {
-                    fast::scaled_dot_product_attention(&queries, &keys, &values, scale, None, None)?
-                }
-            });
-        }
-        concatenate(&parts, 2)
+        let parts: Result<Vec<Array>> = (0..length).map(one).collect();
+        concatenate(&parts?, 2)
     }
 
     /// The arrays it is made of.

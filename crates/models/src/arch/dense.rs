@@ -283,7 +283,7 @@ fn load_attention(
         kv_heads: config.kv_heads,
         width: config.head_dim,
         norm_eps: config.norm_eps,
-        few_queries: layout.few_queries,
+        split_few: layout.split_few,
     })
 }
 

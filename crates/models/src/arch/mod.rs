@@ -39,10 +39,22 @@ pub struct Layout {
     /// Layers that are computed while as many are built, of a long piece of a prompt; `None` builds
     /// all at once.
     pub stride: Option<usize>,
-    /// Queries that attend in one operation where a pass has a few, as one over guesses has; `None`
-    /// is all. MLX on CUDA has a kernel for one; for more it asks cuDNN for a plan, a new one for
-    /// each number of keys, which takes 50 ms.
-    pub few_queries: Option<i32>,
+    /// Whether a few queries, as a pass over guesses has, attend one by one. MLX on CUDA has a
+    /// kernel for one; for more it asks cuDNN for a plan, a new one for each number of keys, which
+    /// takes 50 ms.
+    pub split_few: bool,
+}
+
+impl Layout {
+    /// As the files have it, and nothing special: what a CPU takes.
+    pub const PLAIN: Self = Self {
+        join_qkv: false,
+        join_gate_up: false,
+        compile: false,
+        fuse_decode: false,
+        stride: None,
+        split_few: false,
+    };
 }
 
 /// A loaded model: prefill one sequence at a time, decode one or many.

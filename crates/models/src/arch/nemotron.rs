@@ -120,7 +120,7 @@ fn load_attention(
         kv_heads: config.kv_heads,
         width: config.head_dim,
         norm_eps: config.norm_eps,
-        few_queries: None,
+        split_few: false,
     })
 }
 

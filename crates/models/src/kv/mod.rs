@@ -78,7 +78,7 @@ struct Buffers {
 }
 
 /// Rows `from..to` of `array`, `[1, heads, rows, …]`.
-fn rows(array: &Array, (from, to): (i32, i32)) -> Result<Array> {
+pub fn rows(array: &Array, (from, to): (i32, i32)) -> Result<Array> {
     sys::slice(array, &[0, 0, from, 0], &[1, array.dim(1), to, array.dim(3)])
 }
 
