@@ -167,14 +167,8 @@ pub fn load_with_layout(
     let mut engine = MlxEngine::new(model, info, depth, spec.deterministic);
     engine.pooling = pooling;
     engine.guessing = Guessing::new(spec.guesses_max);
-    if let Some(KvQuantization { bits, .. }) = kv {
-        engine.kv = Some(KvQuantization { bits, from_tokens: 0 });
-        pack_once(&mut engine).map_err(|reason| {
-            unsupported(format!(
-                "kv_bits = {bits}: keys and values cannot be packed on this device ({reason}); \
-                 set kv_bits = 0 for this model"
-            ))
-        })?;
+    if let Some(kv) = kv {
+        pack_once(&mut engine, kv.bits)?;
     }
     engine.kv = kv;
     engine.kv_tokens_max = rotating;
@@ -395,8 +389,21 @@ fn warm_up(engine: &mut MlxEngine, crowds: &[usize]) -> Result<(), String> {
     Ok(())
 }
 
-/// Runs a prompt in two pieces and a step with packed keys and values, which a device may not know.
-fn pack_once(engine: &mut MlxEngine) -> Result<(), String> {
+/// Runs a prompt in two pieces and a step with packed keys and values, which a device may not know:
+/// MLX's CUDA backend has no product with a part of a packed buffer.
+pub(crate) fn pack_once(engine: &mut MlxEngine, bits: u32) -> Loaded<()> {
+    let before = engine.kv.replace(KvQuantization { bits, from_tokens: 0 });
+    let ran = run_once(engine);
+    engine.kv = before;
+    ran.map_err(|reason| {
+        unsupported(format!(
+            "kv_bits = {bits}: keys and values cannot be packed on this device ({reason}); set \
+             kv_bits = 0 for this model"
+        ))
+    })
+}
+
+fn run_once(engine: &mut MlxEngine) -> Result<(), String> {
     let prompt = (engine.info().context_tokens as usize).saturating_sub(1).clamp(1, 16);
     let seq = SeqId(u64::MAX);
     let spec = SeqSpec {

@@ -47,7 +47,8 @@ pub(super) fn measure(
     let mut forms = vec![None];
     for &bits in asked.bits {
         let kv = KvQuantization { bits, from_tokens: 0 };
-        match load::can_be_packed(&model.engine.empty_state(1, 1), kv) {
+        let known = load::can_be_packed(&model.engine.empty_state(1, 1), kv);
+        match known.and_then(|()| load::pack_once(&mut model.engine, bits)) {
             Ok(()) => forms.push(Some(kv)),
             Err(fault) => measured.left_out.push(fault.message),
         }
