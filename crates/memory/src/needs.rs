@@ -89,6 +89,12 @@ pub struct Part {
 const OVERHEAD_CPU: u64 = 24 << 20;
 /// The same with a device's driver and its kernels.
 const OVERHEAD_GPU: u64 = 320 << 20;
+/// Layers of a piece of a prompt that are there at once on a GPU: two groups of two, one computed
+/// while the next is built. Of a short piece all are built at once, and freed as fast as they are
+/// computed. Seen on an H100: 3.8 to 4.0 layers of 1,024 tokens, 7.9 of 32 (0.5B, 3B and 7B).
+const LAYERS_AHEAD: u64 = 4;
+const LAYERS_OF_SHORT: u64 = 8;
+const SHORT_PIECE_TOKENS: u64 = 256;
 /// What matrix products on a CPU pack their inputs into, for each token of a piece.
 const SCRATCH_CPU: u64 = 4_500;
 /// How often keys and values that grow are counted as freed: far more than a cache has room for.
@@ -270,13 +276,16 @@ impl Needs {
     /// Bytes that are alive for `tokens` of a piece, but for scores.
     fn piece_bytes(&self, shape: &ModelShape, tokens: u64) -> u64 {
         let (query, kv) = shape.attention_widths();
-        let bytes = tokens
-            * self.element_bytes()
+        let of_token = self.element_bytes()
             * (6 * shape.hidden + 2 * (query + 2 * kv) + 3 * shape.feed_forward);
+        let layers = shape.layers.len() as u64;
+        // What is built runs ahead of what is computed.
         match self.form {
-            // What is built runs ahead of what is computed.
-            Form::Float32 => bytes * 3 / 2,
-            Form::Stored => bytes,
+            Form::Float32 => tokens * of_token * 3 / 2,
+            Form::Stored => {
+                let short = tokens.min(SHORT_PIECE_TOKENS) * layers.min(LAYERS_OF_SHORT);
+                of_token * short.max(tokens * layers.min(LAYERS_AHEAD))
+            }
         }
     }
 

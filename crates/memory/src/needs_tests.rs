@@ -269,6 +269,38 @@ fn parts_come_to_the_plan() {
     }
 }
 
+/// `mlxd bench admission --models 3B,7B --contexts 2048 --batches 1` on an H100, 4-bit weights: what
+/// the worker took, its own overhead as planned.
+#[test]
+fn a_gpus_peaks_are_as_they_were_measured() {
+    let qwen = |[hidden, layers, heads, kv_heads, feed_forward]: [u64; 5], stored| {
+        let config = json!({
+            "model_type": "qwen2", "hidden_size": hidden, "num_hidden_layers": layers,
+            "num_attention_heads": heads, "num_key_value_heads": kv_heads,
+            "intermediate_size": feed_forward, "vocab_size": 151_936,
+            "max_position_embeddings": 32_768, "torch_dtype": "bfloat16",
+        });
+        Needs {
+            shape: Some(ModelShape::from_config(&config).unwrap()),
+            weights: WeightBytes { stored, parameters: 2 * stored },
+            chunk_tokens: 1024,
+            ..of("Qwen2.5-7B", Form::Stored)
+        }
+    };
+    let small = qwen([2048, 36, 16, 2, 11_008], 1_736_200_000);
+    let large = qwen([3584, 28, 28, 4, 18_944], 4_284_300_000);
+    for (needs, context, took) in [
+        (&small, 1536, 2_516_984_904_u64),
+        (&small, 2048, 2_567_775_304),
+        (&large, 1536, 5_384_844_360),
+        (&large, 2048, 5_446_677_576),
+    ] {
+        let said = needs.peak_bytes(Load { context, batch: 1 });
+        let error = (said as f64 / took as f64 - 1.0) * 100.0;
+        assert!(error.abs() < 2.0, "{context} tokens: {said} for {took}, {error:.2} %");
+    }
+}
+
 #[test]
 fn a_vision_models_language_part_is_read() {
     let mut inner = known().remove(1).config;
