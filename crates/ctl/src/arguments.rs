@@ -32,7 +32,7 @@ pub(crate) enum Command {
     },
     /// Load models, and wait until they are ready
     Start(Models),
-    /// Finish what runs, then end the workers
+    /// Finish what runs, then end the workers; the next request for one of them loads it again
     Stop(Models),
     /// Stop, then start
     Restart(Models),
