@@ -90,6 +90,14 @@ impl Sequence {
         self.left_of(self.prompt_len)
     }
 
+    /// Tokens that the next piece may have.
+    fn piece_max(&self) -> usize {
+        match (&self.kept, &self.state) {
+            (Some(kept), Some(state)) => kept.piece_max(state.position as usize),
+            _ => usize::MAX,
+        }
+    }
+
     fn left_of(&self, tokens: usize) -> usize {
         let Some(state) = &self.state else {
             return 0; // it decodes
@@ -340,7 +348,7 @@ impl Engine for MlxEngine {
             return Ok(sequence.unfilled());
         }
         let known = if self.deterministic { prompt } else { sequence.unfilled() };
-        let count = known.min(tokens_max);
+        let count = known.min(tokens_max).min(sequence.piece_max());
         if count > 0 {
             sequence.fill(model, count).map_err(&fault)?;
         }

@@ -41,6 +41,16 @@ pub(crate) struct Kept {
     answered: usize,
     /// Tokens of the prompt up to which nothing is to be kept any more.
     gathered: usize,
+    /// After how many tokens a piece is to end: others went another way from there.
+    branch: Option<usize>,
+}
+
+impl Kept {
+    /// Tokens that a piece from `position` on may have.
+    pub(crate) fn piece_max(&self, position: usize) -> usize {
+        let left = self.branch.and_then(|branch| branch.checked_sub(position));
+        left.filter(|left| *left > 0).unwrap_or(usize::MAX)
+    }
 }
 
 impl MlxEngine {
@@ -65,8 +75,15 @@ impl MlxEngine {
         // The last token is always run: its logits are wanted.
         let lease = prefixes.open(&tokens[..tokens.len() - 1]);
         let found = prefixes.found(&lease);
-        let kept =
-            Kept { lease, restored: false, found, generated: 0, answered: 0, gathered: found };
+        let kept = Kept {
+            lease,
+            restored: false,
+            found,
+            generated: 0,
+            answered: 0,
+            gathered: found,
+            branch: None,
+        };
         (Some(kept), found)
     }
 
@@ -95,6 +112,7 @@ impl MlxEngine {
                 return Ok(false);
             }
             kept.restored = true;
+            kept.branch = prefixes.branch(&tokens[..tokens.len() - 1], kept.found);
             let begun = Instant::now();
             prefixes.restore(&mut kept.lease, state)?;
             if kept.found > 0 {

@@ -274,6 +274,49 @@ fn scans() {
     check("hybrid-experts", "hybrids.py", 2048 * KIB, 7);
 }
 
+/// A system prompt that all share and a question that each has for itself: the second prompt ends a
+/// piece where it leaves the first one's way, and from the third on all go on from there.
+#[test]
+fn prompts_of_a_hybrid_that_begin_alike() {
+    for (shared, kept) in [(200, 200), (192, 191), (30, 0)] {
+        let mut spec = common::load_spec(&common::made_by("hybrids.py").join("hybrid"));
+        let mut bare = mlxd_models::load(&spec, &mut |_, _| {}).expect("it loads");
+        spec.prefix_cache_bytes_max = 1 << 30;
+        let mut engine = mlxd_models::load(&spec, &mut |_, _| {}).expect("it loads");
+        let vocab = engine.info().vocab_size as usize;
+        let mut dice = Dice(78);
+        let system = dice.tokens(shared, vocab);
+        let mut found = Vec::new();
+        for index in 0..4 {
+            let seq = SeqId(index);
+            let tokens = [system.clone(), dice.tokens(40, vocab)].concat();
+            let spec = SeqSpec {
+                prompt_len: tokens.len(),
+                capacity: tokens.len() + 10,
+                tokens,
+                sampling: Sampling::default(),
+                logprobs: None,
+            };
+            let answers = [&mut engine, &mut bare].map(|engine| {
+                engine.open(seq, spec.clone()).expect("a valid sequence");
+                while engine.prefill(seq, 512).expect("prefill") > 0 {}
+                let mut out = Vec::new();
+                while out.len() < 10 {
+                    engine.submit(&[seq]).expect("submit");
+                    engine.collect(&mut out).expect("collect");
+                }
+                let tokens: Vec<TokenId> = out.iter().map(|step| step.token).collect();
+                tokens
+            });
+            assert_eq!(answers[0], answers[1], "{shared} shared");
+            found.push(engine.found(seq).unwrap_or(0));
+            engine.finish(seq).expect("an end");
+            bare.finish(seq).expect("an end");
+        }
+        assert_eq!(found, [0, 0, kept, kept], "{shared} shared");
+    }
+}
+
 /// A third of the sequences pass what is kept of each.
 #[test]
 fn first_and_last_positions() {

@@ -168,6 +168,19 @@ impl<P> PrefixIndex<P> {
         lease
     }
 
+    /// How many of `tokens` some sequence that is there began with, wherever it went from there.
+    pub fn shared(&self, tokens: &[TokenId]) -> usize {
+        let (mut parent, mut rest) = (None, tokens);
+        while rest.len() >= self.block_tokens {
+            let (block, after) = rest.split_at(self.block_tokens);
+            let Some(id) = self.find(parent, block) else { break };
+            (parent, rest) = (Some(id), after);
+        }
+        let children = self.children(parent).iter();
+        let agreeing = children.map(|id| common(&self.blocks[id].tokens, rest)).max();
+        tokens.len() - rest.len() + agreeing.unwrap_or(0)
+    }
+
     /// The whole blocks that `tokens` begin with, and the tokens after them.
     fn walk<'a>(&mut self, tokens: &'a [TokenId]) -> (Lease, &'a [TokenId]) {
         let mut lease = Lease::default();

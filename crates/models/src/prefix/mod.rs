@@ -8,7 +8,8 @@
 //!
 //! Keys and values can be cut anywhere. A scan's state cannot: where a model has such layers, a
 //! block also holds a snapshot of them if its end was the end of a chunk or of the sequence, and
-//! only such an end is taken up again.
+//! only such an end is taken up again. So a chunk ends where a prompt leaves an earlier one's way
+//! ([`PrefixCache::branch`]): the next that comes along there goes on from it.
 //!
 //! With a [`DiskTier`] blocks are kept there too: see `stored`.
 
@@ -135,6 +136,18 @@ impl PrefixCache {
             0 => self.index.open(tokens),
             _ => self.index.open_at_ends(tokens, |block| block.snapshot.is_some()),
         }
+    }
+
+    /// Where a sequence of `tokens` leaves the ways of earlier ones, if it has a state there that
+    /// cannot be cut and that is worth keeping: what it found, it found before that.
+    pub fn branch(&self, tokens: &[TokenId], found: usize) -> Option<usize> {
+        if self.snapshot_bytes == 0 {
+            return None;
+        }
+        let shared = self.index.shared(self.keepable(tokens));
+        // A whole block that is there takes no snapshot any more; a tail does.
+        let at = if shared.is_multiple_of(BLOCK_TOKENS) { shared.checked_sub(1)? } else { shared };
+        (at >= found + BLOCK_TOKENS).then_some(at)
     }
 
     /// How many tokens [`open`](Self::open) found.
