@@ -120,8 +120,9 @@ fn meaning(report: &CrashReport) -> String {
 fn signal_meaning(name: &str) -> String {
     match name {
         "SIGKILL" => {
-            "Somebody killed it, or the operating system did, as it does when memory runs out. \
-             See the system's log, and the memory figures below."
+            "Somebody killed it, or the operating system did: because memory ran out, or because \
+             it took more than mlxd lets it (overrun_percent under [memory]). See the system's \
+             log, and the memory figures below."
         }
         "SIGSEGV" | "SIGBUS" | "SIGILL" | "SIGFPE" | "SIGTRAP" => {
             "It crashed inside its own code or a library's: a fault of mlxd, of MLX or of the \

@@ -247,6 +247,11 @@ impl Journal {
         self.job.deadline.map(|deadline| deadline.saturating_sub(age))
     }
 
+    /// Its deadline, if that has passed at `now`.
+    pub fn deadline_passed(&self, now: Instant) -> Option<Duration> {
+        self.job.deadline.filter(|_| self.time_left(now) == Some(Duration::ZERO))
+    }
+
     /// How the prompt went, once it is done.
     pub fn started(&self) -> Option<Started> {
         self.history().started.clone()

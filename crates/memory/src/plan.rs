@@ -63,6 +63,8 @@ pub enum Plan {
 pub struct Why {
     /// What was wanted.
     pub needs: u64,
+    /// What it has already, for being there.
+    pub holds: u64,
     /// What can be promised now.
     pub free: u64,
     /// What there is in all.
@@ -163,8 +165,10 @@ fn why(rules: &Rules, residents: &[Resident], wanted: &Wanted, places: bool) -> 
         let stays = stays(rules, resident).unwrap_or(Stays::NotEnough);
         (resident.name.clone(), resident.bytes, stays)
     };
+    let own = residents.iter().find(|resident| resident.name == wanted.name);
     Why {
         needs: wanted.bytes,
+        holds: own.map_or(0, |resident| resident.bytes),
         free: rules.free,
         budget: rules.budget,
         elsewhere: rules.elsewhere,

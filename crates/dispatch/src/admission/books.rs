@@ -132,8 +132,7 @@ impl Books {
         turn: Turn,
         now: Instant,
     ) -> Result<Vec<Act>, Failure> {
-        let pressed = self.critical_since.is_some_and(|since| now - since >= CRITICAL_PATIENCE);
-        if pressed && matches!(turn, Turn::Sequence(_)) {
+        if self.is_pressed(now) {
             return Err(self.refused(model, None, words::pressed(model)));
         }
         let Some(account) = self.accounts.get_mut(model) else { return Ok(Vec::new()) };
@@ -158,6 +157,17 @@ impl Books {
             account.waiting.push_back(Waiting { turn, since: now, arrival: self.arrivals });
         }
         Ok(self.pass(now))
+    }
+
+    /// Whether memory has been so short for so long that nothing new is taken.
+    fn is_pressed(&self, now: Instant) -> bool {
+        self.critical_since.is_some_and(|since| now - since >= CRITICAL_PATIENCE)
+    }
+
+    /// Whether a sequence waits for memory.
+    pub(crate) fn waits(&self, model: &ModelId, request: RequestId) -> bool {
+        let is_it = |waiting: &Waiting| matches!(&waiting.turn, Turn::Sequence(journal) if journal.request == request);
+        self.accounts.get(model).is_some_and(|account| account.waiting.iter().any(is_it))
     }
 
     /// Notes why a model that is not there is not loaded.

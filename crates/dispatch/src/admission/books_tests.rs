@@ -722,7 +722,14 @@ fn pressure_trims_then_unloads_then_refuses() {
     let failure = world.ask_with("b", 256, None).unwrap_err();
     assert_eq!((failure.code, failure.retry), ("memory_pressure", true));
     assert!(world.runs(running), "what runs goes on");
+    // Nor does anybody wait for it to end.
+    let failed: Vec<_> = world.failed.iter().map(|(request, why)| (*request, why.code)).collect();
+    assert_eq!(failed, [(cold, "memory_pressure")]);
+    let (reply, _) = tokio::sync::oneshot::channel();
+    let failure = world.books.ask(&id("c"), Turn::Start(reply), world.now).unwrap_err();
+    assert_eq!(failure.code, "memory_pressure");
     press(&mut world, Level::Normal, S);
+    let cold = world.ask("c", 256);
     assert!(world.runs(cold));
     world.ask("b", 256);
 }

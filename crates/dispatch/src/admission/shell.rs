@@ -154,7 +154,20 @@ impl Admission {
 
     /// Takes a sequence that is counted as open already.
     pub(crate) fn ask(&self, model: &ModelId, journal: Arc<Journal>) -> Result<(), Failure> {
-        self.take(model, Turn::Sequence(journal))
+        let request = journal.request;
+        let left = journal.time_left(Instant::now());
+        self.take(model, Turn::Sequence(journal))?;
+        if let Some(left) = left
+            && self.read(|books| books.waits(model, request))
+        {
+            // The next look ends it, if it still waits then.
+            let this = self.clone();
+            self.0.runtime.spawn(async move {
+                tokio::time::sleep(left).await;
+                this.0.look_now.notify_one();
+            });
+        }
+        Ok(())
     }
 
     fn take(&self, model: &ModelId, turn: Turn) -> Result<(), Failure> {

@@ -33,14 +33,21 @@ fn held_by(why: &Why) -> String {
 pub(crate) fn numbers(model: &ModelId, why: &Why) -> String {
     if why.places {
         let held = held_by(why);
-        return format!("{model} needs a place, and max_loaded models are loaded: {held}");
+        let loaded = why.held_by.len();
+        return format!(
+            "{model} needs a place, and max_loaded = {loaded} models are loaded: {held}"
+        );
     }
     let elsewhere = match why.elsewhere {
         0 => String::new(),
         bytes => format!(", other programs take {}", Bytes(bytes)),
     };
+    let more = match why.holds {
+        0 => String::new(),
+        bytes => format!(" more than the {} that it has", Bytes(bytes)),
+    };
     format!(
-        "{model} needs {}, {} of {} are free; {}{elsewhere}",
+        "{model} needs {}{more}, {} of {} are free; {}{elsewhere}",
         Bytes(why.needs),
         Bytes(why.free),
         Bytes(why.budget),
@@ -57,7 +64,8 @@ pub(crate) fn brief(code: &str, why: Option<&Why>) -> String {
             let (needs, free, budget) = (Bytes(why.needs), Bytes(why.free), Bytes(why.budget));
             format!("needs {needs}, {free} of {budget} are free")
         }
-        None => "too many requests wait for memory".to_owned(),
+        None if code == FULL => "too many requests wait for memory".to_owned(),
+        None => "it waited for memory too long".to_owned(),
     }
 }
 
@@ -107,6 +115,13 @@ pub(crate) fn no_room_for_run(model: &ModelId, tokens: u64, needs: u64, free: u6
 }
 
 pub(crate) fn never(model: &ModelId, why: &Why) -> Failure {
+    if why.places {
+        let message = format!(
+            "{}. All of them stay: unpin one, or raise max_loaded under [memory]",
+            numbers(model, why)
+        );
+        return Failure { code: NEVER, message, retry: false };
+    }
     let message = format!(
         "{}. That can never fit: take a smaller or a more quantised model, ask for fewer tokens, lower \
          its context_tokens_max, unpin another model, or raise budget_bytes under [memory]",
@@ -130,6 +145,16 @@ pub(crate) fn waited(model: &ModelId, why: Option<&Why>, after_ms: u128) -> Fail
         "no memory came free within queue_timeout_ms = {after_ms}: {numbers}; try again later"
     );
     Failure { code: FULL, message, retry: true }
+}
+
+/// The deadline that the request itself gave has passed.
+pub(crate) fn too_late(model: &ModelId, why: Option<&Why>, after_ms: u128) -> Failure {
+    let numbers = why.map(|why| numbers(model, why));
+    let numbers = numbers.unwrap_or_else(|| format!("there was no room for {model}"));
+    let message = format!(
+        "no memory came free within the {after_ms} ms that the request gave it: {numbers}; try again later, or with a longer deadline"
+    );
+    Failure { code: "deadline_exceeded", message, retry: true }
 }
 
 pub(crate) fn pressed(model: &ModelId) -> Failure {

@@ -1,6 +1,6 @@
 //! What a look at machine and workers does to the books.
 
-use super::{Act, Books, Leave, refuse};
+use super::{Act, Books, Leave, Turn, refuse};
 use crate::admission::account::{Account, High, Stage};
 use crate::admission::words;
 use mlxd_memory::{Footprint, Level, MachineMemory, Measured, MeasuredKey, Sample};
@@ -189,19 +189,32 @@ impl Books {
         }
     }
 
+    /// Ends who has waited for as long as he may, by the configuration or by his own word, and
+    /// everybody while nothing new is taken.
     fn end_overdue(&mut self, now: Instant, acts: &mut Vec<Act>) {
-        let limit = self.limits.waiting_timeout;
+        let (limit, pressed) = (self.limits.waiting_timeout, self.is_pressed(now));
         let mut overdue = Vec::new();
         for (id, account) in &mut self.accounts {
-            while let Some(front) = account.waiting.front()
-                && now.saturating_duration_since(front.since) > limit
-                && let Some(waiting) = account.waiting.pop_front()
-            {
-                overdue.push((id.clone(), waiting.turn, account.why.clone()));
+            let why = account.why.clone();
+            for waiting in std::mem::take(&mut account.waiting) {
+                let passed = match &waiting.turn {
+                    Turn::Sequence(journal) => journal.deadline_passed(now),
+                    Turn::Start(_) => None,
+                };
+                let failure = if pressed {
+                    words::pressed(id)
+                } else if let Some(deadline) = passed {
+                    words::too_late(id, why.as_ref(), deadline.as_millis())
+                } else if now.saturating_duration_since(waiting.since) > limit {
+                    words::waited(id, why.as_ref(), limit.as_millis())
+                } else {
+                    account.waiting.push_back(waiting);
+                    continue;
+                };
+                overdue.push((id.clone(), waiting.turn, why.clone(), failure));
             }
         }
-        for (id, turn, why) in overdue {
-            let failure = words::waited(&id, why.as_ref(), limit.as_millis());
+        for (id, turn, why, failure) in overdue {
             let failure = self.refused(&id, why.as_ref(), failure);
             acts.push(refuse(&id, turn, &failure));
         }

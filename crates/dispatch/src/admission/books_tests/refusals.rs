@@ -45,3 +45,46 @@ fn an_admins_start_that_waited_too_long_says_what_for() {
     assert!(brief.starts_with("needs ") && brief.contains("are free"), "{brief}");
     assert!(world.books.refusal(&id("b")).unwrap().contains("a holds"));
 }
+
+#[test]
+fn a_requests_own_deadline_holds_while_it_waits_for_memory() {
+    let mut world = World::new(room_for_one(), &["a", "b"]);
+    world.ask("a", 256);
+    world.settle();
+    let patient = world.ask("b", 256);
+    let mut journal = world.journal("b", 256, None);
+    let hasty = Arc::get_mut(&mut journal).unwrap();
+    hasty.job.deadline = Some(3 * S);
+    let hasty = hasty.request;
+    let acts = world.books.ask(&id("b"), Turn::Sequence(journal), world.now).unwrap();
+    world.perform(acts);
+    assert!(world.books.waits(&id("b"), hasty));
+    world.pass_time(2 * S);
+    assert!(world.failed.is_empty());
+    world.pass_time(2 * S);
+    let [(request, failure)] = &world.failed[..] else { panic!("{:?}", world.failed) };
+    assert_eq!((*request, failure.code), (hasty.0, "deadline_exceeded"));
+    let message = &failure.message;
+    assert!(message.contains("3000 ms") && message.contains("a holds"), "{message}");
+    assert!(!world.books.waits(&id("b"), hasty) && world.waiting("b") == 1);
+    assert!(world.books.waits(&id("b"), RequestId(patient)));
+}
+
+#[test]
+fn what_is_short_is_named_and_what_to_do_about_it() {
+    let mut world = World::with(&["a", "b"], |limits| limits.loaded_max = 1);
+    world.ask("a", 256);
+    world.settle();
+    world.pin("a", true);
+    let failure = world.ask_with("b", 256, None).unwrap_err();
+    let message = &failure.message;
+    assert!(message.contains("max_loaded = 1 models are loaded: a holds"), "{message}");
+    assert!(message.ends_with("unpin one, or raise max_loaded under [memory]"), "{message}");
+    // Of a loaded model it is what is lacking, beside what is there.
+    let mut world = World::new(room_for_one(), &["a"]);
+    world.ask("a", 256);
+    world.settle();
+    let message = world.ask_with("a", 1 << 20, None).unwrap_err().message;
+    let has = format!(" more than the {} that it has, ", mlxd_memory::Bytes(world.base() * MIB));
+    assert!(message.contains(&has), "{message}, not {has}");
+}
