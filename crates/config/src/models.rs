@@ -45,7 +45,8 @@ section! {
         /// Milliseconds of waiting that lift a sequence by one priority. 0: waiting lifts nobody.
         ageing_ms: u64 = 10_000, 0..=86_400_000;
         /// Bytes of KV kept, per model, for prompts that begin as earlier ones did. 0 keeps none.
-        prefix_cache_bytes_max: u64 = 1 << 30, 0..=1 << 50;
+        /// Left out: half of what the model's weights take, but 64 MiB at least and 1 GiB at most.
+        prefix_cache_bytes_max: Option<u64> = None, Optional(0..=1 << 50);
         /// Tokens guessed from the sequence itself and checked in one pass, at the most, while a
         /// sequence runs alone and that is measured faster. 0 never guesses.
         guesses_max: u32 = 8, 0..=64;
@@ -202,7 +203,7 @@ pub struct ModelSettings {
     /// Milliseconds of waiting that lift by one priority.
     pub ageing_ms: u64,
     /// Bytes of KV kept for prompts that begin as earlier ones did.
-    pub prefix_cache_bytes_max: u64,
+    pub prefix_cache_bytes_max: Option<u64>,
     /// Tokens guessed and checked in one pass at the most.
     pub guesses_max: u32,
     /// A model that guesses for it.
@@ -264,9 +265,7 @@ impl ModelsConfig {
             queued_max: own.queued_max.unwrap_or(all.queued_max),
             parked_max: own.parked_max.unwrap_or(all.parked_max),
             ageing_ms: own.ageing_ms.unwrap_or(all.ageing_ms),
-            prefix_cache_bytes_max: own
-                .prefix_cache_bytes_max
-                .unwrap_or(all.prefix_cache_bytes_max),
+            prefix_cache_bytes_max: own.prefix_cache_bytes_max.or(all.prefix_cache_bytes_max),
             guesses_max: own.guesses_max.unwrap_or(all.guesses_max),
             draft_model: own.draft_model.clone(),
             draft_tokens_max: own.draft_tokens_max.unwrap_or(all.draft_tokens_max),

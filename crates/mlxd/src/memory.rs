@@ -88,15 +88,15 @@ pub fn needs(folder: &Path, draft: Option<&Path>, settings: &ModelSettings) -> N
     }
 }
 
-/// What the model may keep of prompts it has seen: what configuration says, and where that is the
-/// default no more than suits the model, since all of it is promised beforehand.
+/// What the model may keep of prompts it has seen: what configuration says, or what suits the model,
+/// since all of it is promised beforehand.
 fn prefix_bytes(settings: &ModelSettings, weight_bytes: u64) -> u64 {
     const LEAST: u64 = 64 << 20;
-    let default = mlxd_config::ModelsSection::default().prefix_cache_bytes_max;
+    const MOST: u64 = 1 << 30;
     match settings.prefix_cache_bytes_max {
         _ if settings.deterministic => 0,
-        said if said == default => said.min((weight_bytes / 2).max(LEAST)),
-        said => said,
+        None => (weight_bytes / 2).clamp(LEAST, MOST),
+        Some(said) => said,
     }
 }
 
@@ -171,6 +171,20 @@ mod tests {
         }
         let settings = Config::default().models.settings("m");
         needs(folder.path(), None, &settings).prefix_bytes_max
+    }
+
+    #[test]
+    fn prompts_may_take_what_is_said_or_what_suits_the_model() {
+        let with = |said: Option<u64>| {
+            let mut config = Config::default();
+            config.models.all.prefix_cache_bytes_max = said;
+            prefix_bytes(&config.models.settings("m"), 1 << 30)
+        };
+        assert_eq!((with(None), with(Some(1 << 30))), (1 << 29, 1 << 30));
+        assert_eq!(with(Some(0)), 0);
+        let settings = Config::default().models.settings("m");
+        assert_eq!(prefix_bytes(&settings, 1000), 64 << 20);
+        assert_eq!(prefix_bytes(&settings, 1 << 40), 1 << 30);
     }
 
     #[test]

@@ -147,7 +147,8 @@ impl Models {
                 queued_max: settings.queued_max,
                 parked_max: settings.parked_max,
                 ageing_ms: settings.ageing_ms,
-                prefix_cache_bytes_max: settings.prefix_cache_bytes_max,
+                // What suits the model is set when its needs are known.
+                prefix_cache_bytes_max: settings.prefix_cache_bytes_max.unwrap_or(0),
                 guesses_max: settings.guesses_max,
                 draft: None,
                 kv_quantization: settings

@@ -143,7 +143,9 @@ impl Books {
         if let Turn::Sequence(journal) = &turn {
             account.keep_alive = journal.job.keep_alive;
         }
-        if let Plan::Never(why) = self.plan_for(model, &turn, &BTreeSet::new(), now) {
+        if let Plan::Never(why) = self.plan_for(model, &turn, &BTreeSet::new(), now)
+            && !self.fits_unrested(model, &turn, now)
+        {
             return Err(self.refused(model, Some(&why), words::never(model, &why)));
         }
         let waiting: usize = self.accounts.values().map(|account| account.waiting.len()).sum();
@@ -157,6 +159,23 @@ impl Books {
             account.waiting.push_back(Waiting { turn, since: now, arrival: self.arrivals });
         }
         Ok(self.pass(now))
+    }
+
+    /// Whether a model that is not there could fit if it were promised what the formula says for
+    /// what stays of its work, and not what was seen to stay of its largest. Then it is, until it is
+    /// seen again: a long prompt of another day is no reason to refuse it for good.
+    fn fits_unrested(&mut self, model: &ModelId, turn: &Turn, now: Instant) -> bool {
+        let account = self.account(model);
+        let seen = account.measured.resting_bytes;
+        if account.stage != Stage::Absent || seen.is_none() {
+            return false;
+        }
+        account.measured.resting_bytes = None;
+        let fits = !matches!(self.plan_for(model, turn, &BTreeSet::new(), now), Plan::Never(_));
+        if !fits {
+            self.account(model).measured.resting_bytes = seen;
+        }
+        fits
     }
 
     /// Whether memory has been so short for so long that nothing new is taken.

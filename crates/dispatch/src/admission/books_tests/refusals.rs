@@ -88,3 +88,23 @@ fn what_is_short_is_named_and_what_to_do_about_it() {
     let has = format!(" more than the {} that it has, ", mlxd_memory::Bytes(world.base() * MIB));
     assert!(message.contains(&has), "{message}, not {has}");
 }
+
+/// A worker that ran a long prompt once keeps its buffers; the next one has none.
+#[test]
+fn what_a_long_prompt_left_is_no_reason_for_never() {
+    let mut world = World::new(room_for_one(), &["a"]);
+    let rested = |world: &World| world.books.accounts[&id("a")].measured.resting_bytes;
+    let rest = |world: &mut World, mib: u64| {
+        let account = world.books.accounts.get_mut(&id("a")).unwrap();
+        account.measured.resting_bytes = Some(mib * MIB);
+    };
+    rest(&mut world, 2 * room_for_one());
+    assert!(world.books.accounts[&id("a")].promise().base_bytes() > room_for_one() * MIB);
+    // One that does not fit by the formula either is refused, and nothing is forgotten.
+    assert_eq!(world.ask_with("a", 1 << 20, None).unwrap_err().code, "insufficient_memory");
+    assert_eq!(rested(&world), Some(2 * room_for_one() * MIB));
+    let request = world.ask("a", 256);
+    world.settle();
+    assert!(world.runs(request) && rested(&world).is_none());
+    assert_eq!(world.base(), world.books.accounts[&id("a")].promise().base_bytes() / MIB);
+}
