@@ -174,7 +174,7 @@ fn quality(figures: &[Figure]) -> Table {
         .key("form", "Form")
         .fact("tokens", "Tokens judged", 0)
         .lower("divergence", "Mean KL, nats", 5)
-        .lower("divergence_max", "Largest KL", 4)
+        .lower("divergence_max", "Largest KL", 5)
         .lower("difference_max", "Largest logit difference", 3)
         .higher("agreeing_percent", "Same best token %", 1)
         .higher("equal_percent", "Greedy answer equal %", 1);
@@ -203,4 +203,24 @@ fn quality(figures: &[Figure]) -> Table {
         ]);
     }
     table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_largest_divergence_is_shown_as_finely_as_the_mean() {
+        let judged = Figure::KvQuality {
+            bits: 8,
+            tokens: 1,
+            divergence: 4e-5,
+            divergence_max: 4e-5,
+            difference_max: 0.01,
+            agreeing: 1,
+            equal: 1,
+        };
+        let text = quality(&[judged]).markdown();
+        assert_eq!(text.matches(" 0.00004 ").count(), 2, "{text}");
+    }
 }
