@@ -358,7 +358,7 @@ fn reports_are_compared_and_a_loss_can_fail() {
     let (before, after) = (write("a.json", &report), write("b.json", &slower));
     let output = bench.run(&["compare", &before, &after]);
     let shown = String::from_utf8_lossy(&output.stdout).into_owned();
-    assert!(output.status.success() && shown.contains("worse by 50.0 %"), "{shown}");
+    assert!(output.status.success() && shown.contains("worse by 100.0 %"), "{shown}");
     assert!(bench.run(&["compare", &before, &before, "--worse-than", "0"]).status.success());
     let output = bench.run(&["compare", &before, &after, "--worse-than", "10"]);
     let errors = String::from_utf8_lossy(&output.stderr);

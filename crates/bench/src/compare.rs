@@ -12,7 +12,8 @@ pub struct Arguments {
     before: PathBuf,
     /// The report to look at.
     after: PathBuf,
-    /// Fail when a measurement is worse by more than so many percent.
+    /// Fail when a measurement is worse by more than so many percent: 100 is half the rate, or
+    /// twice the time.
     #[arg(long, value_name = "PERCENT")]
     worse_than: Option<f64>,
     /// Write the comparison as JSON.
@@ -33,13 +34,15 @@ struct Pair {
 }
 
 impl Pair {
-    /// Percent by which it became better; less than 0 when worse.
+    /// Percent by which it became better; less than 0 when worse. Of the smaller value: half the
+    /// rate and twice the time are the same loss, −100, and the reverse of either a gain of 100.
     fn gain(&self) -> f64 {
-        let ratio = match self.better {
-            Better::Higher => self.after / self.before,
-            Better::Lower => self.before / self.after,
-        };
-        (ratio - 1.0) * 100.0
+        let smaller = self.before.abs().min(self.after.abs());
+        let more = (self.after - self.before) / smaller * 100.0;
+        match self.better {
+            Better::Higher => more,
+            Better::Lower => -more,
+        }
     }
 }
 
@@ -170,7 +173,9 @@ fn table(pairs: &[Pair]) -> Table {
     for pair in pairs {
         let gain = pair.gain();
         let verdict = match gain {
-            gain if !gain.is_finite() => String::new(),
+            gain if gain.is_nan() => String::new(),
+            f64::INFINITY => "better".to_owned(),
+            f64::NEG_INFINITY => "worse".to_owned(),
             gain if gain >= 1.0 => format!("better by {gain:.1} %"),
             gain if gain <= -1.0 => format!("worse by {:.1} %", -gain),
             _ => "equal within 1 %".to_owned(),
@@ -214,11 +219,25 @@ mod tests {
         let after = [report("b", &[(2, 300.0, 40.0), (4, 400.0, 50.0)])];
         let found = pairs(&before, &after);
         let gains: Vec<_> = found.iter().map(|pair| (pair.heading.as_str(), pair.gain())).collect();
-        assert_eq!(gains, [("tok/s", 100.0), ("TTFT ms", -50.0)]);
+        assert_eq!(gains, [("tok/s", 100.0), ("TTFT ms", -100.0)]);
         assert_eq!(found[0].place, "serve, b, at once 2");
         assert_eq!(differences(&before, &after), ["the model differs: a against b"]);
         let text = table(&found).markdown();
-        assert!(text.contains("better by 100.0 %") && text.contains("worse by 50.0 %"), "{text}");
+        assert!(text.contains("better by 100.0 %") && text.contains("worse by 100.0 %"), "{text}");
+    }
+
+    #[test]
+    fn a_loss_is_the_same_in_rates_and_times() {
+        let gains = |before, after| {
+            let found = pairs(&[report("a", &[before])], &[report("a", &[after])]);
+            found.iter().map(|pair| pair.gain().round()).collect::<Vec<_>>()
+        };
+        assert_eq!(gains((1, 30.3, 18.2), (1, 18.2, 30.3)), [-66.0, -66.0]);
+        assert_eq!(gains((1, 18.2, 30.3), (1, 30.3, 18.2)), [66.0, 66.0]);
+        assert_eq!(gains((1, 300.0, 10.0), (1, 100.0, 30.0)), [-200.0, -200.0]);
+        // From nothing, and over it, as an overhead that was within the noise.
+        assert_eq!(gains((1, 5.0, 0.0), (1, 0.0, 5.0)), [f64::NEG_INFINITY; 2]);
+        assert_eq!(gains((1, 2.0, -1.0), (1, -1.0, 2.0)), [-300.0, -300.0]);
     }
 
     #[test]
