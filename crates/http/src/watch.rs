@@ -1,4 +1,4 @@
-//! Around every request: its id, its metrics, its line in the log.
+//! Around every request: its id, who serves it, its metrics, its line in the log.
 
 use crate::app::App;
 use crate::backend::Backend;
@@ -6,12 +6,16 @@ use crate::request_id::{self, TraceId};
 use crate::routes::MODEL_HEADER;
 use actix_web::body::MessageBody;
 use actix_web::dev::{ServiceRequest, ServiceResponse};
+use actix_web::http::header::{HeaderValue, SERVER};
 use actix_web::middleware::Next;
 use actix_web::web::Data;
 use actix_web::{Error, HttpMessage};
 use std::time::Instant;
 
-/// Gives the request an id, and its response the same one.
+/// What this server calls itself.
+const NAME: HeaderValue = HeaderValue::from_static(concat!("mlxd/", env!("CARGO_PKG_VERSION")));
+
+/// Gives the request an id, and its response the same one and the server's name.
 pub(crate) async fn watch<B: Backend>(
     app: Data<App<B>>,
     request: ServiceRequest,
@@ -22,6 +26,7 @@ pub(crate) async fn watch<B: Backend>(
     request.extensions_mut().insert(trace.clone());
     let mut response = next.call(request).await?;
     response.headers_mut().insert(request_id::HEADER, trace.header_value());
+    response.headers_mut().insert(SERVER, NAME);
 
     let status = response.status();
     let elapsed = began.elapsed();

@@ -59,6 +59,19 @@ async fn a_chat_answer_has_openais_shape() {
 }
 
 #[actix_web::test]
+async fn every_response_names_the_server() {
+    let front = Front::start(HttpLimits::default());
+    let name = Some(concat!("mlxd/", env!("CARGO_PKG_VERSION")));
+    for (path, status) in [("/v1/models", 200), ("/v2/models", 404)] {
+        let answer = get(front.address, path).await;
+        assert_eq!((answer.status, answer.header("server")), (status, name), "{path}");
+        let answer = over_socket(&front.socket, "GET", path, "").await;
+        assert_eq!((answer.status, answer.header("server")), (status, name), "{path}");
+    }
+    front.stop().await;
+}
+
+#[actix_web::test]
 async fn choices_have_seeds_of_their_own_and_one_prompt() {
     let mut front = Front::start(HttpLimits::default());
     let body = chat_body(json!({"n": 2, "seed": 1}));
