@@ -193,6 +193,8 @@ fn what_needs_no_server_is_measured_in_a_worker_of_its_own() {
     let best = number(first, "copy_gb_s").max(number(first, "read_gb_s"));
     near(number(first, "share_percent"), best / 10.0);
     assert_eq!(bandwidth["subject"]["backend"], "cpu");
+    let mlx = bandwidth["versions"]["mlx"].as_str().expect("MLX's version");
+    assert!(mlx.split('.').count() >= 3, "{mlx}");
 
     let attention = bench.report(&["attention"]);
     for at in 0..2 {

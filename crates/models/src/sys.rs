@@ -5,7 +5,7 @@
 //! in mlx-c ends the process.
 #![allow(unsafe_code)] // This is the crate's one gate to mlx-c.
 
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 
 use mlx_rs::error::{Exception, Result};
 use mlx_rs::{Array, Dtype, Stream};
@@ -165,6 +165,20 @@ pub fn random_bits(keys: &Array, words: i32) -> Result<Array> {
         (status, handle)
     };
     owned(status, handle, "random bits")
+}
+
+/// The version of the MLX that runs, as `0.31.1`.
+pub fn version() -> Option<String> {
+    // SAFETY: the string is made and freed here; its text, which mlx-c ends with a 0, is copied
+    // before that.
+    unsafe {
+        let mut string = mlx_sys::mlx_string_new();
+        let status = mlx_sys::mlx_version(&mut string);
+        let told = (status == 0).then(|| CStr::from_ptr(mlx_sys::mlx_string_data(string)));
+        let version = told.map(|text| text.to_string_lossy().into_owned());
+        mlx_sys::mlx_string_free(string);
+        version
+    }
 }
 
 /// Whether MLX was built with a GPU and finds one.

@@ -19,6 +19,7 @@ use mlxd_protocol::{BenchSpec, LoadSpec, Sampling, TokenId};
 
 use crate::device::{self, Backend};
 use crate::engine::MlxEngine;
+use crate::sys;
 
 /// Why nothing was measured.
 #[derive(Debug, thiserror::Error)]
@@ -132,7 +133,8 @@ fn start(load: &LoadSpec, length: u32) -> std::result::Result<Measured, MeasureE
 }
 
 fn done(backend: Backend) -> Measured {
-    let device = MeasuredDevice { backend: backend.name().to_owned(), mlx: None, name: None };
+    let (backend, mlx) = (backend.name().to_owned(), sys::version());
+    let device = MeasuredDevice { backend, mlx, name: None };
     Measured { device, model: None, figures: Vec::new(), left_out: Vec::new() }
 }
 
@@ -329,6 +331,15 @@ impl Model {
 mod tests {
     use super::*;
     use mlxd_protocol::DeviceChoice;
+
+    #[test]
+    fn what_is_measured_names_the_mlx_that_ran() {
+        let what = Measurement::Device { device: DeviceChoice::Cpu };
+        let measured = measure(&what, &mut |_, _| {}).expect("measured");
+        let version = measured.device.mlx.expect("MLX tells its version");
+        let number = |part: &str| part.parse::<u32>().is_ok();
+        assert_eq!(version.split('.').take(3).filter(|part| number(part)).count(), 3, "{version}");
+    }
 
     #[test]
     fn both_ways_to_attend_agree() {
