@@ -102,8 +102,10 @@ async fn one<B: Benchmark>(
         return Ok(());
     }
     let target = session.target().await?;
-    if B::NEEDS_ADMIN && target.admin_socket().is_err() {
-        eprintln!("{}: left out, it needs the admin's socket of the server", B::NAME);
+    if B::NEEDS_ADMIN
+        && let Err(error) = target.admin_socket()
+    {
+        eprintln!("{}: left out: {error}", B::NAME);
         return Ok(());
     }
     let benchmark = defaults::<B>(all)?;

@@ -25,6 +25,9 @@ pub struct ServerFlags {
     /// Sent to --url as a bearer token.
     #[arg(long, value_name = "KEY", env = "OPENAI_API_KEY", hide_env_values = true)]
     pub api_key: Option<String>,
+    /// Admin's socket of the mlxd at --url [default: that of this user's configuration].
+    #[arg(long, value_name = "PATH", env = "MLXD_SOCKET")]
+    pub socket: Option<PathBuf>,
     /// Configuration file of the server started for the run.
     #[arg(long, value_name = "FILE", conflicts_with = "url")]
     pub config: Option<PathBuf>,
@@ -78,9 +81,14 @@ impl Target {
                     .context("the server lists no model, name one with --model")?
             }
         };
-        let card = front.card().and_then(|path| Card::read(&path).ok());
-        let card = card.filter(|card| card.base_url.trim_end_matches('/') == url);
-        let admin_socket = card.map(|card| card.admin_socket);
+        let admin_socket = match &flags.socket {
+            Some(socket) if serves(socket, &url).await => Some(socket.clone()),
+            _ => {
+                let card = front.card().and_then(|path| Card::read(&path).ok());
+                let card = card.filter(|card| card.base_url.trim_end_matches('/') == url);
+                card.map(|card| card.admin_socket)
+            }
+        };
         Ok(Self { client, model, admin_socket, url: Some(url), server: None })
     }
 
@@ -106,8 +114,9 @@ impl Target {
         match (&self.admin_socket, &self.url) {
             (Some(socket), _) => Ok(socket),
             (None, Some(url)) => bail!(
-                "this needs the admin's socket, and {url} is not the mlxd whose socket this user's \
-                 configuration names; leave --url away to have one started"
+                "this needs the admin's socket, and neither --socket or MLXD_SOCKET nor this \
+                 user's configuration names that of the mlxd at {url}; name it, or leave --url \
+                 away to have one started"
             ),
             (None, None) => bail!("the server has no admin's socket"),
         }
@@ -153,6 +162,21 @@ impl Target {
     }
 }
 
+/// Whether the mlxd behind a socket is the one at a URL: on its port, and of its host or of this
+/// machine's loopback. A variable that is set for mlxctl may name another.
+async fn serves(socket: &Path, url: &str) -> bool {
+    let Ok(status) = status(socket).await else { return false };
+    let place = |url: &str| {
+        let url = reqwest::Url::parse(url).ok()?;
+        Some((url.host_str()?.to_owned(), url.port_or_known_default()?))
+    };
+    let (Some((own, own_port)), Some((host, port))) = (place(&status.base_url), place(url)) else {
+        return false;
+    };
+    let loops = ["localhost", "127.0.0.1", "[::1]"].contains(&host.as_str());
+    port == own_port && (loops || host == own)
+}
+
 /// `http://host/v1`, also from a URL that leaves out the version, and without a slash at its end.
 fn base_url(given: &str) -> anyhow::Result<String> {
     let url = reqwest::Url::parse(given).ok().filter(|url| url.scheme().starts_with("http"));
@@ -165,6 +189,75 @@ fn base_url(given: &str) -> anyhow::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::LocalModel;
+    use crate::all::tests::arguments;
+    use clap::Command;
+    use mlxd_protocol::admin::{MemoryStatus, Status, Version};
+    use std::io::{Read, Write};
+    use std::os::unix::net::UnixListener;
+
+    /// A user whose configuration names no mlxd that runs.
+    struct Nobody;
+
+    impl Front for Nobody {
+        fn model(&self, _: Option<&Path>, _: &str) -> anyhow::Result<LocalModel> {
+            bail!("not asked")
+        }
+
+        fn worker_program(&self, _: Option<&Path>) -> anyhow::Result<PathBuf> {
+            bail!("not asked")
+        }
+
+        fn card(&self) -> Option<PathBuf> {
+            None
+        }
+    }
+
+    /// Answers whoever connects with the status of an mlxd at this URL.
+    fn admin(listener: UnixListener, base_url: &str) {
+        let status = Status {
+            server: Version { version: "1".into(), protocol: 1, pid: 1 },
+            uptime_s: 1,
+            memory_bytes: 1,
+            base_url: base_url.into(),
+            shutting_down: false,
+            memory: MemoryStatus::default(),
+            models: Vec::new(),
+        };
+        let body = serde_json::to_string(&status).expect("JSON");
+        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n", body.len());
+        let answer = format!("{head}connection: close\r\n\r\n{body}");
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let mut stream = stream.expect("a connection");
+                let read = stream.read(&mut [0; 4096]).expect("a request");
+                assert!(read > 0, "no request");
+                stream.write_all(answer.as_bytes()).expect("answered");
+            }
+        });
+    }
+
+    #[tokio::test]
+    async fn the_socket_that_is_named_is_used_if_it_is_of_the_server_asked() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("s");
+        admin(UnixListener::bind(&path).expect("a socket"), "http://0.0.0.0:9/v1");
+        let socket = path.to_str().expect("a plain path");
+        let open = async |line: &[&str]| {
+            let flags: ServerFlags = arguments(&[&["--model", "m"], line].concat());
+            Target::open(&flags, &Nobody).await.expect("a target")
+        };
+        let named = open(&["--url", "http://localhost:9", "--socket", socket]).await;
+        assert_eq!(named.admin_socket().expect("the socket"), path);
+        for other in ["http://localhost:8", "http://a:9"] {
+            let target = open(&["--url", other, "--socket", socket]).await;
+            let refused = target.admin_socket().expect_err("of another").to_string();
+            assert!(refused.contains("MLXD_SOCKET"), "{refused}");
+        }
+        let command = ServerFlags::augment_args(Command::new("bench"));
+        let of_flag = command.get_arguments().find(|argument| argument.get_id() == "socket");
+        assert_eq!(of_flag.and_then(|argument| argument.get_env()), Some("MLXD_SOCKET".as_ref()));
+    }
 
     #[test]
     fn base_urls_are_completed() {
