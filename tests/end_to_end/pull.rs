@@ -169,6 +169,12 @@ fn a_pulled_model_answers_and_goes_again() {
     let shown: Value = serde_json::from_str(&scene.ctl(&["show", NAME, "--json"]).1).unwrap();
     assert_eq!((&shown["licence"], &shown["commit"]), (&json!("mit"), &json!(COMMIT)));
     assert!(shown["weight_bytes"].as_u64().unwrap() > 1_000_000, "{shown}");
+    let estimate: Value =
+        serde_json::from_str(&scene.ctl(&["estimate", NAME, "--json"]).1).unwrap();
+    assert_eq!(shown["weight_bytes"], estimate["parts"][0]["bytes"], "{shown} {estimate}");
+    let how = estimate["parts"][1]["how"].as_str().unwrap();
+    let per_token = format!(" {} bytes a token", shown["kv_bytes_per_token"]);
+    assert!(how.ends_with(&per_token), "{how}, not{per_token}");
 
     let body = chat(NAME, "What is mlxd?", json!({"temperature": 0, "max_tokens": 40}));
     let answer = scene.front.client().post(CHAT, &body).json();

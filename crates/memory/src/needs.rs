@@ -169,7 +169,7 @@ impl Needs {
     }
 
     /// Bytes of one more token of a long sequence.
-    fn bytes_per_token(&self) -> u64 {
+    pub fn bytes_per_token(&self) -> u64 {
         let Some(shape) = &self.shape else { return 0 };
         let element = self.element_bytes();
         match self.packed_kv {

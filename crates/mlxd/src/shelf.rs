@@ -130,14 +130,15 @@ impl Administration {
         let description = describe(&found.folder).map_err(|error| broken(&error))?;
         let config = self.config();
         let table = config.models.tables.get(name);
-        let shape = mlxd_memory::ModelShape::from_config(&description.config).ok();
+        // As it would be loaded here: on a CPU every number is a float32.
+        let needs = &found.needs;
         Ok(ModelShow {
             model: on_disk(name, &found.folder, source, &description, states),
             folder: found.folder.display().to_string(),
             commit: description.commit,
             context_tokens: description.context_tokens,
-            weight_bytes: description.weights.bytes,
-            kv_bytes_per_token: shape.map(|shape| shape.kv_bytes_per_token(KV_ELEMENT_BYTES)),
+            weight_bytes: needs.weight_bytes(),
+            kv_bytes_per_token: needs.shape.as_ref().map(|_| needs.bytes_per_token()),
             licence: description.licence,
             modalities: description.modalities.into_iter().map(str::to_owned).collect(),
             chat: description.chat,
@@ -216,8 +217,6 @@ impl Administration {
 }
 
 const BUILT_IN: &str = "built-in";
-/// KV is kept in 16 bits unless the configuration says otherwise.
-const KV_ELEMENT_BYTES: u64 = 2;
 
 fn source_name(source: Source) -> &'static str {
     match source {
