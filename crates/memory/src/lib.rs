@@ -25,7 +25,7 @@ mod shape;
 pub use bytes::Bytes;
 pub use ledger::{Held, Ledger, LedgerFault};
 pub use machine::{Footprint, Machine, MachineMemory};
-pub use measured::{Measured, MeasuredFile, MeasuredKey, Sample};
+pub use measured::{Measured, MeasuredFile, MeasuredKey, MlxBytes, Sample};
 pub use needs::{DraftNeeds, Form, Load, Needs, PackedKv, Part, WeightBytes};
 pub use plan::{Plan, Resident, Rules, Stays, Wanted, Why, plan};
 pub use pressure::{Level, Pressure, Reading, Thresholds};

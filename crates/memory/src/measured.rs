@@ -69,6 +69,17 @@ impl Sample {
     }
 }
 
+/// What MLX said of its own arrays at a largest footprint.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MlxBytes {
+    /// In live arrays.
+    pub active: u64,
+    /// The most that was, since the process began.
+    pub peak: u64,
+    /// Of freed buffers, kept.
+    pub cache: u64,
+}
+
 /// What is known of one key.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Measured {
@@ -88,6 +99,10 @@ pub struct Measured {
     /// By bucket. Of two samples there the one with more tokens and sequences took more.
     #[serde(default)]
     pub buckets: BTreeMap<String, Vec<Sample>>,
+    /// What MLX said, of the loaded worker and by bucket. Plans go by footprints alone: this says
+    /// what of them is MLX's.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub mlx: BTreeMap<String, MlxBytes>,
     /// When something was last written here, seconds since 1970.
     #[serde(default)]
     pub unix_s: u64,
@@ -136,6 +151,11 @@ impl Measured {
             nearest.map(|index| kept.remove(index));
         }
         true
+    }
+
+    /// Notes what MLX said when a sample of `load` was taken, or the loaded worker's footprint.
+    pub fn note_mlx(&mut self, load: Option<Load>, bytes: MlxBytes) {
+        self.mlx.insert(load.map_or("loaded".to_owned(), bucket), bytes);
     }
 
     /// Whether a load of this bucket was measured.

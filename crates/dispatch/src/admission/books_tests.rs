@@ -694,6 +694,12 @@ fn what_prompts_keep_is_promised_apart_and_cuda_is_measured_by_the_engine() {
     let engine = EngineMemory { active: 600 * MIB, peak: 900 * MIB, cache: 100 * MIB, prefixes: 0 };
     world.look(look(engine, 3000, 3000));
     assert_eq!(peak(&world), 900 + overhead / MIB);
+    let said = &world.books.accounts[&id("a")].measured.mlx["256 x 1"];
+    assert_eq!(
+        (said.active, said.peak, said.cache),
+        (engine.active, engine.peak, engine.cache),
+        "what of it is MLX's is written down too"
+    );
     world.end(request);
 }
 

@@ -3,7 +3,7 @@
 use super::{Act, Books, Leave, Turn, refuse};
 use crate::admission::account::{Account, High, Stage};
 use crate::admission::words;
-use mlxd_memory::{Footprint, Level, MachineMemory, Measured, MeasuredKey, Sample};
+use mlxd_memory::{Footprint, Level, Load, MachineMemory, Measured, MeasuredKey, MlxBytes, Sample};
 use mlxd_protocol::ModelId;
 use std::collections::HashMap;
 use std::time::Instant;
@@ -35,6 +35,13 @@ pub(crate) struct EngineMemory {
     pub cache: u64,
     /// Of prompts, for those that begin alike; a part of what is in use.
     pub prefixes: u64,
+}
+
+impl EngineMemory {
+    fn of_mlx(self) -> MlxBytes {
+        let Self { active, peak, cache, .. } = self;
+        MlxBytes { active, peak, cache }
+    }
 }
 
 impl WorkerMemory {
@@ -244,6 +251,7 @@ fn measure(account: &mut Account, footprint: Footprint, engine: EngineMemory) ->
         if account.peak_seen == 0 || before.is_none_or(|before| loaded < before) {
             new |= differs(loaded, before);
             measured.loaded_bytes = Some(loaded);
+            measured.note_mlx(None, engine.of_mlx());
         }
         let before = measured.resting_bytes;
         if account.has_run && before.is_none_or(|before| bytes > before) {
@@ -258,7 +266,11 @@ fn measure(account: &mut Account, footprint: Footprint, engine: EngineMemory) ->
         if rows > 0 {
             let context = tokens.div_ceil(rows);
             let peak_bytes = peak.saturating_sub(engine.prefixes).max(bytes);
-            new |= account.measured.record(Sample { context, batch: rows, peak_bytes });
+            if account.measured.record(Sample { context, batch: rows, peak_bytes }) {
+                let load = Load { context, batch: rows };
+                account.measured.note_mlx(Some(load), engine.of_mlx());
+                new = true;
+            }
         }
         account.peak_seen = peak;
     }
