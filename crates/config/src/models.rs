@@ -45,7 +45,7 @@ section! {
         /// Milliseconds of waiting that lift a sequence by one priority. 0: waiting lifts nobody.
         ageing_ms: u64 = 10_000, 0..=86_400_000;
         /// Bytes of KV kept, per model, for prompts that begin as earlier ones did. 0 keeps none.
-        /// Left out: half of what the model's weights take, but 64 MiB at least and 1 GiB at most.
+        /// Left out: half of what the model's files take, but 64 MiB at least and 1 GiB at most.
         prefix_cache_bytes_max: Option<u64> = None, Optional(0..=1 << 50);
         /// Tokens guessed from the sequence itself and checked in one pass, at the most, while a
         /// sequence runs alone and that is measured faster. 0 never guesses.

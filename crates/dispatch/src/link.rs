@@ -372,7 +372,7 @@ impl State {
                         "the worker died and no other went on with the answer within recovery_timeout_ms = {after}"
                     ),
                 ))
-            } else if let Some(deadline) = journal.job.deadline.filter(|deadline| age > *deadline) {
+            } else if let Some(deadline) = journal.deadline_passed(now) {
                 Some((
                     journal.request,
                     "deadline_exceeded",

@@ -297,6 +297,7 @@ fn a_gpus_peaks_are_as_they_were_measured() {
     ] {
         let said = needs.peak_bytes(Load { context, batch: 1 });
         let error = (said as f64 / took as f64 - 1.0) * 100.0;
+        println!("{context} tokens: {said} for {took}, {error:.2} %");
         assert!(error.abs() < 2.0, "{context} tokens: {said} for {took}, {error:.2} %");
     }
 }

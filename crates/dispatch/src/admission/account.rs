@@ -3,6 +3,7 @@
 use super::limits::{KeepAlive, Lifetime};
 use crate::journal::{Failure, Journal};
 use mlxd_memory::{Footprint, Load, Measured, MeasuredKey, Needs, Promise, Why};
+use mlxd_protocol::RequestId;
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -26,6 +27,13 @@ pub(crate) struct Waiting {
     pub since: Instant,
     /// Its place in the order of arrival, over all models.
     pub arrival: u64,
+}
+
+impl Waiting {
+    /// Whether it is this request's sequence.
+    pub(crate) fn is_of(&self, request: RequestId) -> bool {
+        matches!(&self.turn, Turn::Sequence(journal) if journal.request == request)
+    }
 }
 
 /// A sequence that its model's pump has.
@@ -136,6 +144,13 @@ impl Account {
 
     pub(crate) fn promise(&self) -> Promise<'_> {
         Promise { needs: &self.needs, measured: &self.measured }
+    }
+
+    /// What is known of a model that is not there but for what it was seen to take at rest, if that
+    /// is known.
+    pub(crate) fn unrested(&self) -> Option<Measured> {
+        let known = self.stage == Stage::Absent && self.measured.resting_bytes.is_some();
+        known.then(|| Measured { resting_bytes: None, ..self.measured.clone() })
     }
 
     /// What the first in line needs besides the `held` bytes that the model has, or will have for

@@ -166,14 +166,11 @@ impl Books {
     /// seen again: a long prompt of another day is no reason to refuse it for good.
     fn fits_unrested(&mut self, model: &ModelId, turn: &Turn, now: Instant) -> bool {
         let account = self.account(model);
-        let seen = account.measured.resting_bytes;
-        if account.stage != Stage::Absent || seen.is_none() {
-            return false;
-        }
-        account.measured.resting_bytes = None;
+        let Some(unrested) = account.unrested() else { return false };
+        let seen = std::mem::replace(&mut account.measured, unrested);
         let fits = !matches!(self.plan_for(model, turn, &BTreeSet::new(), now), Plan::Never(_));
         if !fits {
-            self.account(model).measured.resting_bytes = seen;
+            self.account(model).measured = seen;
         }
         fits
     }
@@ -185,8 +182,8 @@ impl Books {
 
     /// Whether a sequence waits for memory.
     pub(crate) fn waits(&self, model: &ModelId, request: RequestId) -> bool {
-        let is_it = |waiting: &Waiting| matches!(&waiting.turn, Turn::Sequence(journal) if journal.request == request);
-        self.accounts.get(model).is_some_and(|account| account.waiting.iter().any(is_it))
+        let account = self.accounts.get(model);
+        account.is_some_and(|account| account.waiting.iter().any(|it| it.is_of(request)))
     }
 
     /// Notes why a model that is not there is not loaded.
@@ -224,11 +221,7 @@ impl Books {
     /// A reader is gone, and the pump does not know the sequence.
     pub(crate) fn cancel(&mut self, model: &ModelId, request: RequestId) -> Vec<Act> {
         let Some(account) = self.accounts.get_mut(model) else { return Vec::new() };
-        let is_it = |waiting: &Waiting| match &waiting.turn {
-            Turn::Sequence(journal) => journal.request == request,
-            Turn::Start(_) => false,
-        };
-        if let Some(at) = account.waiting.iter().position(is_it) {
+        if let Some(at) = account.waiting.iter().position(|it| it.is_of(request)) {
             account.waiting.remove(at);
             return vec![Act::Forget(model.clone())];
         }

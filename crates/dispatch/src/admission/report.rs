@@ -3,7 +3,7 @@
 use super::account::{Account, Turn, Waiting};
 use super::books::Books;
 use super::words;
-use mlxd_memory::{Load, Part, Plan, Wanted, plan};
+use mlxd_memory::{Load, Measured, Part, Plan, Promise, Wanted, plan};
 use mlxd_protocol::admin::{Estimate, EstimatePart, MemoryStatus, Residence, Verdict};
 use mlxd_protocol::{ModelId, RequestId};
 use std::collections::BTreeSet;
@@ -61,12 +61,23 @@ impl Books {
     /// What `model` would need for `load`, and whether that fits; `None` for one that is not known.
     pub(crate) fn estimate(&self, model: &ModelId, load: Load, now: Instant) -> Option<Estimate> {
         let account = self.accounts.get(model)?;
-        let needs_bytes = account.promise().load_bytes(load);
         let promised_bytes = self.ledger.held(model.as_str()).unwrap_or_default().total();
-        let wanted =
-            Wanted { name: model.to_string(), bytes: needs_bytes.saturating_sub(promised_bytes) };
         let residents = self.residents(model, &BTreeSet::new(), now);
-        let (verdict, message) = match plan(&self.rules(), &residents, &wanted) {
+        let planned = |measured: &Measured| {
+            let needs = Promise { needs: &account.needs, measured }.load_bytes(load);
+            let bytes = needs.saturating_sub(promised_bytes);
+            (needs, plan(&self.rules(), &residents, &Wanted { name: model.to_string(), bytes }))
+        };
+        let (mut needs_bytes, mut outcome) = planned(&account.measured);
+        if matches!(outcome, Plan::Never(_))
+            && let Some(unrested) = account.unrested()
+        {
+            let (bytes, other) = planned(&unrested);
+            if !matches!(other, Plan::Never(_)) {
+                (needs_bytes, outcome) = (bytes, other);
+            }
+        }
+        let (verdict, message) = match outcome {
             Plan::Fits => (Verdict::Fits, "it fits".to_owned()),
             Plan::Evict(names) => (
                 Verdict::Evicts,

@@ -35,7 +35,7 @@ pub(crate) fn numbers(model: &ModelId, why: &Why) -> String {
         let held = held_by(why);
         let loaded = why.held_by.len();
         return format!(
-            "{model} needs a place, and max_loaded = {loaded} models are loaded: {held}"
+            "{model} needs a place, and {loaded} models are loaded, which is all that max_loaded lets: {held}"
         );
     }
     let elsewhere = match why.elsewhere {
@@ -44,7 +44,7 @@ pub(crate) fn numbers(model: &ModelId, why: &Why) -> String {
     };
     let more = match why.holds {
         0 => String::new(),
-        bytes => format!(" more than the {} that it has", Bytes(bytes)),
+        bytes => format!(" besides the {} that it has for being loaded", Bytes(bytes)),
     };
     format!(
         "{model} needs {}{more}, {} of {} are free; {}{elsewhere}",
@@ -138,21 +138,25 @@ pub(crate) fn queue_full(model: &ModelId, why: Option<&Why>, waiting: usize) -> 
     Failure { code: FULL, message, retry: true }
 }
 
-pub(crate) fn waited(model: &ModelId, why: Option<&Why>, after_ms: u128) -> Failure {
+/// What is short, as far as that is known.
+fn what_was_short(model: &ModelId, why: Option<&Why>) -> String {
     let numbers = why.map(|why| numbers(model, why));
-    let numbers = numbers.unwrap_or_else(|| format!("there was no room for {model}"));
+    numbers.unwrap_or_else(|| format!("there was no room for {model}"))
+}
+
+pub(crate) fn waited(model: &ModelId, why: Option<&Why>, after_ms: u128) -> Failure {
+    let short = what_was_short(model, why);
     let message = format!(
-        "no memory came free within queue_timeout_ms = {after_ms}: {numbers}; try again later"
+        "no memory came free within queue_timeout_ms = {after_ms}: {short}; try again later"
     );
     Failure { code: FULL, message, retry: true }
 }
 
 /// The deadline that the request itself gave has passed.
 pub(crate) fn too_late(model: &ModelId, why: Option<&Why>, after_ms: u128) -> Failure {
-    let numbers = why.map(|why| numbers(model, why));
-    let numbers = numbers.unwrap_or_else(|| format!("there was no room for {model}"));
+    let short = what_was_short(model, why);
     let message = format!(
-        "no memory came free within the {after_ms} ms that the request gave it: {numbers}; try again later, or with a longer deadline"
+        "no memory came free within the {after_ms} ms that the request gave it: {short}; try again later, or with a longer deadline"
     );
     Failure { code: "deadline_exceeded", message, retry: true }
 }

@@ -120,11 +120,16 @@ impl<P> PrefixIndex<P> {
     fn look(&mut self, tokens: &[TokenId]) -> Lease {
         let (mut lease, rest) = self.walk(tokens);
         lease.used = lease.path.len();
-        let children = self.children(lease.path.last().copied());
-        let agreeing = children.iter().map(|id| (*id, common(&self.blocks[id].tokens, rest)));
-        let best = agreeing.max_by_key(|(id, agree)| (*agree, Reverse(*id)));
-        lease.partial = best.filter(|(_, agree)| *agree > 0);
+        lease.partial = self.nearest(lease.path.last().copied(), rest);
         lease
+    }
+
+    /// The child whose tokens agree longest with those of `rest`, and how many do.
+    fn nearest(&self, parent: Option<BlockId>, rest: &[TokenId]) -> Option<(BlockId, usize)> {
+        let children = self.children(parent).iter();
+        let agreeing = children.map(|id| (*id, common(&self.blocks[id].tokens, rest)));
+        let best = agreeing.max_by_key(|(id, agree)| (*agree, Reverse(*id)));
+        best.filter(|(_, agree)| *agree > 0)
     }
 
     /// As [`open`](Self::open), for state that cannot be cut: what is found ends where a block
@@ -170,29 +175,28 @@ impl<P> PrefixIndex<P> {
 
     /// How many of `tokens` some sequence that is there began with, wherever it went from there.
     pub fn shared(&self, tokens: &[TokenId]) -> usize {
-        let (mut parent, mut rest) = (None, tokens);
-        while rest.len() >= self.block_tokens {
-            let (block, after) = rest.split_at(self.block_tokens);
-            let Some(id) = self.find(parent, block) else { break };
-            (parent, rest) = (Some(id), after);
-        }
-        let children = self.children(parent).iter();
-        let agreeing = children.map(|id| common(&self.blocks[id].tokens, rest)).max();
-        tokens.len() - rest.len() + agreeing.unwrap_or(0)
+        let (path, rest) = self.path(tokens);
+        let nearest = self.nearest(path.last().copied(), rest);
+        tokens.len() - rest.len() + nearest.map_or(0, |(_, agree)| agree)
+    }
+
+    /// The whole blocks that `tokens` begin with, held, and the tokens after them.
+    fn walk<'a>(&mut self, tokens: &'a [TokenId]) -> (Lease, &'a [TokenId]) {
+        let (path, rest) = self.path(tokens);
+        path.iter().for_each(|id| self.hold(*id));
+        (Lease { path, ..Lease::default() }, rest)
     }
 
     /// The whole blocks that `tokens` begin with, and the tokens after them.
-    fn walk<'a>(&mut self, tokens: &'a [TokenId]) -> (Lease, &'a [TokenId]) {
-        let mut lease = Lease::default();
-        let mut rest = tokens;
+    fn path<'a>(&self, tokens: &'a [TokenId]) -> (Vec<BlockId>, &'a [TokenId]) {
+        let (mut path, mut rest) = (Vec::new(), tokens);
         while rest.len() >= self.block_tokens {
             let (block, after) = rest.split_at(self.block_tokens);
-            let Some(id) = self.find(lease.path.last().copied(), block) else { break };
-            self.hold(id);
-            lease.path.push(id);
+            let Some(id) = self.find(path.last().copied(), block) else { break };
+            path.push(id);
             rest = after;
         }
-        (lease, rest)
+        (path, rest)
     }
 
     /// Holds what was found and counts it; `before` is what an earlier look found.

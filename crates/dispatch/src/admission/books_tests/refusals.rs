@@ -78,14 +78,20 @@ fn what_is_short_is_named_and_what_to_do_about_it() {
     world.pin("a", true);
     let failure = world.ask_with("b", 256, None).unwrap_err();
     let message = &failure.message;
-    assert!(message.contains("max_loaded = 1 models are loaded: a holds"), "{message}");
+    assert!(
+        message.contains("1 models are loaded, which is all that max_loaded lets: a holds"),
+        "{message}"
+    );
     assert!(message.ends_with("unpin one, or raise max_loaded under [memory]"), "{message}");
     // Of a loaded model it is what is lacking, beside what is there.
     let mut world = World::new(room_for_one(), &["a"]);
     world.ask("a", 256);
     world.settle();
     let message = world.ask_with("a", 1 << 20, None).unwrap_err().message;
-    let has = format!(" more than the {} that it has, ", mlxd_memory::Bytes(world.base() * MIB));
+    let has = format!(
+        " besides the {} that it has for being loaded, ",
+        mlxd_memory::Bytes(world.base() * MIB)
+    );
     assert!(message.contains(&has), "{message}, not {has}");
 }
 
@@ -103,6 +109,9 @@ fn what_a_long_prompt_left_is_no_reason_for_never() {
     // One that does not fit by the formula either is refused, and nothing is forgotten.
     assert_eq!(world.ask_with("a", 1 << 20, None).unwrap_err().code, "insufficient_memory");
     assert_eq!(rested(&world), Some(2 * room_for_one() * MIB));
+    let load = mlxd_memory::Load { context: 256, batch: 1 };
+    let estimate = world.books.estimate(&id("a"), load, world.now).unwrap();
+    assert_eq!(estimate.verdict, mlxd_protocol::admin::Verdict::Fits, "{}", estimate.message);
     let request = world.ask("a", 256);
     world.settle();
     assert!(world.runs(request) && rested(&world).is_none());
