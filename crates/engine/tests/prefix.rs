@@ -54,6 +54,25 @@ fn read(index: &Index, lease: &Lease, tokens: &[u32]) -> usize {
     at
 }
 
+/// Blocks of 4, and state takes another form behind position 6: the second block serves whoever gets
+/// past that, and the first one serves everybody.
+#[test]
+fn a_block_across_the_seam_serves_those_that_get_past_it() {
+    let tokens: Vec<u32> = (0..10).collect();
+    for (seam, length, found) in
+        [(6, 5, 4), (6, 6, 4), (6, 7, 7), (6, 8, 8), (8, 6, 6), (4, 5, 5), (2, 2, 0), (2, 3, 3)]
+    {
+        let mut index = index(1 << 20).with_seam(seam);
+        let mut lease = index.open(&tokens);
+        assert_eq!(keep(&mut index, &mut lease, &tokens), 10);
+        index.release(lease);
+        let asked: Vec<u32> = tokens[..length].iter().copied().chain([99]).collect();
+        let lease = index.open(&asked);
+        assert_eq!(index.tokens(&lease), found, "{length} alike, seam {seam}");
+        index.release(lease);
+    }
+}
+
 #[test]
 fn any_length_is_found_down_to_one_token() {
     let mut index = index(1 << 20);

@@ -4,11 +4,14 @@
 
 One folder per case, made as make.py makes them, whose parts it uses: config.json, safetensors
 in float32, and
-  reference.json   prompt; bits and start of the packing; 64 greedy tokens with it, the prompt
-                   run in pieces of CHUNK
+  reference.json   prompt; bits and start of the packing; 64 greedy tokens with it
   packed.f32       logits of the last prompt position and of every greedy token but the last,
-                   little-endian float32 [64][vocabulary], the prompt run in one piece
+                   little-endian float32 [64][vocabulary]
   full.f32         the same tokens' logits with keys and values as they are computed
+
+mlx-lm packs between the pieces of a prompt, so where it cuts one shows in the answer. In pieces of
+CHUNK, one token each, the first query that sees packed keys and values is that at `start`, or the
+second.
 
 A value that lies between two steps of the packing may be rounded either way, so the choices must
 be clearer than make.py's: GAP.
@@ -25,7 +28,7 @@ import numpy as np
 from mlx_lm.generate import generate_step, maybe_quantize_kv_cache
 from mlx_lm.models.cache import make_prompt_cache
 
-CHUNK = 7
+CHUNK = 1
 GAP = 5e-3
 
 
@@ -40,7 +43,7 @@ def cases():
 
 
 def packings():
-    """Bits and start: from the prompt's first piece on, and in the middle of the answer."""
+    """Bits and start: from the second token on, and in the middle of the answer."""
     return [(bits, start) for bits in (8, 4) for start in (0, 40)]
 
 
@@ -75,17 +78,15 @@ def write(folder, name, config, packing, seed):
     tokens = greedy(model, prompt, *packing)
     if len(set(tokens)) < make.DISTINCT:
         return False
-    checked = logits_along(model, prompt, tokens, *packing, CHUNK)
-    best = np.sort(checked, axis=-1)
+    packed = logits_along(model, prompt, tokens, *packing, CHUNK)
+    best = np.sort(packed, axis=-1)
     if (best[:, -1] - best[:, -2]).min() < GAP:
         return False
-    assert checked.argmax(-1).tolist() == tokens, name
+    assert packed.argmax(-1).tolist() == tokens, name
     case = folder / name
     make.save(model, config, case, 1)
-    whole = len(prompt)
-    packed = logits_along(model, prompt, tokens, *packing, whole)
     packed.astype("<f4").tofile(case / "packed.f32")
-    full = logits_along(model, prompt, tokens, group, None, 0, whole)
+    full = logits_along(model, prompt, tokens, group, None, 0, len(prompt))
     full.astype("<f4").tofile(case / "full.f32")
     reference = dict(prompt=prompt, tokens=tokens, bits=bits, start=start)
     (case / "reference.json").write_text(json.dumps(reference))

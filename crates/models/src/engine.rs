@@ -90,12 +90,12 @@ impl Sequence {
         self.left_of(self.prompt_len)
     }
 
-    /// Tokens that the next piece may have.
-    fn piece_max(&self) -> usize {
-        match (&self.kept, &self.state) {
-            (Some(kept), Some(state)) => kept.piece_max(state.position as usize),
-            _ => usize::MAX,
-        }
+    /// How many of the next `count` tokens may be one piece.
+    fn at_once(&self, count: usize) -> usize {
+        let Some(state) = &self.state else { return count };
+        let branch =
+            self.kept.as_ref().map_or(count, |kept| kept.piece_max(state.position as usize));
+        state.at_once(count.min(branch))
     }
 
     fn left_of(&self, tokens: usize) -> usize {
@@ -119,6 +119,8 @@ impl Sequence {
         let ids = Array::from_slice(&self.tokens[from..from + count], &[1, count as i32]);
         // Only the KV arrays are evaluated, so the last layer's output is never computed.
         model.forward(&ids, state)?;
+        // What is to be kept of it was kept before.
+        state.forget_unpacked();
         eval(state.arrays())
     }
 }
@@ -267,11 +269,13 @@ impl MlxEngine {
     /// The state after all but the last of `prompt`, with room for `more`.
     fn prefilled(&self, prompt: &[TokenId], more: usize) -> mlx_rs::error::Result<State> {
         let mut state = self.empty_state(prompt.len(), prompt.len() + more);
-        let first = prompt.len() - 1;
-        if first > 0 {
-            let ids = Array::from_slice(&prompt[..first], &[1, first as i32]);
+        let mut left = &prompt[..prompt.len() - 1];
+        while !left.is_empty() {
+            let (piece, rest) = left.split_at(state.at_once(left.len()));
+            let ids = Array::from_slice(piece, &[1, piece.len() as i32]);
             self.model.forward(&ids, &mut state)?;
             eval(state.arrays())?;
+            left = rest;
         }
         Ok(state)
     }
@@ -314,8 +318,12 @@ impl Engine for MlxEngine {
         let sampler =
             Sampler::new(spec.sampling, spec.logprobs, vocab, &spec.tokens, spec.prompt_len);
         let (kept, cached_tokens) = self.begin(seq, &spec.tokens);
+        let mut state = self.empty_state(spec.prompt_len, spec.capacity);
+        if kept.is_some() {
+            state.remember_unpacked();
+        }
         let sequence = Sequence {
-            state: Some(self.empty_state(spec.prompt_len, spec.capacity)),
+            state: Some(state),
             known: spec.tokens.clone(),
             ahead: Ahead::default(),
             tokens: spec.tokens,
@@ -348,7 +356,7 @@ impl Engine for MlxEngine {
             return Ok(sequence.unfilled());
         }
         let known = if self.deterministic { prompt } else { sequence.unfilled() };
-        let count = known.min(tokens_max).min(sequence.piece_max());
+        let count = sequence.at_once(known.min(tokens_max));
         if count > 0 {
             sequence.fill(model, count).map_err(&fault)?;
         }

@@ -1,9 +1,10 @@
 //! When [`MlxEngine`] takes state from its [`PrefixCache`], and when it puts some in.
 //!
 //! In: the whole blocks of a prompt once its first token is out, which does not wait for that, or
-//! sooner if somebody else might use them, and where layers forget after each chunk; with a disk,
-//! those of a long answer as it grows, so that whoever goes on with it after this process need not
-//! compute it again; the rest, with what was generated, at the proper end. Out: at the first call
+//! sooner if somebody else might use them, and where layers forget after each chunk; where packing
+//! begins, what it will change; with a disk, those of a long answer as it grows, so that whoever goes
+//! on with it after this process need not compute it again; the rest, with what was generated, at the
+//! proper end. Out: at the first call
 //! of `prefill`, whole or not at all; where blocks come from the disk, at the call that has read
 //! the last of them.
 
@@ -43,6 +44,8 @@ pub(crate) struct Kept {
     gathered: usize,
     /// After how many tokens a piece is to end: others went another way from there.
     branch: Option<usize>,
+    /// What packing changes in it is kept.
+    unpacked_kept: bool,
 }
 
 impl Kept {
@@ -61,7 +64,7 @@ impl MlxEngine {
     /// than it would be without, and other pieces round differently.
     pub fn keep_prefixes(&mut self, root: BlockHash, bytes_max: u64) {
         let worth = bytes_max > 0 && !self.deterministic;
-        self.prefixes = worth.then(|| PrefixCache::new(&self.model.state(1), root, bytes_max));
+        self.prefixes = worth.then(|| PrefixCache::new(&self.empty_state(1, 1), root, bytes_max));
         if let (Some(prefixes), Some(most)) = (&mut self.prefixes, self.kv_tokens_max) {
             prefixes.keep_at_most(most as usize);
         }
@@ -83,6 +86,7 @@ impl MlxEngine {
             answered: 0,
             gathered: found,
             branch: None,
+            unpacked_kept: false,
         };
         (Some(kept), found)
     }
@@ -115,6 +119,7 @@ impl MlxEngine {
             kept.branch = prefixes.branch(&tokens[..tokens.len() - 1], kept.found);
             let begun = Instant::now();
             prefixes.restore(&mut kept.lease, state)?;
+            state.forget_unpacked();
             if kept.found > 0 {
                 let us = begun.elapsed().as_micros() as u64;
                 tracing::debug!(tokens = kept.found, us, "prefix taken up");
@@ -132,6 +137,7 @@ impl MlxEngine {
         {
             let position = state.position as usize;
             let gathered = left > 0 && position >= kept.gathered + GATHERED_TOKENS;
+            let gathered = gathered || state.is_at_seam();
             if left == 0 && !prefixes.forgets() {
                 self.due.push(seq);
             }
@@ -172,19 +178,27 @@ impl MlxEngine {
                 .keep(&mut kept.lease, ran, position, |count| place.history(count, position))?;
             let us = begun.elapsed().as_micros() as u64;
             tracing::debug!(tokens = ran.len(), us, "prefix kept");
+            match state {
+                Some(state) => state.forget_unpacked(),
+                None => self.batch.forget_unpacked(seq),
+            }
         }
         Ok(())
     }
 
     /// Notes that a token of `seq` was collected.
     pub(crate) fn note_generated(&mut self, seq: SeqId) {
-        let sequence = self.sequences.get_mut(&seq);
-        let Some(kept) = sequence.and_then(|sequence| sequence.kept.as_mut()) else { return };
+        let Some(prefixes) = &self.prefixes else { return };
+        let Some(Sequence { kept: Some(kept), tokens, .. }) = self.sequences.get_mut(&seq) else {
+            return;
+        };
         kept.generated += 1;
-        let outlives = |prefixes: &PrefixCache| prefixes.has_disk() && !prefixes.forgets();
-        if kept.generated >= kept.answered + ANSWERED_TOKENS
-            && self.prefixes.as_ref().is_some_and(outlives)
-        {
+        let outlives = prefixes.has_disk() && !prefixes.forgets();
+        let grown = outlives && kept.generated >= kept.answered + ANSWERED_TOKENS;
+        // All tokens before the seam are known by now.
+        let packs = !kept.unpacked_kept && tokens.len() + kept.generated > prefixes.seam();
+        kept.unpacked_kept |= packs;
+        if grown || packs {
             kept.answered = kept.generated;
             self.due.push(seq);
         }

@@ -290,7 +290,8 @@ impl MlxEngine {
             let state = sequence.state.as_ref().filter(|state| can_go_back(state, most + 1))?;
             // As many tokens as the guesses and one more must have a place.
             let left = usize::try_from(state.capacity - state.position - 2).ok()?;
-            Some((left.min(most), state.position as usize))
+            let most = state.at_once(left.min(most) + 1) - 1;
+            Some((most, state.position as usize))
         };
         let Some((most, position)) = room(self).filter(|(most, _)| *most > 0) else {
             return Ok(None);

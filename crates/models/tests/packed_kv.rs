@@ -9,7 +9,7 @@ use std::time::Instant;
 
 use common::compare::{distance, greedy};
 use common::scheduled::{Heard, LIMITS, go_on, run, submit};
-use mlxd_engine::{Engine, Scheduler, SeqId, SeqSpec};
+use mlxd_engine::{Engine, Limits, Scheduler, SeqId, SeqSpec};
 use mlxd_models::MlxEngine;
 use mlxd_protocol::{KvQuantization, LoadFaultKind, LoadSpec, Priority, Sampling, TokenId};
 use serde::Deserialize;
@@ -50,7 +50,9 @@ fn mean_distance(ours: &[Vec<f32>], theirs: &[Vec<f32>]) -> f32 {
 }
 
 /// Logits equal up to a value here and there that is packed one step higher or lower.
-const TOLERANCE: [(u32, f32); 2] = [(8, 2e-3), (4, 2e-2)];
+const TOLERANCE: [(u32, f32); 2] = [(8, 4e-3), (4, 2e-2)];
+/// Logits equal but for the order of sums, and how many cases of the twenty must be that.
+const EQUAL: (f32, usize) = (2e-5, 14);
 /// How far packing itself may take logits from full precision, in the mean.
 const QUALITY: [(u32, f32); 2] = [(8, 0.02), (4, 0.4)];
 
@@ -60,6 +62,7 @@ fn packed_keys_and_values_equal_mlx_lm() {
     let names: Vec<String> =
         serde_json::from_slice(&fs::read(folder.join("cases.json")).unwrap()).unwrap();
     assert_eq!(names.len(), 20);
+    let mut equal = 0;
     for name in names {
         let case = folder.join(&name);
         let Packed { prompt, tokens, bits, start } = packed(&case);
@@ -70,6 +73,7 @@ fn packed_keys_and_values_equal_mlx_lm() {
         let ours = engine.logits_along(&prompt, &tokens[..tokens.len() - 1]).unwrap();
         let apart = distance(&ours, &theirs);
         let lost = mean_distance(&ours, &full);
+        equal += usize::from(apart <= EQUAL.0);
         println!("{name}: {apart:.1e} from mlx-lm, {lost:.1e} in the mean from full precision");
         let of = |table: [(u32, f32); 2]| table.into_iter().find(|(of, _)| *of == bits).unwrap().1;
         assert!(apart <= of(TOLERANCE), "{name}: {apart} from mlx-lm");
@@ -84,6 +88,7 @@ fn packed_keys_and_values_equal_mlx_lm() {
         assert!(after > 1e-4, "{name}: nothing is packed: {after}");
         assert_eq!(greedy(&mut engine, &prompt, tokens.len()), tokens, "{name}: greedy tokens");
     }
+    assert!(equal >= EQUAL.1, "{equal} cases without a value that was rounded otherwise");
 }
 
 #[test]
@@ -213,25 +218,75 @@ fn packed_and_parked_rows_get_their_own_tokens() {
     }
 }
 
-/// Kept prefixes hold what packed ones stand for: a chat goes on from beyond the seam.
+/// Prompts that end before the seam, at it and behind it, cut anywhere, found in part or whole: each
+/// gets the tokens that it gets from an engine that keeps nothing and runs it in one go.
+#[test]
+fn what_was_found_and_where_a_prompt_is_cut_change_no_answer() {
+    let lengths = [30, 63, 64, 65, 99, 100, 101, 127, 128, 129, 150, 200];
+    for (name, start) in
+        [("llama-4-from-40", 100), ("qwen3-8-from-0", 64), ("full-heads-4-from-0", 0)]
+    {
+        let folder = case(name);
+        let Packed { bits, .. } = packed(&folder);
+        let plain = spec(&folder, bits, start);
+        let tokens: Vec<TokenId> = (0..400).map(|at: u32| at * at * 31 % 320).collect();
+        let mut bare = load(&plain);
+        let alone: Vec<Vec<TokenId>> =
+            lengths.iter().map(|length| greedy(&mut bare, &tokens[..*length], 40)).collect();
+        for (piece, order) in [(512, [0, 5, 7]), (23, [11, 1, 5]), (64, [6, 7, 11])] {
+            let spec = LoadSpec { prefix_cache_bytes_max: 1 << 26, ..plain.clone() };
+            let limits = Limits { prefill_chunk_tokens: piece, ..LIMITS };
+            let mut scheduler = Scheduler::new(load(&spec), limits);
+            let (mut heard, mut now) = (Heard::default(), Instant::now());
+            let mut ask = |request: usize, prompt: &[TokenId]| {
+                let submit = submit(request as u64, prompt, 40, Priority::Normal);
+                scheduler.command(submit, now, &mut heard);
+                while !scheduler.is_idle() {
+                    run(&mut scheduler, &mut heard, &mut now);
+                }
+                let request = request as u64;
+                (heard.tokens[&request].clone(), heard.cached[&request])
+            };
+            for (request, at) in order.into_iter().chain(0..lengths.len()).enumerate() {
+                let length = lengths[at];
+                let (answer, cached) = ask(request, &tokens[..length]);
+                assert_eq!(
+                    answer, alone[at],
+                    "{name} from {start}: {length} tokens, {cached} of them found, in pieces of {piece}"
+                );
+                let found_all = request >= order.len() && order.contains(&at);
+                assert!(
+                    !found_all || cached as usize >= (length - 1) / 64 * 64,
+                    "{cached} of {length}"
+                );
+            }
+        }
+    }
+}
+
+/// A chat goes on from beyond the seam that its answer crossed, and from before it.
 #[test]
 fn a_chat_goes_on_from_kept_packed_keys_and_values() {
     let folder = case("llama-8-from-40");
-    let Packed { prompt, bits, start, .. } = packed(&folder);
-    let spec = LoadSpec { prefix_cache_bytes_max: 1 << 24, ..spec(&folder, bits, start) };
-    let mut scheduler = Scheduler::new(load(&spec), LIMITS);
-    let (mut heard, mut now) = (Heard::default(), Instant::now());
-    let mut ask = |request, prompt: &[TokenId], new| {
-        scheduler.command(submit(request, prompt, new, Priority::Normal), now, &mut heard);
-        while !scheduler.is_idle() {
-            run(&mut scheduler, &mut heard, &mut now);
+    let Packed { prompt, bits, .. } = packed(&folder);
+    for (start, depth) in [(40, 1), (64, 1), (64, 2), (100, 2), (128, 2)] {
+        let spec = LoadSpec { prefix_cache_bytes_max: 1 << 24, ..spec(&folder, bits, start) };
+        let mut scheduler = Scheduler::new(load(&spec).with_depth(depth), LIMITS);
+        let (mut heard, mut now) = (Heard::default(), Instant::now());
+        let mut ask = |request, prompt: &[TokenId], new| {
+            scheduler.command(submit(request, prompt, new, Priority::Normal), now, &mut heard);
+            while !scheduler.is_idle() {
+                run(&mut scheduler, &mut heard, &mut now);
+            }
+            (heard.tokens[&request].clone(), heard.cached[&request])
+        };
+        let (answer, _) = ask(1, &prompt, 150);
+        let chat: Vec<TokenId> = prompt.iter().chain(&answer).copied().collect();
+        let mut fresh = load(&LoadSpec { prefix_cache_bytes_max: 0, ..spec });
+        for (request, end, least) in [(2, chat.len(), 128), (3, 70, 64), (4, chat.len() - 1, 128)] {
+            let (more, cached) = ask(request, &chat[..end], 16);
+            assert!(cached >= least, "from {start}, depth {depth}: {cached} of {end} tokens found");
+            assert_eq!(more, greedy(&mut fresh, &chat[..end], 16), "from {start}, depth {depth}");
         }
-        (heard.tokens[&request].clone(), heard.cached[&request])
-    };
-    let (answer, _) = ask(1, &prompt, 120);
-    let chat: Vec<TokenId> = prompt.iter().chain(&answer).copied().collect();
-    let (more, cached) = ask(2, &chat, 16);
-    assert!(cached >= 128, "{cached} tokens found, less than two blocks");
-    let mut fresh = load(&LoadSpec { prefix_cache_bytes_max: 0, ..spec });
-    assert_eq!(more, greedy(&mut fresh, &chat, 16));
+    }
 }

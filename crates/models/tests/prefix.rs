@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use mlxd_engine::{CacheFigures, Engine, Limits, Scheduler, SeqId, SeqSpec, Sink};
 use mlxd_models::MlxEngine;
 use mlxd_protocol::{
-    Command, LoadSpec, PrefixDisk, Priority, Report, RequestId, Sampling, Submit, TokenId,
-    TokenRecord,
+    Command, KvQuantization, LoadSpec, PrefixDisk, Priority, Report, RequestId, Sampling, Submit,
+    TokenId, TokenRecord,
 };
 
 /// Two tokens whose logits lie nearer than this, in standard deviations, are one choice: other
@@ -158,17 +158,22 @@ struct Keeping {
     bytes_max: u64,
     disk: Option<PrefixDisk>,
     kv_tokens_max: Option<u32>,
+    kv_quantization: Option<KvQuantization>,
+    depth: Option<usize>,
 }
 
 /// `requests` at random, of which some are given up, over an engine with little room.
 fn mix(name: &str, script: &str, requests: u64, keeping: Keeping, seed: u64) -> Ran {
     let folder = common::made_by(script).join(name);
-    let Keeping { bytes_max, disk, kv_tokens_max } = keeping;
-    let mut spec = LoadSpec { kv_tokens_max, ..common::load_spec(&folder) };
+    let Keeping { bytes_max, disk, kv_tokens_max, kv_quantization, depth } = keeping;
+    let mut spec = LoadSpec { kv_tokens_max, kv_quantization, ..common::load_spec(&folder) };
     let mut plain = mlxd_models::load(&spec, &mut |_, _| {}).expect("it loads");
     spec.prefix_cache_bytes_max = bytes_max;
     spec.prefix_disk = disk;
-    let engine = mlxd_models::load(&spec, &mut |_, _| {}).expect("it loads");
+    let mut engine = mlxd_models::load(&spec, &mut |_, _| {}).expect("it loads");
+    if let Some(depth) = depth {
+        engine = engine.with_depth(depth);
+    }
     let vocab = engine.info().vocab_size as usize;
     let limits = Limits {
         prefill_chunk_tokens: 150,
@@ -325,8 +330,36 @@ fn first_and_last_positions() {
         ("arch-llama-sliding", "make.py", 400, 9),
         ("hybrid", "hybrids.py", 1200, 10),
     ] {
-        let keeping = Keeping { bytes_max: kib * KIB, disk: None, kv_tokens_max: Some(150) };
+        let kv_tokens_max = Some(150);
+        let keeping = Keeping { bytes_max: kib * KIB, kv_tokens_max, ..Keeping::default() };
         check_keeping(name, script, keeping, seed);
+    }
+}
+
+/// Most sequences reach the seam, some in their prompt and some in their answer, and many go on from
+/// what was kept on either side of it. With steps in flight, and with less memory than a disk.
+#[test]
+fn packed_keys_and_values() {
+    for (name, bits, from_tokens, depth, on_disk, kib, seed) in [
+        ("llama-4-from-40", 4, 100, 2, false, 1000, 31),
+        ("qwen3-8-from-0", 8, 128, 2, true, 800, 32),
+        ("full-heads-8-from-0", 8, 0, 1, false, 1000, 33),
+        ("hybrid-4-from-40", 4, 90, 1, true, 1500, 34),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let keeping = Keeping {
+            bytes_max: kib * KIB,
+            disk: on_disk.then(|| disk(folder.path())),
+            kv_quantization: Some(KvQuantization { bits, from_tokens }),
+            depth: Some(depth),
+            ..Keeping::default()
+        };
+        let ran = mix(name, "kv.py", 90, keeping, seed);
+        let CacheFigures { hits, evictions, disk, .. } = ran.figures;
+        assert!(hits > 15 && evictions > 10, "{:?}", ran.figures);
+        assert!(ran.cached > 500 && ran.preemptions > 0, "{} cached", ran.cached);
+        assert!(disk.damaged == 0 && (disk.reads > 5) == on_disk, "{disk:?}");
+        assert!(ran.ties <= 2, "{} ties", ran.ties);
     }
 }
 
@@ -345,7 +378,8 @@ fn blocks_that_come_back_from_the_disk() {
         ("arch-qwen3", "make.py", 250 * KIB, Some(200), 25),
     ] {
         let folder = tempfile::tempdir().unwrap();
-        let keeping = Keeping { bytes_max, disk: Some(disk(folder.path())), kv_tokens_max };
+        let disk = Some(disk(folder.path()));
+        let keeping = Keeping { bytes_max, disk, kv_tokens_max, ..Keeping::default() };
         let ran = mix(name, script, 60, keeping, seed);
         let CacheFigures { disk, evictions, .. } = ran.figures;
         assert!(disk.reads > 10 && disk.damaged == 0 && evictions > 10, "{:?}", ran.figures);

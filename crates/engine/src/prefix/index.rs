@@ -25,6 +25,8 @@ pub struct PrefixIndex<P> {
     block_tokens: usize,
     bytes_max: u64,
     tails: Tails,
+    /// State before this position is of another form than state that goes beyond.
+    seam: usize,
     blocks: HashMap<BlockId, Block<P>>,
     by_hash: HashMap<BlockHash, BlockId>,
     /// The root's children.
@@ -82,6 +84,7 @@ impl<P> PrefixIndex<P> {
             block_tokens,
             bytes_max,
             tails,
+            seam: usize::MAX,
             blocks: HashMap::new(),
             by_hash: HashMap::new(),
             firsts: Vec::new(),
@@ -90,6 +93,13 @@ impl<P> PrefixIndex<P> {
             clock: 0,
             figures: CacheFigures { bytes_max, ..CacheFigures::default() },
         }
+    }
+
+    /// For state that takes another form once it goes beyond position `seam`: a block that ends
+    /// behind it serves nobody who does not get past it.
+    #[must_use]
+    pub fn with_seam(self, seam: usize) -> Self {
+        Self { seam, ..self }
     }
 
     /// Tokens of a whole block.
@@ -120,15 +130,24 @@ impl<P> PrefixIndex<P> {
     fn look(&mut self, tokens: &[TokenId]) -> Lease {
         let (mut lease, rest) = self.walk(tokens);
         lease.used = lease.path.len();
-        lease.partial = self.nearest(lease.path.last().copied(), rest);
+        let before = lease.used * self.block_tokens;
+        let serves = |length, agree| before + agree > self.seam || before + length <= self.seam;
+        lease.partial = self.nearest(lease.path.last().copied(), rest, serves);
         lease
     }
 
-    /// The child whose tokens agree longest with those of `rest`, and how many do.
-    fn nearest(&self, parent: Option<BlockId>, rest: &[TokenId]) -> Option<(BlockId, usize)> {
+    /// Of the children that `serve`, told their length and how many of their first tokens are those
+    /// of `rest`, the one with most of these, and how many.
+    fn nearest(
+        &self,
+        parent: Option<BlockId>,
+        rest: &[TokenId],
+        serves: impl Fn(usize, usize) -> bool,
+    ) -> Option<(BlockId, usize)> {
         let children = self.children(parent).iter();
         let agreeing = children.map(|id| (*id, common(&self.blocks[id].tokens, rest)));
-        let best = agreeing.max_by_key(|(id, agree)| (*agree, Reverse(*id)));
+        let serving = agreeing.filter(|(id, agree)| serves(self.blocks[id].tokens.len(), *agree));
+        let best = serving.max_by_key(|(id, agree)| (*agree, Reverse(*id)));
         best.filter(|(_, agree)| *agree > 0)
     }
 
@@ -176,7 +195,7 @@ impl<P> PrefixIndex<P> {
     /// How many of `tokens` some sequence that is there began with, wherever it went from there.
     pub fn shared(&self, tokens: &[TokenId]) -> usize {
         let (path, rest) = self.path(tokens);
-        let nearest = self.nearest(path.last().copied(), rest);
+        let nearest = self.nearest(path.last().copied(), rest, |_, _| true);
         tokens.len() - rest.len() + nearest.map_or(0, |(_, agree)| agree)
     }
 

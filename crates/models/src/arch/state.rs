@@ -66,6 +66,35 @@ impl State {
         self.layers.iter_mut().filter_map(LayerState::kv).for_each(|layer| layer.quantize(kv));
     }
 
+    /// How many of the next `count` positions may be computed at once: packing begins at one of
+    /// them, and what comes before it does not see that.
+    pub fn at_once(&self, count: usize) -> usize {
+        let seams = self.layers.iter().filter_map(|layer| match layer {
+            LayerState::Kv(kv) => kv.packs(),
+            LayerState::Recurrent(_) => None,
+        });
+        let left = seams.map(|(_, seam)| seam - self.position).filter(|left| *left > 0);
+        left.min().map_or(count, |left| count.min(left as usize))
+    }
+
+    /// Whether packing begins at the next position.
+    pub fn is_at_seam(&self) -> bool {
+        self.layers.iter().any(|layer| match layer {
+            LayerState::Kv(kv) => kv.packs().is_some_and(|(_, seam)| seam == self.position),
+            LayerState::Recurrent(_) => false,
+        })
+    }
+
+    /// From now on layers remember what they pack also as it was.
+    pub fn remember_unpacked(&mut self) {
+        self.layers.iter_mut().filter_map(LayerState::kv).for_each(KvLayer::remember_unpacked);
+    }
+
+    /// Forgets how things were that are packed now.
+    pub fn forget_unpacked(&mut self) {
+        self.layers.iter_mut().filter_map(LayerState::kv).for_each(KvLayer::forget_unpacked);
+    }
+
     /// Keeps no more keys and values than `rotation` says, where layers would keep all of them.
     pub fn rotate(&mut self, rotation: Rotation) {
         self.layers.iter_mut().filter_map(LayerState::kv).for_each(|layer| layer.rotate(rotation));

@@ -17,7 +17,7 @@ use mlx_rs::{Array, memory};
 use mlxd_engine::SeqId;
 
 use crate::arch::{LayerState, State};
-use crate::kv::KvLayer;
+use crate::kv::{Columns, KvLayer};
 use crate::prefix::{self, History};
 use crate::recurrent::Recurrent;
 use crate::sys;
@@ -231,13 +231,21 @@ impl Batch {
                     if wheel.kept(*position) < count as i32 {
                         return Ok(None);
                     }
-                    History::Columns(kv.copies(index as i32, wheel, count as i32)?)
+                    let plain = kv.copies(index as i32, wheel, count as i32)?;
+                    History::Columns(Columns { plain, packed: None })
                 }
                 (Place::Stacked(_), LayerState::Recurrent(scan)) => History::Scan(scan.clone()),
                 (Place::Stacked(_), LayerState::Kv(_)) => return Err(LayerState::mismatch()),
             });
         }
         Ok(Some(all))
+    }
+
+    /// A row's layers forget how things were that they have packed.
+    pub fn forget_unpacked(&mut self, seq: SeqId) {
+        if let Some(index) = self.index(seq) {
+            self.rows[index].state.forget_unpacked();
+        }
     }
 
     /// Takes a sequence out that will not go on.

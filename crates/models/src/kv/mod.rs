@@ -4,15 +4,18 @@
 //! capacity known from the start. A sliding layer forgets what no later query can see whenever
 //! its buffer grows.
 //!
-//! A layer that keeps all positions can be told to pack them from a length on, as mlx-lm's
-//! `QuantizedKVCache` does: what it holds is packed once, at the first append from there on, and
-//! every later position when it is written. Or it can be told to keep so many positions at the
-//! most: see [`Rotation`].
+//! A layer that keeps all positions can be told to pack them from a position on, the seam: what it
+//! holds is packed at the first append from there on, as mlx-lm's `QuantizedKVCache` does, and every
+//! later position when it is written. Queries before the seam see keys and values as they were
+//! computed, those behind it see packed ones: as with mlx-lm where it runs a prompt token by token.
+//! An append does not cross the seam, so that an answer depends neither on where a prompt is cut nor
+//! on what of it was found. Or a layer can be told to keep so many positions at the most: see
+//! [`Rotation`].
 
 mod rotation;
 
-use mlx_rs::error::Result;
-use mlx_rs::ops::{concatenate, dequantize, quantize, zeros_dtype};
+use mlx_rs::error::{Exception, Result};
+use mlx_rs::ops::{concatenate, quantize, zeros_dtype};
 use mlx_rs::{Array, Dtype};
 use mlxd_protocol::KvQuantization;
 
@@ -53,8 +56,12 @@ pub enum Held {
 #[derive(Debug)]
 pub struct KvLayer {
     buffers: Option<Buffers>,
-    /// How it packs, and from which position on.
+    /// How it packs, and the seam.
     packs: Option<(Packing, i32)>,
+    /// What it packs it also remembers as it was.
+    remembers: bool,
+    /// Keys and values before the seam, as they were.
+    unpacked: Option<[Array; 2]>,
     /// The position that row 0 holds; where first positions are kept, how many were dropped behind
     /// them.
     base: i32,
@@ -91,7 +98,7 @@ impl Buffers {
     fn write(&mut self, [keys, values]: [&Array; 2], at: i32) -> Result<()> {
         let new = match self.packing {
             None => vec![keys.clone(), values.clone()],
-            Some(packing) => packed([keys, values], packing)?,
+            Some(packing) => [packed(keys, packing)?, packed(values, packing)?].concat(),
         };
         for (buffer, new) in self.arrays.iter_mut().zip(&new) {
             let stop = [1, new.dim(1), at + new.dim(2), new.dim(3)];
@@ -119,33 +126,21 @@ impl Buffers {
     }
 }
 
-impl Packed {
-    fn unpacked(&self, packing: Packing) -> Result<Array> {
-        let Self { words, scales, biases } = self;
-        dequantize(words, scales, biases, packing.group, packing.bits)
-    }
+/// What a layer has of a sequence's last positions.
+#[derive(Debug)]
+pub struct Columns {
+    /// Keys and values as they were computed, in one piece or more, oldest first; of a layer that
+    /// packs, those before the seam, if it still has them.
+    pub plain: Vec<(Array, Array)>,
+    /// Words, scales and biases of the packed keys, then of the values, all positions in one piece
+    /// each, if it packs.
+    pub packed: Option<Vec<Array>>,
 }
 
-impl Held {
-    /// Keys and values; of packed ones, what they stand for.
-    fn unpacked(self) -> Result<(Array, Array)> {
-        match self {
-            Self::Plain(keys, values) => Ok((keys, values)),
-            Self::Packed(keys, values, packing) => {
-                Ok((keys.unpacked(packing)?, values.unpacked(packing)?))
-            }
-        }
-    }
-}
-
-/// Words, scales and biases of each array, one after the other.
-fn packed(arrays: [&Array; 2], packing: Packing) -> Result<Vec<Array>> {
-    let mut all = Vec::with_capacity(6);
-    for array in arrays {
-        let (words, scales, biases) = quantize(array, packing.group, packing.bits)?;
-        all.extend([words, scales, biases]);
-    }
-    Ok(all)
+/// Words, scales and biases of `array`.
+pub fn packed(array: &Array, packing: Packing) -> Result<Vec<Array>> {
+    let (words, scales, biases) = quantize(array, packing.group, packing.bits)?;
+    Ok(vec![words, scales, biases])
 }
 
 fn blocks(positions: i32) -> i32 {
@@ -155,15 +150,42 @@ fn blocks(positions: i32) -> i32 {
 impl KvLayer {
     /// An empty layer.
     pub fn new(heads: i32, width: i32, dtype: Dtype, window: Option<i32>) -> Self {
-        Self { buffers: None, packs: None, base: 0, window, rotation: None, heads, width, dtype }
+        Self {
+            buffers: None,
+            packs: None,
+            remembers: false,
+            unpacked: None,
+            base: 0,
+            window,
+            rotation: None,
+            heads,
+            width,
+            dtype,
+        }
     }
 
-    /// Packs from a length on, if it keeps all positions and its heads have a width that can be
-    /// packed.
+    /// Packs from a position on, the second at the earliest, if it keeps all positions and its
+    /// heads have a width that can be packed.
     pub fn quantize(&mut self, kv: KvQuantization) {
         let group = group_of(self.width).filter(|_| self.window.is_none());
         let from = i32::try_from(kv.from_tokens).unwrap_or(i32::MAX);
-        self.packs = group.map(|group| (Packing { bits: kv.bits as i32, group }, from));
+        self.packs = group.map(|group| (Packing { bits: kv.bits as i32, group }, from.max(1)));
+    }
+
+    /// How it packs, and the first position whose query sees packed keys and values.
+    pub fn packs(&self) -> Option<(Packing, i32)> {
+        self.packs
+    }
+
+    /// From now on what it packs it also remembers as it was, until it is to
+    /// [forget](Self::forget_unpacked) it.
+    pub fn remember_unpacked(&mut self) {
+        self.remembers = true;
+    }
+
+    /// Forgets how things were that are packed now.
+    pub fn forget_unpacked(&mut self) {
+        self.unpacked = None;
     }
 
     /// Keeps no more positions than `rotation` says, if it would keep all.
@@ -179,7 +201,7 @@ impl KvLayer {
     /// Whether an append at `position` finds packed keys and values, or packs them.
     pub fn is_packed_at(&self, position: i32) -> bool {
         let packed = self.buffers.as_ref().is_some_and(|buffers| buffers.packing.is_some());
-        packed || self.packs.is_some_and(|(_, from)| position > 0 && position >= from)
+        packed || self.packs.is_some_and(|(_, seam)| position >= seam)
     }
 
     /// Bytes of one more position of a long sequence.
@@ -238,7 +260,9 @@ impl KvLayer {
         if let (Some(buffers), Some((packing, _))) = (&mut self.buffers, self.packs)
             && let ([keys, values], None) = (buffers.arrays.as_slice(), buffers.packing)
         {
-            buffers.arrays = packed([keys, values], packing)?;
+            let packed = [packed(keys, packing)?, packed(values, packing)?].concat();
+            self.unpacked = self.remembers.then(|| [keys.clone(), values.clone()]);
+            buffers.arrays = packed;
             buffers.packing = Some(packing);
         }
         Ok(())
@@ -260,14 +284,35 @@ impl KvLayer {
         }
     }
 
-    /// The last `count` of `position` positions, views where they are not packed; `None` for
-    /// none.
+    /// Views of the last `count` of `position` positions, which are not packed; `None` for none.
     pub fn last(&self, count: i32, position: i32) -> Result<Option<(Array, Array)>> {
         let Some(buffers) = self.buffers.as_ref().filter(|_| count > 0) else {
             return Ok(None);
         };
         let end = position - self.base;
-        buffers.view(end - count, end)?.unpacked().map(Some)
+        match buffers.view(end - count, end)? {
+            Held::Plain(keys, values) => Ok(Some((keys, values))),
+            Held::Packed(..) => Err(Exception::custom("keys and values are packed already")),
+        }
+    }
+
+    /// Views of all that it has of the last `count` of `position` positions.
+    pub fn columns(&self, count: i32, position: i32) -> Result<Columns> {
+        let packed = self.buffers.as_ref().filter(|buffers| buffers.packing.is_some());
+        let (Some(packed), Some((_, seam))) = (packed, self.packs) else {
+            let plain = self.last(count, position)?.into_iter().collect();
+            return Ok(Columns { plain, packed: None });
+        };
+        // What is packed begins with the sequence.
+        let from = position - count;
+        let views = packed.arrays.iter().map(|array| rows(array, (from, position)));
+        let plain = match &self.unpacked {
+            Some([keys, values]) if from < seam => {
+                vec![(rows(keys, (from, seam))?, rows(values, (from, seam))?)]
+            }
+            _ => Vec::new(),
+        };
+        Ok(Columns { plain, packed: Some(views.collect::<Result<_>>()?) })
     }
 
     /// Takes `pieces`, one after the other the last positions before `position`, instead of
@@ -291,9 +336,26 @@ impl KvLayer {
         }
     }
 
+    /// Takes `arrays`, the packed keys and values of all positions before `position` as
+    /// [`Columns::packed`] has them, instead of what it holds. They are copied, with room for what
+    /// is to come.
+    pub fn adopt_packed(&mut self, arrays: &[Array], position: i32, capacity: i32) -> Result<()> {
+        let rows = self.rows_for(0, position + 1, capacity);
+        let with_room = |array: &Array| {
+            let shape = [1, self.heads, rows - position, array.dim(3)];
+            concatenate(&[array, &zeros_dtype(&shape, array.dtype())?], 2)
+        };
+        let arrays: Result<Vec<Array>> = arrays.iter().map(with_room).collect();
+        let packing = self.packs.map(|(packing, _)| packing);
+        self.buffers = Some(Buffers { arrays: arrays?, packing, rows, turned: false });
+        self.base = 0;
+        Ok(())
+    }
+
     /// Forgets everything.
     pub fn clear(&mut self) {
         self.buffers = None;
+        self.unpacked = None;
         self.base = 0;
     }
 

@@ -11,6 +11,10 @@
 //! only such an end is taken up again. So a chunk ends where a prompt leaves an earlier one's way
 //! ([`PrefixCache::branch`]): the next that comes along there goes on from it.
 //!
+//! Where layers pack keys and values from a position on, blocks that end before it hold them as they
+//! were computed, and later ones hold them packed: who goes on from a block finds what it would have
+//! computed. What begins with earlier blocks and ends behind that position packs them again.
+//!
 //! With a [`DiskTier`] blocks are kept there too: see `stored`.
 
 mod stored;
@@ -24,9 +28,12 @@ use mlxd_engine::prefix::{BlockHash, Lease, PrefixIndex, Tails};
 use mlxd_protocol::TokenId;
 
 use crate::arch::{LayerState, State};
+use crate::config::Packing;
 use crate::disk::DiskTier;
+use crate::kv::{Columns, packed};
 use crate::recurrent::Recurrent;
 use crate::sys;
+use crate::weights::header::element_bytes;
 
 /// Tokens of a block.
 const BLOCK_TOKENS: usize = 64;
@@ -39,7 +46,8 @@ const STACKED_TOKENS: usize = 16 * BLOCK_TOKENS;
 pub struct PrefixCache {
     index: PrefixIndex<Block>,
     groups: Vec<Group>,
-    bytes_per_token: u64,
+    /// The first position whose query sees packed keys and values.
+    seam: usize,
     /// Of all scans' states.
     snapshot_bytes: u64,
     /// Whether a layer sees a window only.
@@ -56,23 +64,24 @@ struct Group {
     heads: i32,
     width: i32,
     dtype: Dtype,
+    /// How they pack, and from which position on.
+    packs: Option<(Packing, i32)>,
     layers: Vec<usize>,
 }
 
 #[derive(Debug, Clone)]
 struct Block {
-    /// By group.
-    columns: Vec<Array>,
+    /// By group: keys and values; of packed ones words, scales and biases.
+    columns: Vec<Vec<Array>>,
     /// Of every layer with a scan, as after the block's last token.
     snapshot: Option<Vec<Recurrent>>,
 }
 
-/// The last positions that a layer remembers: keys and values in one piece or more, oldest first,
-/// or a scan's state.
+/// The last positions that a layer remembers.
 #[derive(Debug)]
 pub enum History {
     /// Keys and values.
-    Columns(Vec<(Array, Array)>),
+    Columns(Columns),
     /// What a scan remembers after the last position.
     Scan(Recurrent),
 }
@@ -88,13 +97,17 @@ impl PrefixCache {
             match layer {
                 LayerState::Kv(kv) => {
                     windows |= kv.window().is_some();
-                    let (heads, width, dtype) = kv.shape();
+                    let ((heads, width, dtype), packs) = (kv.shape(), kv.packs());
                     let alike = |group: &&mut Group| {
-                        (group.heads, group.width, group.dtype) == (heads, width, dtype)
+                        (group.heads, group.width, group.dtype, group.packs)
+                            == (heads, width, dtype, packs)
                     };
                     match groups.iter_mut().find(alike) {
                         Some(group) => group.layers.push(index),
-                        None => groups.push(Group { heads, width, dtype, layers: vec![index] }),
+                        None => {
+                            let layers = vec![index];
+                            groups.push(Group { heads, width, dtype, packs, layers });
+                        }
                     }
                 }
                 LayerState::Recurrent(scan) => {
@@ -106,9 +119,11 @@ impl PrefixCache {
             }
         }
         let tails = if snapshot_bytes == 0 { Tails::GiveWay } else { Tails::Stay };
+        let seams = groups.iter().filter_map(|group| group.packs);
+        let seam = seams.map(|(_, seam)| seam as usize).min().unwrap_or(usize::MAX);
         Self {
-            index: PrefixIndex::new(root, BLOCK_TOKENS, tails, bytes_max),
-            bytes_per_token: groups.iter().map(Group::bytes_per_token).sum(),
+            index: PrefixIndex::new(root, BLOCK_TOKENS, tails, bytes_max).with_seam(seam),
+            seam,
             groups,
             snapshot_bytes,
             windows,
@@ -122,6 +137,23 @@ impl PrefixCache {
     /// ones leave behind depends on how they were computed.
     pub fn keep_at_most(&mut self, tokens_max: usize) {
         self.tokens_max = tokens_max;
+    }
+
+    /// The first position whose query sees packed keys and values.
+    pub fn seam(&self) -> usize {
+        self.seam
+    }
+
+    /// Bytes of a block of positions `from..to`, without a snapshot.
+    fn bytes(&self, from: usize, to: usize) -> u64 {
+        let form = self.form(to);
+        let per_token: u64 = self.groups.iter().map(|group| group.bytes_per_token(form)).sum();
+        (to - from) as u64 * per_token
+    }
+
+    /// How a block holds keys and values that ends at position `to`.
+    fn form(&self, to: usize) -> Form {
+        if to > self.seam { Form::Packed } else { Form::Plain }
     }
 
     /// Those of a sequence's `tokens` whose state may be kept.
@@ -160,12 +192,19 @@ impl PrefixCache {
         let found = self.found(lease) as i32;
         if found > 0 {
             let hits: Vec<_> = self.index.hits(lease).collect();
+            let form = self.form(found as usize);
             for (number, group) in self.groups.iter().enumerate() {
-                let pieces: Result<Vec<Array>> = hits
-                    .iter()
-                    .map(|hit| positions(&hit.payload.columns[number], 0, hit.tokens as i32))
-                    .collect();
-                group.restore(&joined(pieces?, 2)?, found, state)?;
+                let mut pieces = vec![Vec::new(); group.columns(form).len()];
+                for hit in &hits {
+                    let columns = &hit.payload.columns[number];
+                    let cut = |all: &Array| positions(all, 0, hit.tokens as i32);
+                    let columns = columns.iter().map(cut).collect::<Result<Vec<Array>>>()?;
+                    for (piece, column) in pieces.iter_mut().zip(group.as_form(form, columns)?) {
+                        piece.push(column);
+                    }
+                }
+                let all = pieces.into_iter().map(|pieces| joined(pieces, 2));
+                group.restore(&all.collect::<Result<Vec<Array>>>()?, found, state)?;
             }
             let last = hits.last().and_then(|hit| hit.payload.snapshot.as_ref());
             let mut scans = last.into_iter().flatten();
@@ -235,33 +274,40 @@ impl PrefixCache {
         let Some(history) = history(position - from)? else {
             return Ok(());
         };
-        let mut source =
-            Source { groups: &self.groups, history, from, to: position, stacked: None };
+        let lost = |layer: &History| match layer {
+            History::Columns(Columns { plain, packed }) => packed.is_some() && plain.is_empty(),
+            History::Scan(_) => false,
+        };
+        if from + BLOCK_TOKENS <= self.seam && history.iter().any(lost) {
+            return Ok(());
+        }
+        let (groups, seam) = (&self.groups, self.seam);
+        let mut source = Source { groups, seam, history, from, to: position, stacked: None };
         let mut new = Vec::new();
         let mut make = |from: usize, to: usize| -> Result<Block> {
             let block = source.block(from, to)?;
             new.push((from, to, block.clone()));
             Ok(block)
         };
-        let bytes = |from: usize, to: usize| {
-            let snapshot = if to == tokens.len() { self.snapshot_bytes } else { 0 };
-            (to - from) as u64 * self.bytes_per_token + snapshot
+        let bytes = |cache: &Self, from: usize, to: usize| {
+            let snapshot = if to == tokens.len() { cache.snapshot_bytes } else { 0 };
+            cache.bytes(from, to) + snapshot
         };
         let mut at = from;
         while at < tail_from {
             let to = at + BLOCK_TOKENS;
-            let block = &tokens[at..to];
-            if !self.index.extend(lease, block, bytes(at, to), || make(at, to))? {
+            let (block, bytes) = (&tokens[at..to], bytes(self, at, to));
+            if !self.index.extend(lease, block, bytes, || make(at, to))? {
                 break;
             }
             at = to;
         }
         if tail && at == tail_from {
-            let (rest, bytes) = (&tokens[at..], bytes(at, tokens.len()));
+            let (rest, bytes) = (&tokens[at..], bytes(self, at, tokens.len()));
             self.index.add_tail(lease, at, rest, bytes, || make(at, tokens.len()))?;
         }
         // Now, so that they hold no buffer that is to be written in place.
-        eval(new.iter().flat_map(|(.., block)| &block.columns))?;
+        eval(new.iter().flat_map(|(.., block)| block.columns.iter().flatten()))?;
         self.store(lease, tokens, &new)
     }
 
@@ -297,30 +343,60 @@ enum Extent {
     All,
 }
 
+/// How a block holds keys and values of layers that pack.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    Plain,
+    Packed,
+}
+
 impl Group {
-    fn bytes_per_token(&self) -> u64 {
-        let bytes = match self.dtype {
-            Dtype::Float32 => 4,
-            _ => 2,
-        };
-        2 * self.layers.len() as u64 * (self.heads * self.width) as u64 * bytes
+    /// Widths and types of the arrays that hold one block's keys and values of these layers.
+    fn columns(&self, form: Form) -> Vec<(i32, Dtype)> {
+        match self.packs {
+            Some((Packing { bits, group }, _)) if form == Form::Packed => {
+                let scales = (self.width / group, self.dtype);
+                vec![(self.width * bits / 32, Dtype::Uint32), scales, scales]
+            }
+            _ => vec![(self.width, self.dtype)],
+        }
+    }
+
+    fn bytes_per_token(&self, form: Form) -> u64 {
+        let bytes = |(width, dtype): (i32, Dtype)| width as u64 * element_bytes(dtype);
+        let of_head: u64 = self.columns(form).into_iter().map(bytes).sum();
+        2 * self.layers.len() as u64 * self.heads as u64 * of_head
+    }
+
+    /// `columns` of a block, packed if that is the `form` and they are not.
+    fn as_form(&self, form: Form, columns: Vec<Array>) -> Result<Vec<Array>> {
+        match (self.packs, columns.as_slice()) {
+            (Some((packing, _)), [plain]) if form == Form::Packed => packed(plain, packing),
+            _ => Ok(columns),
+        }
     }
 
     /// Gives the layers of `state` their parts of `all`, positions `0..found`.
-    fn restore(&self, all: &Array, found: i32, state: &mut State) -> Result<()> {
+    fn restore(&self, all: &[Array], found: i32, state: &mut State) -> Result<()> {
         let capacity = state.capacity;
         for (number, layer) in self.layers.iter().enumerate() {
             let LayerState::Kv(kv) = &mut state.layers[*layer] else {
                 return Err(LayerState::mismatch());
             };
             let first = kv.first_seen(found);
-            let part = |row: i32| {
+            let part = |all: &Array, row: i32| {
                 let start = [row, 0, first, 0];
-                sys::slice(all, &start, &[row + 1, self.heads, found, self.width])
+                sys::slice(all, &start, &[row + 1, self.heads, found, all.dim(3)])
             };
             let row = 2 * number as i32;
-            if first < found {
-                kv.adopt(&[(part(row)?, part(row + 1)?)], found, capacity)?;
+            let parts =
+                [row, row + 1].into_iter().flat_map(|row| all.iter().map(move |all| (all, row)));
+            let parts: Vec<Array> =
+                parts.map(|(all, row)| part(all, row)).collect::<Result<_>>()?;
+            match parts.as_slice() {
+                _ if first == found => {}
+                [keys, values] => kv.adopt(&[(keys.clone(), values.clone())], found, capacity)?,
+                packed => kv.adopt_packed(packed, found, capacity)?,
             }
         }
         Ok(())
@@ -330,12 +406,13 @@ impl Group {
 /// Where new blocks come from: what a sequence's layers remember of positions `from..to`.
 struct Source<'a> {
     groups: &'a [Group],
+    seam: usize,
     history: Vec<History>,
     from: usize,
     to: usize,
     /// Keys and values of all layers, by group, over the positions from the first number to the
     /// second.
-    stacked: Option<(usize, usize, Vec<Array>)>,
+    stacked: Option<(usize, usize, Vec<Vec<Array>>)>,
 }
 
 impl Source<'_> {
@@ -345,7 +422,11 @@ impl Source<'_> {
             Some(stacked) if stacked.0 <= from && to <= stacked.1 => stacked,
             _ => {
                 let end = self.to.min(from + STACKED_TOKENS);
-                (from, end, self.stack(from, end)?)
+                let (end, form) = match to <= self.seam {
+                    true => (end.min(self.seam), Form::Plain),
+                    false => (end, Form::Packed),
+                };
+                (from, end, self.stack(from, end, form)?)
             }
         };
         let (first, last, all) = &stacked;
@@ -353,32 +434,40 @@ impl Source<'_> {
             true => Ok(all.clone()),
             false => sys::copy(&positions(all, (from - first) as i32, (to - first) as i32)?),
         };
-        let columns = all.iter().map(copy).collect::<Result<_>>()?;
+        let copies = |all: &Vec<Array>| all.iter().map(copy).collect::<Result<_>>();
+        let columns = all.iter().map(copies).collect::<Result<_>>()?;
         let ends = to == self.to;
         let snapshot = ends.then(|| scans(&self.history)).filter(|scans| !scans.is_empty());
         self.stacked = Some(stacked);
         Ok(Block { columns, snapshot })
     }
 
-    fn stack(&self, from: usize, to: usize) -> Result<Vec<Array>> {
+    fn stack(&self, from: usize, to: usize, form: Form) -> Result<Vec<Vec<Array>>> {
         let (from, to) = ((from - self.from) as i32, (to - self.from) as i32);
         let stack = |group: &Group| {
-            let mut rows = Vec::with_capacity(2 * group.layers.len());
+            let count = group.columns(form).len();
+            let mut rows = vec![Vec::with_capacity(2 * group.layers.len()); count];
             for layer in &group.layers {
-                let History::Columns(pieces) = &self.history[*layer] else {
+                let History::Columns(columns) = &self.history[*layer] else {
                     return Err(LayerState::mismatch());
                 };
-                let held: i32 = pieces.iter().map(|(keys, _)| keys.dim(2)).sum();
-                if held != (self.to - self.from) as i32 {
+                let parts = match &columns.packed {
+                    Some(packed) if form == Form::Packed => packed.clone(),
+                    _ => {
+                        let (keys, values): (Vec<Array>, Vec<Array>) =
+                            columns.plain.iter().cloned().unzip();
+                        vec![joined(keys, 2)?, joined(values, 2)?]
+                    }
+                };
+                if parts.len() != 2 * count || parts.iter().any(|part| part.dim(2) < to) {
                     return Err(LayerState::mismatch());
                 }
-                let (keys, values): (Vec<Array>, Vec<Array>) = pieces.iter().cloned().unzip();
-                for part in [keys, values] {
-                    rows.push(positions(&joined(part, 2)?, from, to)?);
+                for (at, part) in parts.iter().enumerate() {
+                    rows[at % count].push(positions(part, from, to)?);
                 }
             }
-            // Two or more, so that this is a copy.
-            concatenate(&rows, 0)
+            // Two or more each, so that these are copies.
+            rows.iter().map(|rows| concatenate(rows, 0)).collect()
         };
         self.groups.iter().map(stack).collect()
     }
@@ -418,7 +507,7 @@ pub fn history(state: &State, count: usize, end: usize) -> Result<Option<Vec<His
             LayerState::Recurrent(_) if end < state.position => return Ok(None),
             LayerState::Recurrent(scan) => History::Scan(scan.clone()),
             LayerState::Kv(kv) if kv.held(end) < count => return Ok(None),
-            LayerState::Kv(kv) => History::Columns(kv.last(count, end)?.into_iter().collect()),
+            LayerState::Kv(kv) => History::Columns(kv.columns(count, end)?),
         });
     }
     Ok(Some(all))

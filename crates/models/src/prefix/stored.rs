@@ -13,6 +13,7 @@ use mlxd_protocol::TokenId;
 use super::{BLOCK_TOKENS, Block, PrefixCache};
 use crate::disk::{DiskTier, Plain, Saved};
 use crate::recurrent::Recurrent;
+use crate::weights::header::element_bytes;
 
 /// Blocks read in one call at the most: about as many tokens as a chunk has.
 const BLOCKS_PER_CALL: usize = 16;
@@ -122,13 +123,13 @@ impl PrefixCache {
         let own = &tokens[from..to];
         let Some(disk) = &self.disk else { return Ok(false) };
         let Some(saved) = disk.read(name, own) else { return Ok(false) };
-        let Some(block) = self.block_of(&saved, to - from)? else {
+        let Some(block) = self.block_of(&saved, (from, to))? else {
             tracing::warn!(name, "a kept prefix is of another model");
             disk.throw_away(name);
             return Ok(false);
         };
         let snapshot = if block.snapshot.is_some() { self.snapshot_bytes } else { 0 };
-        let bytes = own.len() as u64 * self.bytes_per_token + snapshot;
+        let bytes = self.bytes(from, to) + snapshot;
         let make = || Ok(block);
         match own.len() {
             BLOCK_TOKENS => self.index.extend::<Exception>(lease, own, bytes, make),
@@ -136,13 +137,15 @@ impl PrefixCache {
         }
     }
 
-    /// The block that was saved; `None` if it is not of this model's shape.
-    fn block_of(&self, saved: &Saved, tokens: usize) -> Result<Option<Block>> {
+    /// The block of positions `from..to` that was saved; `None` if it is not of this model's shape.
+    fn block_of(&self, saved: &Saved, (from, to): (usize, usize)) -> Result<Option<Block>> {
         let ends = saved.name.ends_with(END);
         let scans = if ends { &self.scans[..] } else { &[] };
-        let columns = self.groups.iter().map(|group| {
+        let form = self.form(to);
+        let columns = self.groups.iter().flat_map(|group| {
             let rows = 2 * group.layers.len() as i32;
-            (vec![rows, group.heads, tokens as i32, group.width], group.dtype)
+            let shape = move |width| vec![rows, group.heads, (to - from) as i32, width];
+            group.columns(form).into_iter().map(move |(width, dtype)| (shape(width), dtype))
         });
         let wanted: Vec<(Vec<i32>, Dtype)> = columns.chain(scans.iter().cloned()).collect();
         let alike = |(part, (shape, dtype)): (&Plain, &(Vec<i32>, Dtype))| {
@@ -153,10 +156,15 @@ impl PrefixCache {
         }
         let arrays: Vec<Array> = saved.parts.iter().map(array).collect::<Result<_>>()?;
         eval(&arrays)?;
-        let (columns, scans) = arrays.split_at(self.groups.len());
+        let mut arrays = arrays.into_iter();
+        let mut columns = Vec::with_capacity(self.groups.len());
+        for group in &self.groups {
+            columns.push(arrays.by_ref().take(group.columns(form).len()).collect());
+        }
+        let scans: Vec<Array> = arrays.collect();
         let scan = |pair: &[Array]| Recurrent { conv: pair[0].clone(), scan: pair[1].clone() };
         let snapshot = ends.then(|| scans.chunks_exact(2).map(scan).collect());
-        Ok(Some(Block { columns: columns.to_vec(), snapshot }))
+        Ok(Some(Block { columns, snapshot }))
     }
 
     /// Gives copies of new blocks, whole ones of `lease` and a tail after them, to the disk.
@@ -175,7 +183,8 @@ impl PrefixCache {
                 continue;
             }
             let scans = block.snapshot.iter().flatten().flat_map(Recurrent::arrays);
-            let parts = block.columns.iter().chain(scans).map(plain).collect::<Result<_>>()?;
+            let parts =
+                block.columns.iter().flatten().chain(scans).map(plain).collect::<Result<_>>()?;
             disk.write(Saved { name, tokens: own.to_vec(), parts });
         }
         Ok(())
@@ -188,10 +197,7 @@ fn bytes(shape: &[i32], dtype: Dtype) -> usize {
 
 /// Bytes of an element that state has.
 fn width(dtype: Dtype) -> usize {
-    match dtype {
-        Dtype::Float32 => 4,
-        _ => 2,
-    }
+    element_bytes(dtype) as usize
 }
 
 /// A copy of an array's bytes.
