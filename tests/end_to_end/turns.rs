@@ -96,6 +96,9 @@ fn an_urgent_request_interrupts_and_the_other_loses_nothing() {
     assert_eq!(status["running"].as_u64().unwrap() + status["queued"].as_u64().unwrap(), 1);
     assert_eq!(begun + &rest(events), undisturbed);
     until_idle(front, MODEL);
+    assert_eq!(status_of(front, MODEL)["preemptions"], 1);
+    let counted = format!("mlxd_preemptions{{model=\"{MODEL}\"}} 1");
+    assert!(front.client().get("/metrics").text().contains(&counted));
 }
 
 #[test]

@@ -251,6 +251,7 @@ mod tests {
             tokens_total: 3456,
             running: 0,
             queued: 0,
+            preemptions: 0,
             tokens_per_s: if lives { 241.6 } else { 0.0 },
             deaths: 0,
             residence: Residence::default(),

@@ -183,6 +183,7 @@ pub struct Metrics {
     memory: Family<ByModel, Gauge>,
     running: Family<ByModel, Gauge>,
     queued: Family<ByModel, Gauge>,
+    preemptions: Family<ByModel, Gauge>,
     deaths: Family<ByModel, Gauge>,
     admission: AdmissionMetrics,
     kept: KeptFamilies,
@@ -216,6 +217,7 @@ impl Metrics {
             memory: Family::default(),
             running: Family::default(),
             queued: Family::default(),
+            preemptions: Family::default(),
             deaths: Family::default(),
             admission: AdmissionMetrics::default(),
             kept: KeptFamilies::default(),
@@ -276,6 +278,8 @@ impl Metrics {
         );
         r.register("running", "Sequences in the worker", self.running.clone());
         r.register("queued", "Sequences waiting", self.queued.clone());
+        let help = "Places given up for other sequences since the worker was loaded";
+        r.register("preemptions", help, self.preemptions.clone());
         r.register("worker_deaths", "Deaths since the front started", self.deaths.clone());
         self.admission.register(r);
         self.kept.register(r);
@@ -354,6 +358,7 @@ impl Metrics {
             self.memory.get_or_create(&label).set(status.memory_bytes.unwrap_or(0) as i64);
             self.running.get_or_create(&label).set(status.running.into());
             self.queued.get_or_create(&label).set(status.queued.into());
+            self.preemptions.get_or_create(&label).set(status.preemptions as i64);
             self.deaths.get_or_create(&label).set(status.deaths.into());
             self.kept.observe(&label, status.cache.as_ref());
             self.guesses.observe(&status.name, status.guesses);

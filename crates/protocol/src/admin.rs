@@ -144,6 +144,9 @@ pub struct ModelStatus {
     pub running: u32,
     /// Sequences waiting now.
     pub queued: u32,
+    /// How often a sequence gave up its place for another, since the worker was loaded.
+    #[serde(default)]
+    pub preemptions: u64,
     /// Tokens a second over the last seconds; 0 when idle.
     pub tokens_per_s: f32,
     /// Deaths since the front started.

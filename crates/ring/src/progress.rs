@@ -25,6 +25,7 @@ enum Figure {
     LoadTotal,
     SequencesRunning,
     SequencesQueued,
+    Preemptions,
     TokensGenerated,
     PromptTokens,
     MilliTokensPerSecond,
@@ -72,6 +73,8 @@ pub struct Progress {
     pub sequences_running: u64,
     /// Sequences waiting for a place in the batch.
     pub sequences_queued: u64,
+    /// How often a sequence gave up its place for another, since the worker started.
+    pub preemptions: u64,
     /// Tokens generated since the worker started.
     pub tokens_generated: u64,
     /// Prompt tokens processed since the worker started.
@@ -193,6 +196,11 @@ impl ProgressWriter {
         self.figure(Figure::PromptTokens).fetch_add(tokens, Ordering::Relaxed);
     }
 
+    /// How often a sequence gave up its place for another.
+    pub fn set_preemptions(&self, count: u64) {
+        self.set(Figure::Preemptions, count);
+    }
+
     /// What is kept for later prompts.
     pub fn set_kept(&self, kept: &Kept) {
         self.set(Figure::KeptBytes, kept.bytes);
@@ -260,6 +268,7 @@ impl ProgressReader {
             load_total: get(Figure::LoadTotal),
             sequences_running: get(Figure::SequencesRunning),
             sequences_queued: get(Figure::SequencesQueued),
+            preemptions: get(Figure::Preemptions),
             tokens_generated: get(Figure::TokensGenerated),
             prompt_tokens: get(Figure::PromptTokens),
             milli_tokens_per_second: get(Figure::MilliTokensPerSecond),
@@ -312,6 +321,7 @@ mod tests {
         writer.set_memory(11, 12, 13);
         writer.set_load(21, 22);
         writer.set_sequences(31, 32);
+        writer.set_preemptions(33);
         writer.add_tokens_generated(40);
         writer.add_tokens_generated(1);
         writer.add_prompt_tokens(50);
@@ -351,6 +361,7 @@ mod tests {
             load_total: 22,
             sequences_running: 31,
             sequences_queued: 32,
+            preemptions: 33,
             tokens_generated: 41,
             prompt_tokens: 50,
             milli_tokens_per_second: 61,

@@ -80,6 +80,7 @@ impl Page {
     fn figures(&mut self, counts: Counts, memory: MemoryFigures) {
         let before = std::mem::replace(&mut self.counts, counts);
         self.writer.set_sequences(counts.running as u64, counts.queued as u64);
+        self.writer.set_preemptions(counts.preemptions);
         self.writer.add_tokens_generated(counts.generated_tokens - before.generated_tokens);
         self.writer.add_prompt_tokens(counts.prefilled_tokens - before.prefilled_tokens);
         self.writer.set_memory(memory.active, memory.peak, memory.cache);
