@@ -58,6 +58,8 @@ impl Bench {
         assert_eq!(subject["architecture"], "qwen3", "the admin's socket was not found");
         let server = concat!("mlxd/", env!("CARGO_PKG_VERSION"));
         assert_eq!(report["versions"]["server"], server);
+        let mlx = report["versions"]["mlx"].as_str().expect("MLX's version");
+        assert!(mlx.split('.').count() >= 3, "{mlx}");
         assert_eq!(subject["token_count_source"], "usage");
         assert!(subject["temperature"].is_number(), "{subject}");
         assert!(["chat", "raw"].iter().any(|template| subject["template"] == **template));

@@ -135,6 +135,7 @@ impl Target {
             ..Subject::default()
         };
         let mut report = Report::new(benchmark, subject);
+        report.versions.mlx = status.and_then(|status| status.mlx.clone());
         report.versions.server = match self.url {
             Some(_) => self.client.server_name().await,
             None => Some(format!("mlxd {}", report.versions.mlxd)),

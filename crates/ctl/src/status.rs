@@ -257,6 +257,7 @@ mod tests {
             residence: Residence::default(),
             architecture: None,
             quantization: None,
+            mlx: None,
             context_tokens: None,
             cache: None,
             guesses: None,

@@ -724,6 +724,7 @@ fn never_asked_for(name: String) -> ModelStatus {
         residence: Residence::default(),
         architecture: None,
         quantization: None,
+        mlx: None,
         context_tokens: None,
         cache: None,
         guesses: None,
@@ -770,6 +771,7 @@ fn worker_status(id: &ModelId, slot: &Slot, memory: &HashMap<u32, u64>) -> Model
         residence: Residence::default(),
         architecture: view.info.as_ref().map(|info| info.architecture.clone()),
         quantization: view.info.as_ref().map(|info| info.quantization.clone()),
+        mlx: view.info.as_ref().and_then(|info| info.mlx.clone()),
         context_tokens: view.info.as_ref().map(|info| info.context_tokens),
         cache: progress
             .as_ref()

@@ -127,6 +127,7 @@ mod tests {
             kv_bytes_per_token: 0,
             quantization: "none".into(),
             backend: "cpu".into(),
+            mlx: None,
             load_ms: 0,
         }
     }

@@ -94,6 +94,7 @@ mod tests {
             kv_bytes_per_token: 1,
             quantization: "f32".into(),
             backend: "cpu".into(),
+            mlx: None,
             load_ms: 0,
         }
     }

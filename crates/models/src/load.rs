@@ -160,6 +160,7 @@ pub fn load_with_layout(
             (None, Some(most)) => format!("{}, KV of {most} tokens", quantization),
         },
         backend: backend.name().to_owned(),
+        mlx: crate::sys::version(),
         load_ms: 0,
     };
     // On the CPU evaluation blocks, and a step built on an unread one would copy the KV.

@@ -160,6 +160,9 @@ pub struct ModelStatus {
     /// `4-bit g64`, …, once loaded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub quantization: Option<String>,
+    /// The version of MLX that runs it, once loaded.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mlx: Option<String>,
     /// Tokens of context, once loaded.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub context_tokens: Option<u32>,

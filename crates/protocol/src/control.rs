@@ -186,6 +186,8 @@ pub struct ModelInfo {
     pub quantization: String,
     /// `metal`, `cuda` or `cpu`.
     pub backend: String,
+    /// The version of MLX that runs it, where it is MLX.
+    pub mlx: Option<String>,
     /// Milliseconds from the load command to ready.
     pub load_ms: u64,
 }

@@ -264,6 +264,7 @@ impl Script {
             kv_bytes_per_token: 0,
             quantization: "none".into(),
             backend: "scripted".into(),
+            mlx: None,
             load_ms: self.load_ms,
         }
     }

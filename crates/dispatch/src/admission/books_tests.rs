@@ -156,6 +156,7 @@ impl World {
             kv_bytes_per_token: 1,
             quantization: "f32".into(),
             backend: "cpu".into(),
+            mlx: None,
             load_ms: 1000,
         });
         let pid = self.workers.get(model).copied();
