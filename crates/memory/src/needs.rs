@@ -145,8 +145,8 @@ impl Needs {
         self.kept_bytes(shape, tokens)
     }
 
-    /// A sequence is packed once it is long enough, in whole pieces of its prompt: until then it
-    /// is kept as it is computed.
+    /// A sequence is packed once it is long enough. Until then it is kept as it is computed; while
+    /// it is packed, layer by layer, there is a piece's worth more.
     fn kept_bytes(&self, shape: &ModelShape, tokens: u64) -> u64 {
         let element = self.element_bytes();
         match self.packed_kv {

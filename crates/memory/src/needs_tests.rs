@@ -334,7 +334,7 @@ fn packed_keys_and_values_take_what_their_bits_say() {
     for (bits, of_head) in [(8, 64 + 2 * 2), (4, 32 + 2 * 2)] {
         let packed_kv = Some(PackedKv { bits, from_tokens: 4096 });
         let packed = Needs { packed_kv, ..plain.clone() };
-        // Up to there, and the piece of a prompt that passes it, nothing is packed.
+        // Up to there, and while it is being packed.
         assert_eq!(packed.sequence_bytes(4096), plain.sequence_bytes(4096));
         assert!(packed.sequence_bytes(5000) >= plain.sequence_bytes(4608));
         // 16 layers of keys and values of 8 heads.

@@ -119,8 +119,6 @@ impl Sequence {
         let ids = Array::from_slice(&self.tokens[from..from + count], &[1, count as i32]);
         // Only the KV arrays are evaluated, so the last layer's output is never computed.
         model.forward(&ids, state)?;
-        // What is to be kept of it was kept before.
-        state.forget_unpacked();
         eval(state.arrays())
     }
 }
@@ -318,12 +316,8 @@ impl Engine for MlxEngine {
         let sampler =
             Sampler::new(spec.sampling, spec.logprobs, vocab, &spec.tokens, spec.prompt_len);
         let (kept, cached_tokens) = self.begin(seq, &spec.tokens);
-        let mut state = self.empty_state(spec.prompt_len, spec.capacity);
-        if kept.is_some() {
-            state.remember_unpacked();
-        }
         let sequence = Sequence {
-            state: Some(state),
+            state: Some(self.empty_state(spec.prompt_len, spec.capacity)),
             known: spec.tokens.clone(),
             ahead: Ahead::default(),
             tokens: spec.tokens,

@@ -1,12 +1,11 @@
 //! When [`MlxEngine`] takes state from its [`PrefixCache`], and when it puts some in.
 //!
 //! In: the whole blocks of a prompt once its first token is out, which does not wait for that, or
-//! sooner if somebody else might use them, and where layers forget after each chunk; where packing
-//! begins, what it will change; with a disk, those of a long answer as it grows, so that whoever goes
-//! on with it after this process need not compute it again; the rest, with what was generated, at the
-//! proper end. Out: at the first call
-//! of `prefill`, whole or not at all; where blocks come from the disk, at the call that has read
-//! the last of them.
+//! sooner if somebody else might use them, and where layers forget after each chunk; what is to be
+//! packed, before it is; with a disk, those of a long answer as it grows, so that whoever goes on with
+//! it after this process need not compute it again; the rest, with what was generated, at the proper
+//! end. Out: at the first call of `prefill`, whole or not at all; where blocks come from the disk, at
+//! the call that has read the last of them.
 
 use std::time::Instant;
 
@@ -44,8 +43,6 @@ pub(crate) struct Kept {
     gathered: usize,
     /// After how many tokens a piece is to end: others went another way from there.
     branch: Option<usize>,
-    /// What packing changes in it is kept.
-    unpacked_kept: bool,
 }
 
 impl Kept {
@@ -86,7 +83,6 @@ impl MlxEngine {
             answered: 0,
             gathered: found,
             branch: None,
-            unpacked_kept: false,
         };
         (Some(kept), found)
     }
@@ -119,7 +115,6 @@ impl MlxEngine {
             kept.branch = prefixes.branch(&tokens[..tokens.len() - 1], kept.found);
             let begun = Instant::now();
             prefixes.restore(&mut kept.lease, state)?;
-            state.forget_unpacked();
             if kept.found > 0 {
                 let us = begun.elapsed().as_micros() as u64;
                 tracing::debug!(tokens = kept.found, us, "prefix taken up");
@@ -178,9 +173,29 @@ impl MlxEngine {
                 .keep(&mut kept.lease, ran, position, |count| place.history(count, position))?;
             let us = begun.elapsed().as_micros() as u64;
             tracing::debug!(tokens = ran.len(), us, "prefix kept");
-            match state {
-                Some(state) => state.forget_unpacked(),
-                None => self.batch.forget_unpacked(seq),
+        }
+        Ok(())
+    }
+
+    /// Keeps the whole blocks of what the next step packs: of the rows `asked` for, and of those that
+    /// decode together, some of which may leave.
+    pub(crate) fn keep_before_packing(&mut self, asked: &[SeqId]) -> Result<()> {
+        let Some(prefixes) = self.prefixes.as_mut().filter(|prefixes| prefixes.packs()) else {
+            return Ok(());
+        };
+        let mut rows: Vec<SeqId> = self.batch.rows().iter().map(|row| row.seq).collect();
+        rows.extend(asked.iter().filter(|seq| self.batch.index(**seq).is_none()));
+        for seq in rows {
+            if let Some(Sequence { kept: Some(kept), state, known, .. }) =
+                self.sequences.get_mut(&seq)
+                && let Some(place) = Place::of(state.as_ref(), &mut self.batch, seq)
+                && let position = place.position()
+                && position == prefixes.seam()
+                && let Some(ran) = known.get(..position)
+            {
+                let ran = prefixes.whole_blocks(ran);
+                prefixes
+                    .keep(&mut kept.lease, ran, position, |count| place.history(count, position))?;
             }
         }
         Ok(())
@@ -189,16 +204,10 @@ impl MlxEngine {
     /// Notes that a token of `seq` was collected.
     pub(crate) fn note_generated(&mut self, seq: SeqId) {
         let Some(prefixes) = &self.prefixes else { return };
-        let Some(Sequence { kept: Some(kept), tokens, .. }) = self.sequences.get_mut(&seq) else {
-            return;
-        };
+        let Some(Sequence { kept: Some(kept), .. }) = self.sequences.get_mut(&seq) else { return };
         kept.generated += 1;
         let outlives = prefixes.has_disk() && !prefixes.forgets();
-        let grown = outlives && kept.generated >= kept.answered + ANSWERED_TOKENS;
-        // All tokens before the seam are known by now.
-        let packs = !kept.unpacked_kept && tokens.len() + kept.generated > prefixes.seam();
-        kept.unpacked_kept |= packs;
-        if grown || packs {
+        if outlives && kept.generated >= kept.answered + ANSWERED_TOKENS {
             kept.answered = kept.generated;
             self.due.push(seq);
         }

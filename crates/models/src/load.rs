@@ -390,7 +390,7 @@ fn warm_up(engine: &mut MlxEngine, crowds: &[usize]) -> Result<(), String> {
     Ok(())
 }
 
-/// Runs a prompt in two pieces and a step with packed keys and values, which a device may not know:
+/// Runs a prompt in pieces and a step with packed keys and values, which a device may not know:
 /// MLX's CUDA backend has no product with a part of a packed buffer.
 pub(crate) fn pack_once(engine: &mut MlxEngine, bits: u32) -> Loaded<()> {
     let before = engine.kv.replace(KvQuantization { bits, from_tokens: 0 });

@@ -92,6 +92,7 @@ impl MlxEngine {
                 ahead.push(*seq);
             }
         }
+        self.keep_before_packing(asked)?;
         let rows: Vec<SeqId> = asked.iter().copied().filter(|seq| !ahead.contains(seq)).collect();
         let together = rows.len() > 1 && !self.deterministic;
         let parts = if together {

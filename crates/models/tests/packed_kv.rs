@@ -145,6 +145,35 @@ fn packed_sequences_take_fewer_bytes() {
     }
 }
 
+/// What an answer held before it was packed is kept for others, and not by the answer too.
+#[test]
+fn nothing_is_held_twice_once_it_is_packed() {
+    let folder = case("llama-8-from-0");
+    for (depth, from_tokens) in [(1, 100), (2, 100), (1, 89), (2, 128)] {
+        let spec = LoadSpec { prefix_cache_bytes_max: 1 << 24, ..spec(&folder, 8, from_tokens) };
+        let mut engine = load(&spec).with_depth(depth);
+        engine.trim();
+        let before = engine.memory().active;
+        let seq = SeqId(7);
+        let tokens: Vec<TokenId> = (0..90u32).map(|at| at * 31 % 320).collect();
+        let sampling = Sampling::default();
+        let spec = SeqSpec { tokens, prompt_len: 90, sampling, logprobs: None, capacity: 200 };
+        engine.open(seq, spec).unwrap();
+        while engine.prefill(seq, 64).unwrap() > 0 {}
+        let mut out = Vec::new();
+        for _ in 0..60 {
+            engine.submit(&[seq]).unwrap();
+            engine.collect(&mut out).unwrap();
+        }
+        let kept = engine.cache_figures();
+        assert_eq!(kept.blocks as usize, from_tokens as usize / 64, "from {from_tokens}");
+        let held = engine.memory().active - before - kept.bytes;
+        // One block of rows: keys and values of two layers, two heads of 64 and 8 bytes beside them.
+        let packed = 256 * 2 * 2 * 2 * (64 + 8);
+        assert!(held < packed * 6 / 5, "from {from_tokens}, depth {depth}: {held} of {packed}");
+    }
+}
+
 #[test]
 fn heads_that_cannot_be_packed_are_refused() {
     let folder = common::made_by("make.py").join("arch-llama-head-dim");
@@ -219,7 +248,7 @@ fn packed_and_parked_rows_get_their_own_tokens() {
 }
 
 /// Prompts that end before the seam, at it and behind it, cut anywhere, found in part or whole: each
-/// gets the tokens that it gets from an engine that keeps nothing and runs it in one go.
+/// gets the tokens that it gets from an engine that keeps nothing.
 #[test]
 fn what_was_found_and_where_a_prompt_is_cut_change_no_answer() {
     let lengths = [30, 63, 64, 65, 99, 100, 101, 127, 128, 129, 150, 200];

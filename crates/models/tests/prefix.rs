@@ -341,10 +341,10 @@ fn first_and_last_positions() {
 #[test]
 fn packed_keys_and_values() {
     for (name, bits, from_tokens, depth, on_disk, kib, seed) in [
-        ("llama-4-from-40", 4, 100, 2, false, 1000, 31),
+        ("llama-4-from-40", 4, 100, 1, true, 1000, 31),
         ("qwen3-8-from-0", 8, 128, 2, true, 800, 32),
         ("full-heads-8-from-0", 8, 0, 1, false, 1000, 33),
-        ("hybrid-4-from-40", 4, 90, 1, true, 1500, 34),
+        ("hybrid-4-from-40", 4, 90, 2, false, 1500, 34),
     ] {
         let folder = tempfile::tempdir().unwrap();
         let keeping = Keeping {

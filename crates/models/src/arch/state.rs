@@ -85,16 +85,6 @@ impl State {
         })
     }
 
-    /// From now on layers remember what they pack also as it was.
-    pub fn remember_unpacked(&mut self) {
-        self.layers.iter_mut().filter_map(LayerState::kv).for_each(KvLayer::remember_unpacked);
-    }
-
-    /// Forgets how things were that are packed now.
-    pub fn forget_unpacked(&mut self) {
-        self.layers.iter_mut().filter_map(LayerState::kv).for_each(KvLayer::forget_unpacked);
-    }
-
     /// Keeps no more keys and values than `rotation` says, where layers would keep all of them.
     pub fn rotate(&mut self, rotation: Rotation) {
         self.layers.iter_mut().filter_map(LayerState::kv).for_each(|layer| layer.rotate(rotation));

@@ -231,21 +231,14 @@ impl Batch {
                     if wheel.kept(*position) < count as i32 {
                         return Ok(None);
                     }
-                    let plain = kv.copies(index as i32, wheel, count as i32)?;
-                    History::Columns(Columns { plain, packed: None })
+                    let copies = kv.copies(index as i32, wheel, count as i32)?;
+                    History::Columns(Columns::Plain(copies))
                 }
                 (Place::Stacked(_), LayerState::Recurrent(scan)) => History::Scan(scan.clone()),
                 (Place::Stacked(_), LayerState::Kv(_)) => return Err(LayerState::mismatch()),
             });
         }
         Ok(Some(all))
-    }
-
-    /// A row's layers forget how things were that they have packed.
-    pub fn forget_unpacked(&mut self, seq: SeqId) {
-        if let Some(index) = self.index(seq) {
-            self.rows[index].state.forget_unpacked();
-        }
     }
 
     /// Takes a sequence out that will not go on.

@@ -58,10 +58,6 @@ pub struct KvLayer {
     buffers: Option<Buffers>,
     /// How it packs, and the seam.
     packs: Option<(Packing, i32)>,
-    /// What it packs it also remembers as it was.
-    remembers: bool,
-    /// Keys and values before the seam, as they were.
-    unpacked: Option<[Array; 2]>,
     /// The position that row 0 holds; where first positions are kept, how many were dropped behind
     /// them.
     base: i32,
@@ -128,13 +124,11 @@ impl Buffers {
 
 /// What a layer has of a sequence's last positions.
 #[derive(Debug)]
-pub struct Columns {
-    /// Keys and values as they were computed, in one piece or more, oldest first; of a layer that
-    /// packs, those before the seam, if it still has them.
-    pub plain: Vec<(Array, Array)>,
-    /// Words, scales and biases of the packed keys, then of the values, all positions in one piece
-    /// each, if it packs.
-    pub packed: Option<Vec<Array>>,
+pub enum Columns {
+    /// Keys and values as they were computed, in one piece or more, oldest first.
+    Plain(Vec<(Array, Array)>),
+    /// Words, scales and biases of the packed keys, then of the values, in one piece each.
+    Packed(Vec<Array>),
 }
 
 /// Words, scales and biases of `array`.
@@ -150,18 +144,7 @@ fn blocks(positions: i32) -> i32 {
 impl KvLayer {
     /// An empty layer.
     pub fn new(heads: i32, width: i32, dtype: Dtype, window: Option<i32>) -> Self {
-        Self {
-            buffers: None,
-            packs: None,
-            remembers: false,
-            unpacked: None,
-            base: 0,
-            window,
-            rotation: None,
-            heads,
-            width,
-            dtype,
-        }
+        Self { buffers: None, packs: None, base: 0, window, rotation: None, heads, width, dtype }
     }
 
     /// Packs from a position on, the second at the earliest, if it keeps all positions and its
@@ -175,17 +158,6 @@ impl KvLayer {
     /// How it packs, and the first position whose query sees packed keys and values.
     pub fn packs(&self) -> Option<(Packing, i32)> {
         self.packs
-    }
-
-    /// From now on what it packs it also remembers as it was, until it is to
-    /// [forget](Self::forget_unpacked) it.
-    pub fn remember_unpacked(&mut self) {
-        self.remembers = true;
-    }
-
-    /// Forgets how things were that are packed now.
-    pub fn forget_unpacked(&mut self) {
-        self.unpacked = None;
     }
 
     /// Keeps no more positions than `rotation` says, if it would keep all.
@@ -244,6 +216,7 @@ impl KvLayer {
         if let Some(rotation) = self.rotation {
             return self.append_rotating([keys, values], (position, capacity), rotation);
         }
+        debug_assert!(self.packs.is_none_or(|(_, seam)| position >= seam || end <= seam));
         if self.is_packed_at(position) {
             self.pack()?;
         }
@@ -261,7 +234,6 @@ impl KvLayer {
             && let ([keys, values], None) = (buffers.arrays.as_slice(), buffers.packing)
         {
             let packed = [packed(keys, packing)?, packed(values, packing)?].concat();
-            self.unpacked = self.remembers.then(|| [keys.clone(), values.clone()]);
             buffers.arrays = packed;
             buffers.packing = Some(packing);
         }
@@ -296,23 +268,17 @@ impl KvLayer {
         }
     }
 
-    /// Views of all that it has of the last `count` of `position` positions.
+    /// Views of the last `count` of `position` positions, as it has them.
     pub fn columns(&self, count: i32, position: i32) -> Result<Columns> {
-        let packed = self.buffers.as_ref().filter(|buffers| buffers.packing.is_some());
-        let (Some(packed), Some((_, seam))) = (packed, self.packs) else {
-            let plain = self.last(count, position)?.into_iter().collect();
-            return Ok(Columns { plain, packed: None });
-        };
-        // What is packed begins with the sequence.
-        let from = position - count;
-        let views = packed.arrays.iter().map(|array| rows(array, (from, position)));
-        let plain = match &self.unpacked {
-            Some([keys, values]) if from < seam => {
-                vec![(rows(keys, (from, seam))?, rows(values, (from, seam))?)]
+        match self.buffers.as_ref().filter(|buffers| buffers.packing.is_some()) {
+            None => Ok(Columns::Plain(self.last(count, position)?.into_iter().collect())),
+            Some(buffers) => {
+                // What is packed begins with the sequence.
+                let views =
+                    buffers.arrays.iter().map(|all| rows(all, (position - count, position)));
+                Ok(Columns::Packed(views.collect::<Result<_>>()?))
             }
-            _ => Vec::new(),
-        };
-        Ok(Columns { plain, packed: Some(views.collect::<Result<_>>()?) })
+        }
     }
 
     /// Takes `pieces`, one after the other the last positions before `position`, instead of
@@ -337,7 +303,7 @@ impl KvLayer {
     }
 
     /// Takes `arrays`, the packed keys and values of all positions before `position` as
-    /// [`Columns::packed`] has them, instead of what it holds. They are copied, with room for what
+    /// [`Columns::Packed`] has them, instead of what it holds. They are copied, with room for what
     /// is to come.
     pub fn adopt_packed(&mut self, arrays: &[Array], position: i32, capacity: i32) -> Result<()> {
         let rows = self.rows_for(0, position + 1, capacity);
@@ -355,7 +321,6 @@ impl KvLayer {
     /// Forgets everything.
     pub fn clear(&mut self) {
         self.buffers = None;
-        self.unpacked = None;
         self.base = 0;
     }
 
@@ -389,9 +354,14 @@ impl KvLayer {
     }
 
     /// Rows for positions `first..end`: what is needed now, and room to grow without copying
-    /// everything each 256 tokens, but no more than the sequence can use.
+    /// everything each 256 tokens, but no more than the sequence can use, or than come before they
+    /// are packed.
     fn rows_for(&self, first: i32, end: i32, capacity: i32) -> i32 {
         let needed = end - first;
+        let capacity = match self.packs {
+            Some((_, seam)) if end <= seam => capacity.min(seam),
+            _ => capacity,
+        };
         let roomy = match self.window {
             Some(_) => needed + BLOCK,
             None => needed + (needed / 4).max(BLOCK),

@@ -144,6 +144,16 @@ impl PrefixCache {
         self.seam
     }
 
+    /// Whether layers pack keys and values from there on.
+    pub fn packs(&self) -> bool {
+        self.seam < usize::MAX
+    }
+
+    /// Those of a sequence's `tokens` that fill blocks.
+    pub fn whole_blocks<'a>(&self, tokens: &'a [TokenId]) -> &'a [TokenId] {
+        &tokens[..tokens.len() / BLOCK_TOKENS * BLOCK_TOKENS]
+    }
+
     /// Bytes of a block of positions `from..to`, without a snapshot.
     fn bytes(&self, from: usize, to: usize) -> u64 {
         let form = self.form(to);
@@ -267,18 +277,18 @@ impl PrefixCache {
         let end = if extent == Extent::All { tokens.len() } else { tail_from };
         let from = self.index.whole_tokens(lease).min(tail_from);
         // A scan's state is worth a tail wherever a chunk ends.
-        let tail = tail_from < tokens.len() && (end > tail_from || self.snapshot_bytes > 0);
+        let scans = self.snapshot_bytes > 0 && tokens.len() == position;
+        let tail = tail_from < tokens.len() && (end > tail_from || scans);
         if from == tail_from && !tail {
             return Ok(());
         }
         let Some(history) = history(position - from)? else {
             return Ok(());
         };
-        let lost = |layer: &History| match layer {
-            History::Columns(Columns { plain, packed }) => packed.is_some() && plain.is_empty(),
-            History::Scan(_) => false,
-        };
-        if from + BLOCK_TOKENS <= self.seam && history.iter().any(lost) {
+        // What was to be kept before it was packed had no room then.
+        let packed = |layer: &History| matches!(layer, History::Columns(Columns::Packed(_)));
+        let first_to = tokens.len().min(from + BLOCK_TOKENS);
+        if self.form(first_to) == Form::Plain && history.iter().any(packed) {
             return Ok(());
         }
         let (groups, seam) = (&self.groups, self.seam);
@@ -290,7 +300,7 @@ impl PrefixCache {
             Ok(block)
         };
         let bytes = |cache: &Self, from: usize, to: usize| {
-            let snapshot = if to == tokens.len() { cache.snapshot_bytes } else { 0 };
+            let snapshot = if to == position { cache.snapshot_bytes } else { 0 };
             cache.bytes(from, to) + snapshot
         };
         let mut at = from;
@@ -451,11 +461,11 @@ impl Source<'_> {
                 let History::Columns(columns) = &self.history[*layer] else {
                     return Err(LayerState::mismatch());
                 };
-                let parts = match &columns.packed {
-                    Some(packed) if form == Form::Packed => packed.clone(),
-                    _ => {
+                let parts = match columns {
+                    Columns::Packed(parts) => parts.clone(),
+                    Columns::Plain(pieces) => {
                         let (keys, values): (Vec<Array>, Vec<Array>) =
-                            columns.plain.iter().cloned().unzip();
+                            pieces.iter().cloned().unzip();
                         vec![joined(keys, 2)?, joined(values, 2)?]
                     }
                 };
