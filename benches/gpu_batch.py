@@ -16,10 +16,7 @@ each, median of the runs), for 1, 5 and 16 at once:
 import argparse
 import http.client
 import json
-import socket
 import statistics
-import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -27,7 +24,7 @@ from pathlib import Path
 
 import mlx.core as mx
 from gpu_overhead import SHAPES, make, prompt_of, run_direct, run_mlx_lm
-from http_overhead import add_tokenizer, host_of, mlxd, timed_request, wait_for
+from http_overhead import add_tokenizer, host_of, mlx_lm_server, mlxd, timed_request
 from mlx_lm.generate import BatchGenerator
 from mlx_lm.utils import load_model
 
@@ -99,52 +96,38 @@ def mlxd_leg(arguments, folder, config, sizes):
 
 
 def server_leg(arguments, folder, config, sizes):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    server = subprocess.Popen([sys.executable, "-m", "mlx_lm", "server", "--model", str(folder),
-                               "--port", str(port)], stderr=(log := tempfile.TemporaryFile("w+")))
-    host = f"127.0.0.1:{port}"
     speeds = {}
     try:
-        def answers():
-            connection = http.client.HTTPConnection(host)
-            connection.request("GET", "/health")
-            return connection.getresponse().read()
-        wait_for(answers, server)
-        for rows in sizes:
-            speeds[rows] = median_speed(arguments.runs, rows, lambda: run_clients(
-                host, prompts(config, rows), "default_model", {}))
-    except Exception as error:
-        log.seek(0)
-        print(f"mlx_lm server: {error}\n{log.read()[-1500:]}", flush=True)
-    finally:
-        server.terminate()
-        server.wait()
+        with mlx_lm_server(folder) as host:
+            for rows in sizes:
+                speeds[rows] = median_speed(arguments.runs, rows, lambda: run_clients(
+                    host, prompts(config, rows), "default_model", {}))
+    except Exception as error:  # The others' figures are worth keeping.
+        print(f"mlx_lm server: {error!r}", flush=True)
     return speeds
 
 
 def legs(arguments, folder, config, sizes):
+    """Each leg's name and its speeds by requests at once, as it is done."""
     model, _ = load_model(folder)
     mx.eval(model.parameters())
-    found = {"mlx_lm": {1: median_speed(
-        arguments.runs, 1, lambda: run_mlx_lm(model, prompt_of(config), NEW))}}
-    found["batch"] = {rows: median_speed(
+    yield "batch", {rows: median_speed(
         arguments.runs, rows, lambda: run_batch(model, prompts(config, rows))) for rows in sizes}
+    yield "mlx_lm", {1: median_speed(
+        arguments.runs, 1, lambda: run_mlx_lm(model, prompt_of(config), NEW))}
     del model
     mx.clear_cache()
     more = ["--rows", ",".join(map(str, sizes)), "--apart", str(max(sizes))]
     said = run_direct(arguments.direct, folder, [], [NEW], arguments.runs, *more)
-    found["direct"] = {
-        rows: rows * NEW / statistics.median(seconds[0] for seconds in said["together"][str(rows)])
-        for rows in sizes}
     print(f"logits of {max(sizes)} rows together are {said['apart']:.4f} deviations from each alone",
           flush=True)
+    yield "direct", {
+        rows: rows * NEW / statistics.median(seconds[0] for seconds in said["together"][str(rows)])
+        for rows in sizes}
     if arguments.programs:
-        found["http"] = mlxd_leg(arguments, folder, config, sizes)
+        yield "http", mlxd_leg(arguments, folder, config, sizes)
     if arguments.server:
-        found["mlx_lm server"] = server_leg(arguments, folder, config, sizes)
-    return found
+        yield "mlx_lm server", server_leg(arguments, folder, config, sizes)
 
 
 def main():
@@ -172,16 +155,16 @@ def main():
                 make(config, folder)
                 add_tokenizer(folder, config["vocab_size"])
                 mx.clear_cache()
-            found = legs(arguments, folder, config, sizes)
-            results[f"{name} {kind}"] = found
-            for leg, speeds in found.items():
+            found = results[f"{name} {kind}"] = {}
+            for leg, speeds in legs(arguments, folder, config, sizes):
+                found[leg] = speeds
                 def ratio(rows):
                     base = found["batch"].get(rows)
                     return f" ({speeds[rows] / base:.2f}×)" if base and leg != "batch" else ""
                 row = "  ".join(f"{rows}: {speed:7.1f}{ratio(rows)}" for rows, speed in speeds.items())
                 print(f"{name:5} {kind:5} {leg:14} {row}", flush=True)
-            if arguments.out:
-                arguments.out.write_text(json.dumps(results, indent=1))
+                if arguments.out:
+                    arguments.out.write_text(json.dumps(results, indent=1))
 
 
 if __name__ == "__main__":

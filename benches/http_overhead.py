@@ -240,35 +240,39 @@ def with_own_tokenizer_class(folder, copy):
         dict(config, tokenizer_class="Words", auto_map={"AutoTokenizer": [None, "words.Words"]})))
 
 
-def server_leg(folder, prompt, lengths, runs):
-    with tempfile.TemporaryDirectory() as copy:
-        with_own_tokenizer_class(folder, Path(copy))
-        return run_server(copy, prompt, lengths, runs)
-
-
-def run_server(folder, prompt, lengths, runs):
+@contextlib.contextmanager
+def mlx_lm_server(folder):
+    """A running `mlx_lm.server` of the checkpoint, by its host; on a failure what it logged is shown."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = tempfile.TemporaryFile("w+")
-    server = subprocess.Popen([sys.executable, "-m", "mlx_lm", "server", "--model", str(folder),
-                               "--port", str(port), "--trust-remote-code"], stderr=log)
-    try:
-        def answers():
-            connection = http.client.HTTPConnection("127.0.0.1", port)
-            connection.request("GET", "/health")
-            return connection.getresponse().read()
-        wait_for(answers, server)
-        text = " ".join(f"t{index}" for index in prompt)
-        connection = http.client.HTTPConnection("127.0.0.1", port)
+        host = f"127.0.0.1:{free.getsockname()[1]}"
+
+    def answers():
+        connection = http.client.HTTPConnection(host)
+        connection.request("GET", "/health")
+        return connection.getresponse().read()
+
+    with tempfile.TemporaryDirectory() as copy, tempfile.TemporaryFile("w+") as log:
+        with_own_tokenizer_class(folder, Path(copy))
+        server = subprocess.Popen([sys.executable, "-m", "mlx_lm", "server", "--model", copy,
+                                   "--port", host.split(":")[1], "--trust-remote-code"], stderr=log)
+        try:
+            wait_for(answers, server)
+            yield host
+        except Exception:
+            log.seek(0)
+            sys.stderr.write(log.read()[-4000:])
+            raise
+        finally:
+            server.terminate()
+            server.wait()
+
+
+def server_leg(folder, prompt, lengths, runs):
+    text = " ".join(f"t{index}" for index in prompt)
+    with mlx_lm_server(folder) as host:
+        connection = http.client.HTTPConnection(host)
         return measure_http(connection, text, lengths, runs, "default_model", {})
-    except Exception:
-        log.seek(0)
-        sys.stderr.write(log.read()[-4000:])
-        raise
-    finally:
-        server.terminate()
-        server.wait()
 
 
 def wait_for(ready, process):
