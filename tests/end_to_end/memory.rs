@@ -3,7 +3,7 @@
 //! machine's figures are a file's where a test needs others than this machine's.
 
 use crate::fixture::{DEMO, chat, config, delta, said, status_of};
-use mlxd_memory::Bytes;
+use mlxd_protocol::bytes_in_short;
 use mlxd_testkit::{
     Answer, Body, Events, Fault, FrontConfig, FrontProcess, How, ModelFolder, Outcome, Response,
     Script, When, until,
@@ -353,7 +353,7 @@ fn who_waits_too_long_and_who_is_one_too_many_are_refused_with_the_numbers() {
             let error = response.json()["error"].clone();
             assert_eq!(error["code"], "memory_full");
             let message = error["message"].as_str().unwrap();
-            let free = format!("of {} are free", Bytes(machine.budget));
+            let free = format!("of {} are free", bytes_in_short(machine.budget));
             for word in [words, "org/b needs", &free, "org/a holds", "(busy)"] {
                 assert!(message.contains(word), "{message} lacks {word}");
             }
@@ -381,7 +381,7 @@ fn what_never_fits_is_refused_at_once_and_estimated_before() {
         (&error["code"], &error["type"]),
         (&json!("insufficient_memory"), &json!("server_error"))
     );
-    let free = format!("of {} are free", Bytes(machine.budget));
+    let free = format!("of {} are free", bytes_in_short(machine.budget));
     assert!(error["message"].as_str().unwrap().contains(&free), "{error}");
     assert!(machine.happened("worker_spawned", "org/a").is_empty());
     assert_eq!(machine.metric("mlxd_memory_refusals_total"), 1.0);
@@ -400,7 +400,7 @@ fn a_preload_without_room_says_so_until_there_is_room() {
         let brief = status["residence"]["refused"].as_str()?.to_owned();
         Some((brief, status["reason"].as_str()?.to_owned()))
     });
-    let free = format!("of {} are free", Bytes(machine.budget));
+    let free = format!("of {} are free", bytes_in_short(machine.budget));
     assert!(brief.starts_with("needs ") && brief.ends_with(&free), "{brief}");
     assert!(reason.contains("can never fit") && reason.contains(&free), "{reason}");
     let shown = machine.mlxctl(&["status"]).1;
@@ -626,7 +626,7 @@ fn no_worker_is_started_into_memory_that_did_not_come_back() {
         (status["state"] == "BACKOFF" && reason.contains("may not have come back"))
             .then_some(reason)
     });
-    assert!(reason.contains("10.0 MiB"), "{reason}");
+    assert!(reason.contains("10.5 MB"), "{reason}");
     assert!(machine.front.workers().is_empty());
     assert!(!machine.happened("no_room", "org/a").is_empty());
     assert_eq!(machine.happened("worker_spawned", "org/a").len(), 1);

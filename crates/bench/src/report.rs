@@ -4,6 +4,7 @@ use crate::machine::Machine;
 use crate::plot::Plot;
 use crate::table::Table;
 use anyhow::Context;
+use mlxd_protocol::bytes_in_short;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::path::Path;
@@ -140,8 +141,8 @@ impl Report {
         parts.extend(subject.server.as_ref().map(|url| format!("at {url}")));
         parts.extend(subject.temperature.map(|temperature| format!("temperature {temperature}")));
         let machine = &self.machine;
-        let memory = machine.memory_bytes as f64 / f64::from(1 << 30);
-        parts.push(format!("{}, {} cores, {memory:.0} GiB", machine.chip, machine.cores));
+        let memory = bytes_in_short(machine.memory_bytes);
+        parts.push(format!("{}, {} cores, {memory}", machine.chip, machine.cores));
         parts.extend(machine.device.clone());
         parts.push(machine.os.clone());
         parts.push(format!("mlxd {}", self.versions.mlxd));
@@ -213,6 +214,13 @@ pub fn write_json(path: &Path, value: &impl Serialize) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_heading_gives_memory_in_the_units_of_every_page() {
+        let mut report = Report::new("llm", Subject::default());
+        report.machine.memory_bytes = 64 << 30;
+        assert!(report.heading().contains(" cores, 68.7 GB"), "{}", report.heading());
+    }
 
     #[test]
     fn one_report_and_many_are_read_back() {

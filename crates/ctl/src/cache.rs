@@ -3,8 +3,8 @@
 use crate::client::{Failure, Front, Patience};
 use crate::exit::Exit;
 use crate::output::{self, harmless};
-use crate::units;
 use mlxd_protocol::admin::{CacheReport, CacheStatus, ModelCache};
+use mlxd_protocol::bytes_in_short;
 
 /// Shows it, or drops it and says how much that was.
 pub(crate) async fn cache(
@@ -46,7 +46,7 @@ fn lines(model: &ModelCache) -> String {
     if *bytes_max == 0 {
         return format!("{name}: keeps nothing (prefix_cache_bytes_max is 0, or deterministic)\n");
     }
-    let size = units::bytes;
+    let size = bytes_in_short;
     let mut text = format!(
         "{name}\n  memory  {} of {} in {blocks} blocks, {evictions} dropped for others\n  \
          hits    {hits} of {lookups} prompts, {tokens_saved} tokens saved\n",
@@ -72,8 +72,8 @@ fn cleared(report: &CacheReport) -> String {
         return NOTHING.to_owned();
     }
     let line = |model: &ModelCache| {
-        let memory = units::bytes(model.cleared_bytes.unwrap_or(0));
-        let disk = units::bytes(model.cleared_disk_bytes.unwrap_or(0));
+        let memory = bytes_in_short(model.cleared_bytes.unwrap_or(0));
+        let disk = bytes_in_short(model.cleared_disk_bytes.unwrap_or(0));
         format!("{}: dropped {memory} in memory and {disk} on the disk\n", model.name)
     };
     report.models.iter().map(line).collect()
@@ -114,13 +114,13 @@ mod tests {
         let report = CacheReport { models };
         assert_eq!(
             table(&report),
-            "org/m\n  memory  1.5 MB of 1.0 GB in 12 blocks, 3 dropped for others\n  hits    7 of 9 \
-             prompts, 812 tokens saved\n  disk    2.0 MB of 8.0 GB in 20 files, 4 read, 0 B written, \
+            "org/m\n  memory  1.50 MB of 1.00 GB in 12 blocks, 3 dropped for others\n  hits    7 of 9 \
+             prompts, 812 tokens saved\n  disk    2.00 MB of 8.00 GB in 20 files, 4 read, 0 B written, \
              1 damaged\norg/m: not loaded\norg/m: keeps nothing (prefix_cache_bytes_max is 0, or \
              deterministic)\n"
         );
         let report = CacheReport { models: vec![model(Some(cache))] };
-        assert_eq!(cleared(&report), "org/m: dropped 1.5 MB in memory and 0 B on the disk\n");
+        assert_eq!(cleared(&report), "org/m: dropped 1.50 MB in memory and 0 B on the disk\n");
         assert_eq!(table(&CacheReport { models: Vec::new() }), NOTHING);
     }
 }

@@ -4,8 +4,8 @@ use crate::arguments::EstimateOf;
 use crate::client::{Failure, Front};
 use crate::exit::Exit;
 use crate::output::{self, harmless};
-use crate::units;
 use mlxd_protocol::admin::{Estimate, Verdict};
+use mlxd_protocol::bytes_in_short;
 
 /// Prints the arithmetic and the verdict. Exit code 1 for what can never fit.
 pub(crate) async fn estimate(
@@ -33,19 +33,19 @@ fn text(estimate: &Estimate) -> String {
     let sum: u64 = estimate.parts.iter().map(|part| part.bytes).sum();
     let mut rows: Vec<(&str, String, &str)> = Vec::new();
     for part in &estimate.parts {
-        rows.push((&part.name, units::bytes(part.bytes), &part.how));
+        rows.push((&part.name, bytes_in_short(part.bytes), &part.how));
     }
-    rows.push(("in all, computed", units::bytes(sum), ""));
-    let measured = |bytes: Option<u64>| bytes.map_or_else(|| "never".to_owned(), units::bytes);
+    rows.push(("in all, computed", bytes_in_short(sum), ""));
+    let measured = |bytes: Option<u64>| bytes.map_or_else(|| "never".to_owned(), bytes_in_short);
     rows.push(("measured, loaded", measured(estimate.measured_loaded_bytes), ""));
     rows.push(("measured, so used", measured(estimate.measured_peak_bytes), ""));
-    rows.push(("to be promised", units::bytes(estimate.needs_bytes), ""));
+    rows.push(("to be promised", bytes_in_short(estimate.needs_bytes), ""));
     if estimate.promised_bytes > 0 {
-        rows.push(("of that promised", units::bytes(estimate.promised_bytes), ""));
+        rows.push(("of that promised", bytes_in_short(estimate.promised_bytes), ""));
     }
     let memory = &estimate.memory;
-    let of_budget = format!("of {} for all models", units::bytes(memory.budget_bytes));
-    rows.push(("free", units::bytes(memory.free_bytes), &of_budget));
+    let of_budget = format!("of {} for all models", bytes_in_short(memory.budget_bytes));
+    rows.push(("free", bytes_in_short(memory.free_bytes), &of_budget));
     let width = |text: fn(&(&str, String, &str)) -> usize| rows.iter().map(text).max().unwrap_or(0);
     let (names, sizes) = (width(|row| row.0.len()), width(|row| row.1.len()));
     let sequences = if estimate.batch == 1 { "sequence" } else { "sequences" };
@@ -99,13 +99,13 @@ mod tests {
             text(&estimate),
             "\
 a/b, 2 sequences of 8192 tokens
-  weights            335 MB  as stored
-  sequences          1.9 GB  2 × 8192 tokens
-  in all, computed   2.2 GB
-  measured, loaded   400 MB
-  measured, so used   never
-  to be promised     2.3 GB
-  free               8.0 GB  of 8.0 GB for all models
+  weights             335 MB  as stored
+  sequences          1.88 GB  2 × 8192 tokens
+  in all, computed   2.21 GB
+  measured, loaded    400 MB
+  measured, so used    never
+  to be promised     2.30 GB
+  free               8.00 GB  of 8.00 GB for all models
 it fits
 "
         );

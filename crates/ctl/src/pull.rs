@@ -8,10 +8,10 @@ use crate::client::{Failure, Front, Patience, broken};
 use crate::exit::Exit;
 use crate::lines::Lines;
 use crate::output::{self, harmless};
-use crate::units;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use mlxd_config::Environment;
 use mlxd_protocol::admin::{PullCall, PullCancelCall, PullStage, PullStatus};
+use mlxd_protocol::bytes_in_short;
 use std::collections::HashMap;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -99,11 +99,11 @@ fn finish(last: Option<PullStatus>, as_json: bool) -> Result<Exit, Failure> {
             let news = match status.bytes_fetched {
                 0 => "is here already".to_owned(),
                 fetched if fetched == bytes => "pulled".to_owned(),
-                fetched => format!("pulled, {} of it now", units::bytes(fetched)),
+                fetched => format!("pulled, {} of it now", bytes_in_short(fetched)),
             };
             let size = match status.files.len() {
                 0 => String::new(),
-                files => format!(", {files} files, {}", units::bytes(bytes)),
+                files => format!(", {files} files, {}", bytes_in_short(bytes)),
             };
             let line = format!("{}: {news}{size}, commit {commit}", status.model);
             output::line(&harmless(&line)).map(|()| Exit::Success)
@@ -158,7 +158,7 @@ impl Shown {
             }
             let is_new = !self.finished.contains(&file.name);
             if file.bytes_done == file.bytes_total && is_new {
-                let size = units::bytes(file.bytes_total);
+                let size = bytes_in_short(file.bytes_total);
                 eprintln!("mlxctl: {}: here, {size}", harmless(&file.name));
                 self.finished.push(file.name.clone());
             }
@@ -178,7 +178,7 @@ impl Bars {
         let all = MultiProgress::new();
         let total = all.add(ProgressBar::new(0));
         total.set_style(style(
-            "{spinner} {msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec} {eta}",
+            "{spinner} {msg} {bar:30} {decimal_bytes}/{decimal_total_bytes} {decimal_bytes_per_sec} {eta}",
         ));
         total.enable_steady_tick(TICK);
         Self { all, total, files: HashMap::new() }
@@ -211,7 +211,7 @@ impl Bars {
             }
             let bar = self.files.entry(file.name.clone()).or_insert_with(|| {
                 let bar = self.all.add(ProgressBar::new(file.bytes_total));
-                bar.set_style(style("  {bar:30} {bytes}/{total_bytes} {msg}"));
+                bar.set_style(style("  {bar:30} {decimal_bytes}/{decimal_total_bytes} {msg}"));
                 bar
             });
             bar.set_position(file.bytes_done);

@@ -4,11 +4,10 @@ use crate::arguments::Rm;
 use crate::client::{Failure, Front, Patience};
 use crate::exit::Exit;
 use crate::output::{self, harmless};
-use crate::units;
 use mlxd_protocol::admin::{
     ModelOnDisk, ModelShow, PullStatus, RemoveCall, Removed, Shelf, WorkerState,
 };
-use mlxd_protocol::parameters_in_short;
+use mlxd_protocol::{bytes_in_short, parameters_in_short};
 use serde_json::json;
 use std::io::{IsTerminal, stdin};
 
@@ -75,16 +74,16 @@ async fn confirmed(front: &Front, models: &[String]) -> Result<bool, Failure> {
 /// Names what would go, with its size where that is known.
 fn question(models: &[String], shelf: &Shelf) -> String {
     let named = |name: &String| match shelf.models.iter().find(|model| model.name == *name) {
-        Some(model) => format!("{name} ({})", units::bytes(model.bytes)),
+        Some(model) => format!("{name} ({})", bytes_in_short(model.bytes)),
         None => name.clone(),
     };
     format!("delete {} from disk?", models.iter().map(named).collect::<Vec<_>>().join(", "))
 }
 
 fn removal(done: &Removed) -> String {
-    let mut line = format!("{}: removed, {} freed", done.model, units::bytes(done.freed_bytes));
+    let mut line = format!("{}: removed, {} freed", done.model, bytes_in_short(done.freed_bytes));
     if done.shared_bytes > 0 {
-        let shared = units::bytes(done.shared_bytes);
+        let shared = bytes_in_short(done.shared_bytes);
         line.push_str(&format!(", {shared} stay for another revision"));
     }
     if !done.stopped.is_empty() {
@@ -123,7 +122,7 @@ fn row(model: &ModelOnDisk) -> [String; 6] {
         model.architecture.clone(),
         model.quantization.clone(),
         model.parameters.map(parameters_in_short).unwrap_or_default(),
-        units::bytes(model.bytes),
+        bytes_in_short(model.bytes),
         match model.state {
             WorkerState::Stopped => String::new(),
             state => state.name().to_owned(),
@@ -137,8 +136,8 @@ fn pull(status: &PullStatus) -> String {
     format!(
         "{}: being pulled, {share} %, {} of {}\n",
         status.model,
-        units::bytes(done),
-        units::bytes(total)
+        bytes_in_short(done),
+        bytes_in_short(total)
     )
 }
 
@@ -165,12 +164,12 @@ fn description(shown: &ModelShow) -> String {
 }
 
 fn needs(shown: &ModelShow) -> String {
-    let weights = units::bytes(shown.weight_bytes);
+    let weights = bytes_in_short(shown.weight_bytes);
     match shown.kv_bytes_per_token {
         Some(bytes) => {
             format!(
                 "{weights} for its weights, {} for each 1,000 tokens",
-                units::bytes(bytes * 1000)
+                bytes_in_short(bytes * 1000)
             )
         }
         None => format!("{weights} for its weights"),
@@ -221,7 +220,7 @@ mod tests {
 MODEL  KIND   FORM       PARAMS    SIZE  STATE
 a/b    qwen3  4-bit g64    596M  335 MB  RUNNING
 m      qwen3  4-bit g64    596M  335 MB
-org/new: being pulled, 25 %, 1.0 MB of 4.0 MB
+org/new: being pulled, 25 %, 1.00 MB of 4.00 MB
 "
         );
     }
@@ -276,7 +275,7 @@ folder         /c (hub)
         };
         assert_eq!(
             removal(&done),
-            "a/b@v1: removed, 2.0 MB freed, 1.0 MB stay for another revision, stopped a/b"
+            "a/b@v1: removed, 2.00 MB freed, 1.00 MB stay for another revision, stopped a/b"
         );
     }
 }

@@ -4,6 +4,7 @@ use crate::exit::Exit;
 use crate::output::harmless;
 use crate::units;
 use mlxd_protocol::admin::{ModelStatus, Status, WorkerState};
+use mlxd_protocol::bytes_in_short;
 
 const HEADS: [&str; 7] = ["MODEL", "STATE", "PID", "UPTIME", "MEMORY", "REQUESTS", "TOK/S"];
 /// The first columns are text, the others numbers.
@@ -56,7 +57,7 @@ pub(crate) fn table(server: &Status, models: &[&ModelStatus], columns: Option<us
             server.server.version,
             server.server.pid,
             units::duration(server.uptime_s),
-            units::bytes(server.memory_bytes),
+            bytes_in_short(server.memory_bytes),
             server.base_url
         ),
     );
@@ -106,7 +107,7 @@ fn row(model: &ModelStatus) -> [String; 7] {
         model.state.name().to_owned(),
         model.pid.map_or(String::new(), |pid| pid.to_string()),
         model.uptime_s.map_or(String::new(), units::duration),
-        model.memory_bytes.map_or(String::new(), units::bytes),
+        model.memory_bytes.map_or(String::new(), bytes_in_short),
         model.requests_total.to_string(),
         if lives { units::rate(model.tokens_per_s) } else { String::new() },
     ]
@@ -141,7 +142,7 @@ fn memory_note(model: &ModelStatus) -> Option<String> {
     let residence = &model.residence;
     let mut said = Vec::new();
     if residence.promised_bytes > 0 {
-        said.push(format!("promised {}", units::bytes(residence.promised_bytes)));
+        said.push(format!("promised {}", bytes_in_short(residence.promised_bytes)));
     }
     if residence.pinned {
         said.push("pinned".to_owned());
@@ -168,9 +169,9 @@ fn memory_line(server: &Status) -> Option<String> {
     };
     Some(format!(
         "memory: {} of {} promised, {} free{waiting}, pressure {}",
-        units::bytes(memory.promised_bytes),
-        units::bytes(memory.budget_bytes),
-        units::bytes(memory.free_bytes),
+        bytes_in_short(memory.promised_bytes),
+        bytes_in_short(memory.budget_bytes),
+        bytes_in_short(memory.free_bytes),
         memory.pressure
     ))
 }
@@ -297,16 +298,16 @@ mod tests {
         assert_eq!(
             text,
             "\
-MODEL                          STATE      PID   UPTIME  MEMORY  REQUESTS  TOK/S
-b                              BACKOFF                                12
+MODEL                          STATE      PID   UPTIME   MEMORY  REQUESTS  TOK/S
+b                              BACKOFF                                 12
     the worker died of signal 9 (SIGKILL) after 3 s, second death in a row; it
     is started again in 2 s
-mlx-community/Qwen3-0.6B-4bit  STARTING  4711  1:02:05  2.3 GB        12    0.0
+mlx-community/Qwen3-0.6B-4bit  STARTING  4711  1:02:05  2.35 GB        12    0.0
     loading, 43 %
-mlxd-demo                      RUNNING   4711  1:02:05  2.3 GB        12    242
+mlxd-demo                      RUNNING   4711  1:02:05  2.35 GB        12    242
     8 running, 3 waiting
-z                              STOPPED                                12
-mlxd 0.1.0, pid 99, up 0:01:01, 14 MB, serves http://127.0.0.1:11440/v1
+z                              STOPPED                                 12
+mlxd 0.1.0, pid 99, up 0:01:01, 14.2 MB, serves http://127.0.0.1:11440/v1
 "
         );
         assert!(text.lines().all(|line| line.chars().count() <= 80));
@@ -319,11 +320,11 @@ mlxd 0.1.0, pid 99, up 0:01:01, 14 MB, serves http://127.0.0.1:11440/v1
         assert_eq!(
             shown(models(), Some(80)),
             "\
-MODEL                            STATE     PID   UPTIME  MEMORY  REQUESTS  TOK/S
+MODEL                           STATE     PID   UPTIME   MEMORY  REQUESTS  TOK/S
 mlx-community/Qwen2.5-Coder-32B-Instruct-4bit
-                                 RUNNING  4711  1:02:05  2.3 GB        12    242
-s                                RUNNING  4711  1:02:05  2.3 GB        12    242
-mlxd 0.1.0, pid 99, up 0:01:01, 14 MB, serves http://127.0.0.1:11440/v1
+                                RUNNING  4711  1:02:05  2.35 GB        12    242
+s                               RUNNING  4711  1:02:05  2.35 GB        12    242
+mlxd 0.1.0, pid 99, up 0:01:01, 14.2 MB, serves http://127.0.0.1:11440/v1
 "
         );
         let one_line = shown(models(), None);
@@ -344,7 +345,7 @@ mlxd 0.1.0, pid 99, up 0:01:01, 14 MB, serves http://127.0.0.1:11440/v1
         stays.residence.pinned = true;
         let mut waits = model("c", WorkerState::Stopped);
         waits.residence.waiting = 2;
-        waits.residence.waits_for = Some("c needs 5 GiB; a holds 3 GiB (busy)".into());
+        waits.residence.waits_for = Some("c needs 5.00 GB; a holds 3.00 GB (busy)".into());
         let mut status = server(vec![holds, stays, waits]);
         status.memory = MemoryStatus {
             budget_bytes: 8_000_000_000,
@@ -357,10 +358,10 @@ mlxd 0.1.0, pid 99, up 0:01:01, 14 MB, serves http://127.0.0.1:11440/v1
         };
         let text = table(&status, &status.models.iter().collect::<Vec<_>>(), Some(80));
         for line in [
-            "    promised 3.2 GB, unloaded in 0:02:05\n",
-            "    2 running, 1 waiting; promised 4.0 GB, pinned\n",
-            "    2 wait for memory: c needs 5 GiB; a holds 3 GiB (busy)\n",
-            "memory: 7.2 GB of 8.0 GB promised, 800 MB free, 2 waiting, pressure normal\n",
+            "    promised 3.20 GB, unloaded in 0:02:05\n",
+            "    2 running, 1 waiting; promised 4.00 GB, pinned\n",
+            "    2 wait for memory: c needs 5.00 GB; a holds 3.00 GB (busy)\n",
+            "memory: 7.20 GB of 8.00 GB promised, 800 MB free, 2 waiting, pressure normal\n",
         ] {
             assert!(text.contains(line), "{text}");
         }
@@ -371,7 +372,7 @@ mlxd 0.1.0, pid 99, up 0:01:01, 14 MB, serves http://127.0.0.1:11440/v1
         assert_eq!(
             shown(vec![], Some(80)),
             "Nothing is loaded. A model loads at its first request, or with `mlxctl start\nMODEL`.\n\
-             mlxd 0.1.0, pid 99, up 0:01:01, 14 MB, serves http://127.0.0.1:11440/v1\n"
+             mlxd 0.1.0, pid 99, up 0:01:01, 14.2 MB, serves http://127.0.0.1:11440/v1\n"
         );
         assert!(shown(vec![model("m", WorkerState::Exited)], None).contains("first request"));
         assert!(

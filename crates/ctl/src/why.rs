@@ -7,6 +7,7 @@ use crate::units;
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 use mlxd_protocol::admin::{CrashReport, DeathCause, DeathEnd, Deed, Why, WorkerState};
+use mlxd_protocol::bytes_in_short;
 
 /// Lines of the worker's standard error that are shown.
 const STDERR_LINES_MAX: usize = 12;
@@ -181,10 +182,10 @@ fn memory(report: &CrashReport) -> Option<String> {
     let most = report.timeline.iter().map(|sample| sample.memory_bytes).max().unwrap_or(0);
     Some(format!(
         "Memory of the engine: {} at {} before, {} at the last look, {} at the most; steps {} to {}.",
-        units::bytes(first.memory_bytes),
+        bytes_in_short(first.memory_bytes),
         seconds(first.before_ms),
-        units::bytes(last.memory_bytes),
-        units::bytes(most),
+        bytes_in_short(last.memory_bytes),
+        bytes_in_short(most),
         first.step,
         last.step
     ))
@@ -326,7 +327,7 @@ It crashed inside its own code or a library's: a fault of mlxd, of MLX or of the
 It had 2 requests:
   r1 running: prompt of 1 token, 7 of at most 100 generated
   r2 waiting: prompt of 1 token, 7 of at most 100 generated, present at 2 deaths in a row
-Memory of the engine: 1.0 GB at 4.0 s before, 3.0 GB at the last look, 3.0 GB at the most; steps 10 to 90.
+Memory of the engine: 1.00 GB at 4.0 s before, 3.00 GB at the last look, 3.00 GB at the most; steps 10 to 90.
 What mlxd did:
   starts another worker after 0.5 s (death 1 of 5 that are borne)
   kept 1 request for the next worker, which goes on where this one stopped

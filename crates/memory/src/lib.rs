@@ -12,7 +12,6 @@
 //!
 //! Nothing here knows workers, requests or configuration: plain values come in.
 
-mod bytes;
 mod ledger;
 pub mod machine;
 mod measured;
@@ -22,7 +21,6 @@ mod pressure;
 mod promise;
 mod shape;
 
-pub use bytes::Bytes;
 pub use ledger::{Held, Ledger, LedgerFault};
 pub use machine::{Footprint, Machine, MachineMemory};
 pub use measured::{Measured, MeasuredFile, MeasuredKey, MlxBytes, Sample};

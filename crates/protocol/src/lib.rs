@@ -14,6 +14,7 @@
 
 pub mod admin;
 mod bootstrap;
+mod bytes;
 pub mod command;
 pub mod control;
 pub mod embed;
@@ -24,6 +25,7 @@ pub mod report;
 mod wire;
 
 pub use bootstrap::{Bootstrap, arguments, exit_code};
+pub use bytes::bytes_in_short;
 pub use command::{Command, Priority, Sampling, Submit};
 pub use control::{
     BenchLeg, BenchSpec, Cleared, DeviceChoice, DraftSpec, FromWorker, Hello, KvQuantization,

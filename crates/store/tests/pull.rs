@@ -438,6 +438,7 @@ fn a_disk_that_is_too_small_is_told_before_anything_comes() {
     pull.limits.reserve_bytes = u64::MAX / 2;
     let error = pull.run().unwrap_err();
     assert!(matches!(error, PullError::NoSpace { needed_bytes: 200_025.., .. }), "{error}");
+    assert!(error.to_string().contains("; 200 kB are to come"), "{error}");
     assert_eq!(scene.hub.gets(WEIGHTS), 0);
 }
 

@@ -7,6 +7,7 @@ use crate::status::wrapped;
 use crate::units;
 use jiff::tz::TimeZone;
 use mlxd_protocol::admin::{Event, ModelStatus, Status, WorkerState};
+use mlxd_protocol::bytes_in_short;
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style, Stylize};
@@ -94,7 +95,7 @@ fn draw_head(frame: &mut Frame, area: Rect, status: Option<&Status>) {
                 "  pid {}  up {}  {}  {}",
                 status.server.pid,
                 units::duration(status.uptime_s),
-                units::bytes(status.memory_bytes),
+                bytes_in_short(status.memory_bytes),
                 status.base_url
             )),
         ]),
@@ -114,8 +115,8 @@ fn draw_totals(frame: &mut Frame, area: Rect, status: &Status, machine_bytes: u6
         bar(bytes, machine_bytes, width),
         Span::from(format!(
             " {} of {}   {running} running, {queued} waiting   {} tok/s",
-            units::bytes(bytes),
-            units::bytes(machine_bytes),
+            bytes_in_short(bytes),
+            bytes_in_short(machine_bytes),
             units::rate(rate)
         )),
     ]);
@@ -219,7 +220,7 @@ fn memory_cell(model: &ModelStatus, shown: &Shown) -> Cell<'static> {
             (bar, format!("{} %", per_mille / 10))
         }
         (None, Some(bytes)) => {
-            (bar(bytes, shown.machine_bytes, shown.bar_width), units::bytes(bytes))
+            (bar(bytes, shown.machine_bytes, shown.bar_width), bytes_in_short(bytes))
         }
         (None, None) => return Cell::from(""),
     };
@@ -465,11 +466,11 @@ pub(super) mod tests {
         assert_eq!(
             lines[..9],
             [
-                " mlxd 0.1.0  pid 99  up 0:01:01  14 MB  http://127.0.0.1:11440/v1",
-                " models ████░░░░░░░░░░ 8.0 GB of 32.0 GB   8 running, 3 waiting   242 tok/s",
+                " mlxd 0.1.0  pid 99  up 0:01:01  14.2 MB  http://127.0.0.1:11440/v1",
+                " models ████░░░░░░░░░░ 8.00 GB of 32.0 GB   8 running, 3 waiting   242 tok/s",
                 "",
                 " MODEL                 STATE    MEMORY         RUN WAIT  TOK/S REQUESTS   UPTIME",
-                " …er-32B-Instruct-4bit RUNNING  ██░░░░  8.0 GB   8    3    242     1234  1:02:05",
+                " …er-32B-Instruct-4bit RUNNING  ██░░░░ 8.00 GB   8    3    242     1234  1:02:05",
                 " mlxd-demo             STARTING ███░░░    42 %                     1234",
                 " old                   STOPPED                                     1234",
                 " sick                  FATAL                                       1234",
@@ -486,7 +487,7 @@ pub(super) mod tests {
     fn a_wide_screen_shows_whole_names_and_more_columns() {
         let lines = drawn(&mut screen(&SOME), 160, 40);
         let row = &lines[4];
-        for part in [SOME[0].0, "decode", "4711", "█████░░░░░░░░░░░░░░░  8.0 GB"]
+        for part in [SOME[0].0, "decode", "4711", "█████░░░░░░░░░░░░░░░ 8.00 GB"]
         {
             assert!(row.contains(part), "{part} is not in {row}");
         }

@@ -19,10 +19,10 @@ fn status_shows_a_table() {
     assert_eq!(
         done.out,
         "\
-MODEL  STATE     PID   UPTIME  MEMORY  REQUESTS  TOK/S
-a/b    RUNNING  4711  1:02:05  2.3 GB        12    242
-c      RUNNING  4711  1:02:05  2.3 GB        12    242
-mlxd 9.9.9, pid 99, up 0:01:01, 14 MB, serves http://127.0.0.1:11440/v1
+MODEL  STATE     PID   UPTIME   MEMORY  REQUESTS  TOK/S
+a/b    RUNNING  4711  1:02:05  2.35 GB        12    242
+c      RUNNING  4711  1:02:05  2.35 GB        12    242
+mlxd 9.9.9, pid 99, up 0:01:01, 14.2 MB, serves http://127.0.0.1:11440/v1
 "
     );
     assert_eq!((done.code, done.err.as_str()), (0, ""));

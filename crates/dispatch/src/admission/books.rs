@@ -9,11 +9,11 @@ use super::limits::{Lifetime, MemoryLimits};
 use super::words;
 use crate::journal::{Failure, Journal};
 use mlxd_memory::{
-    Bytes, Form, Ledger, Level, MachineMemory, Measured, MeasuredKey, Needs, Plan, Resident, Rules,
+    Form, Ledger, Level, MachineMemory, Measured, MeasuredKey, Needs, Plan, Resident, Rules,
     Wanted, Why, plan,
 };
 use mlxd_protocol::admin::WorkerState;
-use mlxd_protocol::{ModelId, ModelInfo, RequestId};
+use mlxd_protocol::{ModelId, ModelInfo, RequestId, bytes_in_short};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -316,7 +316,7 @@ impl Books {
         (account.footprint, account.planned) = (None, account.promise().base_bytes());
         if self.ledger.held(model.as_str()).is_none() {
             let base = account.promise().base_bytes();
-            self.ledger.grant(model.as_str(), base).map_err(|fault| fault.to_string())?;
+            self.ledger.grant(model.as_str(), base).map_err(|fault| words::not_granted(&fault))?;
             account.stage = Stage::Granted;
         }
         let needs = self.ledger.held(model.as_str()).unwrap_or_default().total();
@@ -331,8 +331,8 @@ impl Books {
             None => Ok(()),
             Some(free) => Err(format!(
                 "it needs {} and the machine has {} to give: memory of an earlier worker may not have come back, or other programs took it",
-                Bytes(needs),
-                Bytes(free)
+                bytes_in_short(needs),
+                bytes_in_short(free)
             )),
         }
     }

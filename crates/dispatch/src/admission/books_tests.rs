@@ -330,7 +330,7 @@ fn what_can_never_fit_is_refused_with_the_numbers() {
     let mut world = World::new(250, &["a"]);
     let failure = world.ask_with("a", 256, None).unwrap_err();
     assert_eq!((failure.code, failure.retry), ("insufficient_memory", false));
-    for word in ["a needs", "MiB", "of 250 MiB are free", "no other model is loaded"] {
+    for word in ["a needs", "MB", "of 262 MB are free", "no other model is loaded"] {
         assert!(failure.message.contains(word), "{}", failure.message);
     }
     // The model alone fits; a sequence this long does not.
@@ -495,7 +495,7 @@ fn no_worker_starts_in_memory_that_did_not_come_back() {
     world.workers.remove(&id("a"));
     world.seen(&id("a"), WorkerState::Backoff);
     let refused = world.books.may_spawn(&id("a"), Some(memory(100))).unwrap_err();
-    assert!(refused.contains("100 MiB") && refused.contains("may not have come back"), "{refused}");
+    assert!(refused.contains("105 MB") && refused.contains("may not have come back"), "{refused}");
     assert!(world.books.ledger.held("a").is_some(), "its promise stays");
     assert_eq!(world.books.may_spawn(&id("a"), Some(memory(1000))), Ok(()));
 }
@@ -605,8 +605,8 @@ fn what_other_programs_take_is_no_reason_for_never() {
     assert!(!world.runs(waits));
     let residence = world.books.residence(&id("a"), world.now);
     let why = residence.waits_for.unwrap();
-    assert!(why.contains("100 MiB of 7.71 GiB are free"), "{why}");
-    assert!(why.contains("other programs take 7.62 GiB"), "{why}");
+    assert!(why.contains("105 MB of 8.28 GB are free"), "{why}");
+    assert!(why.contains("other programs take 8.18 GB"), "{why}");
     world.look(Look { memory: Some(memory(4000)), ..Look::default() });
     assert!(world.runs(waits));
 }

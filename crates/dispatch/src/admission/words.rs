@@ -2,8 +2,8 @@
 
 use super::books::Leave;
 use crate::journal::Failure;
-use mlxd_memory::{Bytes, Stays, Why};
-use mlxd_protocol::ModelId;
+use mlxd_memory::{LedgerFault, Stays, Why};
+use mlxd_protocol::{ModelId, bytes_in_short};
 
 /// It can never fit.
 pub(crate) const NEVER: &str = "insufficient_memory";
@@ -24,7 +24,7 @@ fn held_by(why: &Why) -> String {
             Stays::Young(left) => format!("loaded just now, stays {} s more", left.as_secs() + 1),
             Stays::NotEnough => "idle, and not enough".to_owned(),
         };
-        format!("{name} holds {} ({stays})", Bytes(*bytes))
+        format!("{name} holds {} ({stays})", bytes_in_short(*bytes))
     };
     why.held_by.iter().map(one).collect::<Vec<_>>().join(", ")
 }
@@ -40,17 +40,17 @@ pub(crate) fn numbers(model: &ModelId, why: &Why) -> String {
     }
     let elsewhere = match why.elsewhere {
         0 => String::new(),
-        bytes => format!(", other programs take {}", Bytes(bytes)),
+        bytes => format!(", other programs take {}", bytes_in_short(bytes)),
     };
     let more = match why.holds {
         0 => String::new(),
-        bytes => format!(" besides the {} that it has for being loaded", Bytes(bytes)),
+        bytes => format!(" besides the {} that it has for being loaded", bytes_in_short(bytes)),
     };
     format!(
         "{model} needs {}{more}, {} of {} are free; {}{elsewhere}",
-        Bytes(why.needs),
-        Bytes(why.free),
-        Bytes(why.budget),
+        bytes_in_short(why.needs),
+        bytes_in_short(why.free),
+        bytes_in_short(why.budget),
         held_by(why)
     )
 }
@@ -61,7 +61,7 @@ pub(crate) fn brief(code: &str, why: Option<&Why>) -> String {
         _ if code == PRESSED => "the system is critically short of memory".to_owned(),
         Some(why) if why.places => "max_loaded models are loaded".to_owned(),
         Some(why) => {
-            let (needs, free, budget) = (Bytes(why.needs), Bytes(why.free), Bytes(why.budget));
+            let [needs, free, budget] = [why.needs, why.free, why.budget].map(bytes_in_short);
             format!("needs {needs}, {free} of {budget} are free")
         }
         None if code == FULL => "too many requests wait for memory".to_owned(),
@@ -99,17 +99,28 @@ impl Leave {
 pub(crate) fn outgrown(takes: u64, promised: u64, may: u64) -> String {
     format!(
         "it outgrew its memory: it takes {} and was promised {} (overrun_percent under [memory] lets it have {})",
-        Bytes(takes),
-        Bytes(promised),
-        Bytes(may)
+        bytes_in_short(takes),
+        bytes_in_short(promised),
+        bytes_in_short(may)
     )
+}
+
+/// Why a process is not made.
+pub(crate) fn not_granted(fault: &LedgerFault) -> String {
+    match *fault {
+        LedgerFault::Short { wanted, free, budget } => {
+            let [wanted, free, budget] = [wanted, free, budget].map(bytes_in_short);
+            format!("it needs {wanted}, and {free} of {budget} are free")
+        }
+        LedgerFault::Unknown(_) | LedgerFault::Twice(_) => fault.to_string(),
+    }
 }
 
 pub(crate) fn no_room_for_run(model: &ModelId, tokens: u64, needs: u64, free: u64) -> Failure {
     let message = format!(
         "a run of {tokens} tokens on {model} needs {}, and {} are free; try fewer tokens, or again later",
-        Bytes(needs),
-        Bytes(free)
+        bytes_in_short(needs),
+        bytes_in_short(free)
     );
     Failure { code: FULL, message, retry: true }
 }

@@ -196,12 +196,12 @@ async fn want_of_memory_says_whether_to_come_back() {
     ] {
         let body = chat_body("hello");
         let ends = async {
-            let message = "org/fake needs 9 GiB, 2 GiB of 8 GiB are free".into();
+            let message = "org/fake needs 9.00 GB, 2.00 GB of 8.00 GB are free".into();
             let failure = Failure { code, message, retry };
             front.sequence().await.end("", End::Failed(failure));
         };
         let (response, ()) = tokio::join!(post(at, CHAT, &body), ends);
-        refused(&response, status, code, &["needs 9 GiB", "2 GiB of 8 GiB"]);
+        refused(&response, status, code, &["needs 9.00 GB", "2.00 GB of 8.00 GB"]);
         assert_eq!(response.header("retry-after").is_some(), retry);
         assert_eq!(response.header("x-should-retry"), (!retry).then_some("false"));
     }

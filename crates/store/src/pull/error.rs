@@ -1,6 +1,7 @@
 //! Why a model was not fetched. Every message says what to do.
 
 use crate::StoreError;
+use mlxd_protocol::bytes_in_short;
 use std::path::PathBuf;
 
 /// Why a pull ended without the model.
@@ -113,9 +114,12 @@ pub enum PullError {
     },
     /// It would fill the disk.
     #[error(
-        "{folder} has {free_bytes} bytes free; {needed_bytes} are to come and {reserve_bytes} stay \
-         in reserve. Free some, for instance with `mlxctl rm`, or set HF_HUB_CACHE to another disk",
-        folder = folder.display()
+        "{} has {} free; {} are to come and {} stay in reserve. Free some, for instance with \
+         `mlxctl rm`, or set HF_HUB_CACHE to another disk",
+        folder.display(),
+        bytes_in_short(*free_bytes),
+        bytes_in_short(*needed_bytes),
+        bytes_in_short(*reserve_bytes)
     )]
     NoSpace {
         /// Where.

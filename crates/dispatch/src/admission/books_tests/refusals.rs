@@ -1,6 +1,7 @@
 //! Why a model was not loaded is told until it is.
 
 use super::*;
+use mlxd_protocol::bytes_in_short;
 
 impl World {
     fn refused(&self, model: &str) -> Option<String> {
@@ -14,7 +15,7 @@ fn a_refused_load_is_told_until_one_is_let_in() {
     assert_eq!((world.refused("a"), world.books.refusal(&id("a"))), (None, None));
     let failure = world.ask_with("a", 256, None).unwrap_err();
     let brief = world.refused("a").unwrap();
-    assert!(brief.starts_with("needs ") && brief.ends_with("of 250 MiB are free"), "{brief}");
+    assert!(brief.starts_with("needs ") && brief.ends_with("of 262 MB are free"), "{brief}");
     assert_eq!(world.books.refusal(&id("a")), Some(failure.message));
     assert_eq!(world.refused("b"), None);
     let limits = MemoryLimits { budget: Some(5000 * MIB), ..world.books.limits.clone() };
@@ -90,7 +91,7 @@ fn what_is_short_is_named_and_what_to_do_about_it() {
     let message = world.ask_with("a", 1 << 20, None).unwrap_err().message;
     let has = format!(
         " besides the {} that it has for being loaded, ",
-        mlxd_memory::Bytes(world.base() * MIB)
+        bytes_in_short(world.base() * MIB)
     );
     assert!(message.contains(&has), "{message}, not {has}");
 }
@@ -116,4 +117,14 @@ fn what_a_long_prompt_left_is_no_reason_for_never() {
     world.settle();
     assert!(world.runs(request) && rested(&world).is_none());
     assert_eq!(world.base(), world.books.accounts[&id("a")].promise().base_bytes() / MIB);
+}
+
+#[test]
+fn a_process_without_a_promise_is_refused_with_the_numbers() {
+    let mut world = World::new(100, &["a"]);
+    let refused = world.books.may_spawn(&id("a"), None).unwrap_err();
+    assert_eq!(
+        refused,
+        format!("it needs {}, and 105 MB of 105 MB are free", bytes_in_short(world.base() * MIB))
+    );
 }
