@@ -228,6 +228,7 @@ fn two_who_pull_one_model_share_a_pull() {
     scene.until_here(1_000_000, 2);
     let listed = scene.ctl(&["list"]).succeeded();
     assert!(listed.contains("org/small: being pulled, "), "{listed}");
+    assert!(!listed.contains("INCOMPLETE"), "it is on its way: {listed}");
     // One of them leaves: the other's pull goes on.
     interrupt(&second);
     let left = Done::of(second.wait_with_output().unwrap());
@@ -248,7 +249,29 @@ fn an_interrupt_calls_a_pull_off_and_keeps_what_came() {
     assert!(said.contains("cancelled") && said.contains("goes on from there"), "{said}");
     scene.until_no_pull();
     assert_eq!(scene.partial_bytes(), 1_000_000);
+
+    // Half a model is shown with what to do, and serves nobody.
+    let listed = scene.ctl(&["list"]).succeeded();
+    let lines: Vec<&str> = listed.lines().skip_while(|line| !line.starts_with(NAME)).collect();
+    assert!(lines[0].ends_with("INCOMPLETE"), "{listed}");
+    assert!(lines[1].starts_with("    lacks "), "{listed}");
+    assert!(lines[1].ends_with("finish its download with `mlxctl pull org/small`"), "{listed}");
+    let json: Value = serde_json::from_str(&scene.ctl(&["list", "--json"]).1).unwrap();
+    let models = json["models"].as_array().unwrap();
+    let half = models.iter().find(|model| model["name"] == NAME).expect("it is listed");
+    let missing = half["incomplete"]["missing"].as_array().unwrap();
+    assert!(
+        missing.contains(&json!(WEIGHTS)) && half["bytes"].as_u64() >= Some(1_000_000),
+        "{half}"
+    );
+    assert!(!scene.front.client().get("/v1/models").json().to_string().contains(NAME));
+    let refused = scene.front.client().post(CHAT, &chat(NAME, "hi", json!({})));
+    assert!(refused.status >= 400, "{}", refused.status);
+    let refused = scene.ctl(&["start", NAME]);
+    assert!(refused.0 != 0 && refused.1.contains("is incomplete"), "{}{}", refused.1, refused.2);
+
     scene.ctl(&["pull", NAME]).succeeded();
+    assert!(!scene.ctl(&["list"]).succeeded().contains("INCOMPLETE"));
     assert_eq!(scene.weight_requests().pop().unwrap().range.as_deref(), Some("bytes=1000000-"));
 
     // The same from elsewhere, for a pull that nobody watches.
@@ -276,7 +299,8 @@ fn what_a_hub_does_wrong_is_said_in_words() {
     twice(HubFault::OtherContent);
     let damaged = scene.ctl(&["pull", NAME]).failed(1);
     assert!(damaged.contains("came damaged twice") && damaged.contains("SHA-256"), "{damaged}");
-    assert!(!scene.ctl(&["list"]).succeeded().contains(NAME), "half a model is none");
+    let offered = scene.front.client().get("/v1/models").json();
+    assert!(!offered.to_string().contains(NAME), "half a model is none: {offered}");
 
     let status = |status: u16| HubFault::Status(status, Vec::new());
     scene.hub.fail(HubCall::List, status(404));

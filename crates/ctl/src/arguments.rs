@@ -67,7 +67,7 @@ pub(crate) enum Command {
     Top,
     /// Fetch a model from the hub, or go on with one that broke off
     Pull(Pull),
-    /// Show the models on disk, and what is being pulled
+    /// Show the models on disk, incomplete ones too, and what is being pulled
     List,
     /// Show what is known of a model on disk: size, form, context, needs, licence
     Show {

@@ -5,11 +5,14 @@ use crate::client::{Failure, Front, Patience};
 use crate::exit::Exit;
 use crate::output::{self, harmless};
 use mlxd_protocol::admin::{
-    ModelOnDisk, ModelShow, PullStatus, RemoveCall, Removed, Shelf, WorkerState,
+    Incomplete, ModelOnDisk, ModelShow, PullStatus, RemoveCall, Removed, Shelf, WorkerState,
 };
 use mlxd_protocol::{bytes_in_short, parameters_in_short};
 use serde_json::json;
 use std::io::{IsTerminal, stdin};
+
+/// Names of missing files in the table at the most.
+const MISSING_SHOWN_MAX: usize = 2;
 
 /// Every model on disk, and what is being pulled.
 pub(crate) async fn list(front: &Front, as_json: bool) -> Result<Exit, Failure> {
@@ -96,11 +99,12 @@ fn table(shelf: &Shelf) -> String {
     let head = ["MODEL", "KIND", "FORM", "PARAMS", "SIZE", "STATE"].map(str::to_owned);
     let mut rows = vec![head];
     rows.extend(shelf.models.iter().map(row));
+    let notes = std::iter::once(None).chain(shelf.models.iter().map(note));
     let widths: Vec<usize> = (0..rows[0].len())
         .map(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0))
         .collect();
     let mut text = String::new();
-    for row in &rows {
+    for (row, note) in rows.iter().zip(notes) {
         let cells = row.iter().zip(&widths).enumerate().map(|(column, (cell, width))| {
             // Numbers end below each other.
             if column == 3 || column == 4 {
@@ -111,6 +115,7 @@ fn table(shelf: &Shelf) -> String {
         });
         text.push_str(cells.collect::<Vec<_>>().join("  ").trim_end());
         text.push('\n');
+        text.extend(note);
     }
     text.extend(shelf.pulls.iter().map(pull));
     text
@@ -124,10 +129,22 @@ fn row(model: &ModelOnDisk) -> [String; 6] {
         model.parameters.map(parameters_in_short).unwrap_or_default(),
         bytes_in_short(model.bytes),
         match model.state {
+            WorkerState::Stopped if model.incomplete.is_some() => "INCOMPLETE".to_owned(),
             WorkerState::Stopped => String::new(),
             state => state.name().to_owned(),
         },
     ]
+}
+
+/// The line below an incomplete model's: what it lacks, and what to do.
+fn note(model: &ModelOnDisk) -> Option<String> {
+    let Incomplete { missing, cure } = model.incomplete.as_ref()?;
+    let shown = missing[..missing.len().min(MISSING_SHOWN_MAX)].join(", ");
+    let more = match missing.len() - missing.len().min(MISSING_SHOWN_MAX) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    Some(format!("    lacks {shown}{more}; {cure}\n"))
 }
 
 fn pull(status: &PullStatus) -> String {
@@ -191,7 +208,30 @@ mod tests {
             created_unix_s: 0,
             state,
             source: "hub".into(),
+            incomplete: None,
         }
+    }
+
+    #[test]
+    fn an_incomplete_model_says_what_it_lacks_and_what_to_do() {
+        let shard = |number| format!("model-{number:05}-of-00004.safetensors");
+        let mut half = model("o/half", WorkerState::Stopped);
+        (half.quantization, half.parameters) = ("unknown".into(), None);
+        half.incomplete = Some(Incomplete {
+            missing: vec![shard(2), shard(3), shard(4)],
+            cure: "finish its download with `mlxctl pull o/half`".into(),
+        });
+        let models = vec![model("m", WorkerState::Stopped), half];
+        assert_eq!(
+            table(&Shelf { models, pulls: Vec::new() }),
+            "\
+MODEL   KIND   FORM       PARAMS    SIZE  STATE
+m       qwen3  4-bit g64    596M  335 MB
+o/half  qwen3  unknown            335 MB  INCOMPLETE
+    lacks model-00002-of-00004.safetensors, model-00003-of-00004.safetensors and 1 more; finish its \
+             download with `mlxctl pull o/half`
+"
+        );
     }
 
     #[test]

@@ -4,14 +4,14 @@ use crate::administration::Administration;
 use mlxd_dispatch::{ModelFault, ModelSource};
 use mlxd_http::{AdminAnswer, ModelShelf, PullFeed};
 use mlxd_protocol::admin::{
-    AdminErrorBody, ModelOnDisk, ModelShow, PullCall, PullCancelCall, PullStatus, RemoveCall,
-    Removed, Shelf, WorkerState,
+    AdminErrorBody, Incomplete, ModelOnDisk, ModelShow, PullCall, PullCancelCall, PullStatus,
+    RemoveCall, Removed, Shelf, WorkerState,
 };
 use mlxd_store::{
-    Description, HubAccess, Pull, PullCancel, PullLimits, PullProgress, STANDARD_ENDPOINT, Source,
-    StoreError, describe,
+    Description, HubAccess, IncompleteModel, Pull, PullCancel, PullLimits, PullProgress,
+    STANDARD_ENDPOINT, Source, StoreError, describe,
 };
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -55,7 +55,8 @@ impl ModelShelf for Administration {
         Box::pin(async move {
             let states = this.states().await;
             let pulls = this.pulls().statuses();
-            let models = blocking(move || Ok(this.models_on_disk(&states))).await?;
+            let comes = pulls.iter().map(|pull| repository(&pull.model).to_owned()).collect();
+            let models = blocking(move || Ok(this.models_on_disk(&states, &comes))).await?;
             Ok(Shelf { models, pulls })
         })
     }
@@ -97,7 +98,8 @@ impl Administration {
         models.into_iter().map(|model| (model.name, model.state)).collect()
     }
 
-    fn models_on_disk(&self, states: &States) -> Vec<ModelOnDisk> {
+    /// Every model on disk; of incomplete ones those that are not being pulled.
+    fn models_on_disk(&self, states: &States, comes: &HashSet<String>) -> Vec<ModelOnDisk> {
         let mut models: Vec<ModelOnDisk> = Vec::new();
         for entry in self.models().store().list() {
             if let Ok(description) = describe(&entry.folder) {
@@ -105,6 +107,9 @@ impl Administration {
                 models.push(on_disk(&entry.name, &entry.folder, source, &description, states));
             }
         }
+        let incomplete = self.models().store().incomplete().into_iter();
+        let incomplete = incomplete.filter(|model| !comes.contains(&model.name));
+        models.extend(incomplete.map(|model| partly_on_disk(model, states)));
         if let Ok((folder, description)) = self.built_in() {
             models.push(on_disk(mlxd_demo::NAME, &folder, BUILT_IN, &description, states));
         }
@@ -187,7 +192,7 @@ impl Administration {
 
     /// The folder that would go. Only what lies in the Hugging Face cache is ours to delete.
     fn removal_target(&self, name: &str) -> Result<PathBuf, AdminErrorBody> {
-        let is_pulled = |pull: &PullStatus| pull.model.split('@').next() == name.split('@').next();
+        let is_pulled = |pull: &PullStatus| repository(&pull.model) == repository(name);
         if self.pulls().statuses().iter().any(is_pulled) {
             let message =
                 format!("{name} is being pulled; call that off with `mlxctl pull --cancel {name}`");
@@ -234,18 +239,44 @@ fn on_disk(
     description: &Description,
     states: &States,
 ) -> ModelOnDisk {
-    let written = std::fs::metadata(folder.join("config.json")).and_then(|file| file.modified());
-    let written = written.ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
     ModelOnDisk {
         name: name.to_owned(),
         bytes: description.weights.bytes,
         architecture: description.architecture.clone(),
         quantization: description.quantization.clone(),
         parameters: Some(description.weights.parameters),
-        created_unix_s: written.map_or(0, |since| since.as_secs()),
+        created_unix_s: created_unix_s(folder),
         state: states.get(name).copied().unwrap_or(WorkerState::Stopped),
         source: source.to_owned(),
+        incomplete: None,
     }
+}
+
+fn partly_on_disk(model: IncompleteModel, states: &States) -> ModelOnDisk {
+    let unknown = || "unknown".to_owned();
+    ModelOnDisk {
+        bytes: model.bytes,
+        architecture: model.architecture.unwrap_or_else(unknown),
+        quantization: unknown(),
+        parameters: None,
+        created_unix_s: created_unix_s(&model.folder),
+        state: states.get(&model.name).copied().unwrap_or(WorkerState::Stopped),
+        source: source_name(model.source).to_owned(),
+        incomplete: Some(Incomplete { missing: model.missing, cure: model.cure }),
+        name: model.name,
+    }
+}
+
+/// When its `config.json` was written; 0 without one.
+fn created_unix_s(folder: &Path) -> u64 {
+    let written = std::fs::metadata(folder.join("config.json")).and_then(|file| file.modified());
+    let written = written.ok().and_then(|time| time.duration_since(UNIX_EPOCH).ok());
+    written.map_or(0, |since| since.as_secs())
+}
+
+/// A hub's name without its revision.
+fn repository(name: &str) -> &str {
+    name.split_once('@').map_or(name, |(repository, _)| repository)
 }
 
 fn read_token(path: &Path) -> Option<String> {

@@ -88,7 +88,8 @@ fn listed(names: &[String]) -> String {
     }
 }
 
-fn cure(name: &str, from_hub: bool) -> String {
+/// What to do about missing files.
+pub(crate) fn cure(name: &str, from_hub: bool) -> String {
     if from_hub {
         let repository = name.split('@').next().unwrap_or(name);
         format!("finish its download with `mlxctl pull {repository}`")

@@ -10,6 +10,8 @@ use crate::name::is_part;
 use std::path::{Path, PathBuf};
 
 const PREFIX: &str = "models--";
+/// How a blob's name ends until all of it has come.
+pub(crate) const PARTIAL: &str = ".incomplete";
 /// A commit has 40 characters; a longer file is no reference.
 const REFERENCE_BYTES_MAX: u64 = 128;
 
@@ -72,6 +74,16 @@ fn read_reference(path: &Path) -> Option<String> {
     }
     let commit = std::fs::read_to_string(path).ok()?.trim().to_owned();
     is_part(&commit).then_some(commit)
+}
+
+/// Bytes of the files of `repository` that have come in part, `None` when there is no such file.
+pub(crate) fn partial_bytes(cache: &Path, repository: &str) -> Option<u64> {
+    let blobs = cache.join(folder_name(repository)).join("blobs");
+    let names = file_names(&blobs).unwrap_or_default();
+    let partial = names.iter().filter(|name| name.ends_with(PARTIAL));
+    let sizes =
+        partial.map(|name| std::fs::metadata(blobs.join(name)).map_or(0, |file| file.len()));
+    sizes.reduce(|sum, bytes| sum + bytes)
 }
 
 /// The repositories the cache knows of, whole or not.

@@ -1,8 +1,9 @@
 //! Model folders: where a model's files are, and what they say of themselves.
 //!
 //! [`Store::resolve`] turns the name in a request into a [`ModelFolder`], [`Store::list`] gives
-//! what `/v1/models` shows, [`weight_summary`] reads safetensors headers. Nothing here reads
-//! weights, and nothing is cached: a model that was downloaded a moment ago is found.
+//! what `/v1/models` shows, [`Store::incomplete`] what lacks files for that, [`weight_summary`]
+//! reads safetensors headers. Nothing here reads weights, and nothing is cached: a model that was
+//! downloaded a moment ago is found.
 //!
 //! A name is looked for in this order, and nothing else stands in for one that is not found:
 //!
@@ -33,5 +34,5 @@ pub use pull::{
     PullState, Pulled, STANDARD_ENDPOINT,
 };
 pub use remove::{Removal, cached_folder, remove};
-pub use store::{ModelEntry, ModelFolder, NamedFolder, Source, Store, StorePaths};
+pub use store::{IncompleteModel, ModelEntry, ModelFolder, NamedFolder, Source, Store, StorePaths};
 pub use weights::{WeightSummary, weight_summary};

@@ -1,9 +1,11 @@
 //! Names to folders, and the list of all models.
 
+use crate::error::cure;
 use crate::folder::{file_names, has_exact_entry, missing_files, read_config_head, weight_files};
 use crate::name::{Name, check_any, is_part, nearest, parse};
+use crate::pull::OTHER_FORMATS;
 use crate::{StoreError, hub};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
@@ -72,6 +74,28 @@ pub struct ModelEntry {
     pub source: Source,
 }
 
+/// A model that files are missing of: it cannot be loaded, and no request may name it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct IncompleteModel {
+    /// Its name in requests, once it is whole.
+    pub name: String,
+    /// Where its files are, or of a repository without any the repository.
+    pub folder: PathBuf,
+    /// `model_type` of its `config.json`, if that is here.
+    pub architecture: Option<String>,
+    /// Bytes of its weights that are here, parts of files included.
+    pub bytes: u64,
+    /// Names of the missing files, as far as they are known.
+    pub missing: Vec<String>,
+    /// What to do about it, in words.
+    pub cure: String,
+    /// Where it was found.
+    pub source: Source,
+}
+
+/// A place that could hold a model: its name and folder.
+type Place = (String, Result<PathBuf, StoreError>, Source);
+
 /// Finds models. Holds no state but where to look.
 #[derive(Debug, Clone, Default)]
 pub struct Store {
@@ -110,29 +134,103 @@ impl Store {
     /// text-generation model is left out, so that one bad folder hides no other.
     pub fn list(&self) -> Vec<ModelEntry> {
         let mut found: BTreeMap<String, ModelEntry> = BTreeMap::new();
-        let mut add = |name: String, folder: PathBuf, source: Source| {
+        for (name, folder, source) in self.places() {
             if !found.contains_key(&name)
+                && let Ok(folder) = folder
                 && let Some(entry) = entry(&name, folder, source)
             {
                 found.insert(name, entry);
             }
-        };
+        }
+        found.into_values().collect()
+    }
+
+    /// Every model that could be loaded if no files of it were missing, in name order. What is known
+    /// to be no text-generation model is left out, and what has weights in other formats alone.
+    pub fn incomplete(&self) -> Vec<IncompleteModel> {
+        let whole: BTreeSet<String> = self.list().into_iter().map(|entry| entry.name).collect();
+        let mut found: BTreeMap<String, IncompleteModel> = BTreeMap::new();
+        for (name, folder, source) in self.places() {
+            if !whole.contains(&name)
+                && !found.contains_key(&name)
+                && let Some(model) = self.unfinished(&name, folder, source)
+            {
+                found.insert(name, model);
+            }
+        }
+        found.into_values().collect()
+    }
+
+    /// Where models could be, those first that count first.
+    fn places(&self) -> Vec<Place> {
+        let mut places: Vec<Place> = Vec::new();
         for named in &self.paths.named {
-            add(named.name.clone(), named.folder.clone(), Source::Named);
+            places.push((named.name.clone(), Ok(named.folder.clone()), Source::Named));
         }
         if let Some(cache) = &self.paths.hf_cache {
             for repository in hub::repositories(cache).unwrap_or_default() {
-                if let Ok(Some(folder)) = hub::snapshot(cache, &repository, None) {
-                    add(repository, folder, Source::Hub);
+                if let Some(folder) = hub::snapshot(cache, &repository, None).transpose() {
+                    places.push((repository, folder, Source::Hub));
                 }
             }
         }
         for root in &self.paths.folders {
-            for (name, folder) in model_folders(root) {
-                add(name, folder, Source::Folder);
-            }
+            let found = model_folders(root).into_iter();
+            places.extend(found.map(|(name, folder)| (name, Ok(folder), Source::Folder)));
         }
-        found.into_values().collect()
+        places
+    }
+
+    /// What is here of a model that is not whole.
+    fn unfinished(
+        &self,
+        name: &str,
+        folder: Result<PathBuf, StoreError>,
+        source: Source,
+    ) -> Option<IncompleteModel> {
+        let (folder, known) = match folder {
+            Ok(folder) => (folder, None),
+            // Not one file of it is in its place yet.
+            Err(StoreError::Incomplete { folder, .. }) if !folder.join("snapshots").is_dir() => {
+                (folder, None)
+            }
+            Err(StoreError::Incomplete { folder, missing, .. }) => (folder, Some(missing)),
+            Err(_) => return None,
+        };
+        let missing = known.map_or_else(|| missing_files(&folder), Ok).ok()?;
+        if missing.is_empty() {
+            return None;
+        }
+        let from_hub = source == Source::Hub;
+        let cache = self.paths.hf_cache.as_ref().filter(|_| from_hub);
+        let begun = cache.and_then(|cache| hub::partial_bytes(cache, name));
+        let architecture = match read_config_head(&folder) {
+            Ok(head) if head.generates_text() => Some(head.model_type),
+            // Before its first file came, a repository is a model if something else is coming.
+            Err(StoreError::Unreadable { .. }) if !from_hub || begun.is_some() => None,
+            _ => return None,
+        };
+        let names = file_names(&folder).ok()?;
+        let has = |endings: &[&str]| {
+            names.iter().any(|name| endings.iter().any(|end| name.ends_with(end)))
+        };
+        if begun.is_none()
+            && !has(&[".safetensors", ".safetensors.index.json"])
+            && has(&OTHER_FORMATS)
+        {
+            return None;
+        }
+        let here = names.iter().filter(|name| name.ends_with(".safetensors"));
+        let here = here.filter_map(|name| std::fs::metadata(folder.join(name)).ok());
+        Some(IncompleteModel {
+            name: name.to_owned(),
+            architecture,
+            bytes: here.map(|file| file.len()).sum::<u64>() + begun.unwrap_or(0),
+            missing,
+            cure: cure(name, from_hub),
+            folder,
+            source,
+        })
     }
 
     /// The error for a name that nothing was found under.

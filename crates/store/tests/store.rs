@@ -139,6 +139,60 @@ fn an_incomplete_download_is_told_with_its_cure() {
         )
     );
     assert_eq!(place.store().list(), [], "it is not offered");
+    let [half] = &place.store().incomplete()[..] else { panic!("one incomplete model") };
+    assert_eq!((half.name.as_str(), half.architecture.as_deref()), ("o/n", Some("qwen3")));
+    assert_eq!(half.missing, ["model-00002-of-00002.safetensors"]);
+    assert_eq!(half.cure, "finish its download with `mlxctl pull o/n`");
+    let here = |name: &str| fs::metadata(snapshot.join(name)).unwrap().len();
+    assert_eq!(half.bytes, here("model-00001-of-00002.safetensors") + here("model.safetensors"));
+}
+
+#[test]
+fn what_lacks_files_is_known_from_what_is_no_model() {
+    let mut place = Place::new();
+    let lacks = |below: &str, config: &str, gone: &str| {
+        let folder = place.path(below);
+        write_model(&folder, config);
+        fs::remove_file(folder.join(gone)).unwrap();
+        folder
+    };
+    lacks("models/own", QWEN, "tokenizer.json");
+    lacks(
+        "models/bert",
+        r#"{"model_type": "b", "architectures": ["BertModel"]}"#,
+        "tokenizer.json",
+    );
+    lacks("models/broken", "{", "tokenizer.json");
+    let pickled = lacks("models/pickled", QWEN, "model.safetensors");
+    fs::write(pickled.join("pytorch_model.bin"), "").unwrap();
+    write_model(&place.path("models/whole"), QWEN);
+    // Called off before its first file was whole, and before its first byte.
+    fs::create_dir_all(place.path("hub/models--o--begun/blobs")).unwrap();
+    fs::write(place.path("hub/models--o--begun/blobs/abc.incomplete"), "12345").unwrap();
+    fs::create_dir_all(place.path("hub/models--o--nothing/blobs")).unwrap();
+    place.paths.named =
+        vec![NamedFolder { name: "gone".to_owned(), folder: place.path("nowhere") }];
+
+    let all = ["config.json", "tokenizer.json", "model.safetensors"];
+    let found = place.store().incomplete();
+    let told: Vec<(&str, &[String], u64, &str)> =
+        found.iter().map(|m| (&*m.name, &*m.missing, m.bytes, &*m.cure)).collect();
+    let own_bytes = fs::metadata(place.path("models/own/model.safetensors")).unwrap().len();
+    assert_eq!(
+        told,
+        [
+            ("gone", &all.map(str::to_owned)[..], 0, "put them there"),
+            (
+                "o/begun",
+                &all.map(str::to_owned),
+                5,
+                "finish its download with `mlxctl pull o/begun`"
+            ),
+            ("own", &["tokenizer.json".to_owned()], own_bytes, "put them there"),
+        ]
+    );
+    let names: Vec<String> = place.store().list().into_iter().map(|entry| entry.name).collect();
+    assert_eq!(names, ["whole"]);
 }
 
 #[test]

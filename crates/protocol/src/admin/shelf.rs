@@ -117,11 +117,11 @@ pub struct PullCancelCall {
 pub struct ModelOnDisk {
     /// Its name in requests.
     pub name: String,
-    /// Bytes of its weights.
+    /// Bytes of its weights, as far as they are here.
     pub bytes: u64,
-    /// `qwen3`, ….
+    /// `qwen3`, …, or `unknown`.
     pub architecture: String,
-    /// `4-bit g64`, `bf16`, ….
+    /// `4-bit g64`, `bf16`, …, or `unknown`.
     pub quantization: String,
     /// Parameters, counted before quantisation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -132,6 +132,18 @@ pub struct ModelOnDisk {
     pub state: WorkerState,
     /// `hub`, `folder`, `named` or `built-in`.
     pub source: String,
+    /// What it lacks, when it cannot be loaded for that. Its form and parameters are not known then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub incomplete: Option<Incomplete>,
+}
+
+/// What a model on disk lacks.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Incomplete {
+    /// Names of files.
+    pub missing: Vec<String>,
+    /// What to do about it, in words.
+    pub cure: String,
 }
 
 /// Every model on disk, and what is being pulled.

@@ -7,7 +7,7 @@
 
 use super::watch::PullCancel;
 use super::{PullError, disk};
-use crate::hub::folder_name;
+use crate::hub::{PARTIAL, folder_name};
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::ErrorKind;
 use std::os::unix::fs::symlink;
@@ -35,7 +35,7 @@ impl Layout {
     }
 
     pub(crate) fn partial(&self, etag: &str) -> PathBuf {
-        self.repository.join("blobs").join(format!("{etag}.incomplete"))
+        self.repository.join("blobs").join(format!("{etag}{PARTIAL}"))
     }
 
     pub(crate) fn snapshot(&self, commit: &str) -> PathBuf {

@@ -17,6 +17,7 @@ mod transfer;
 mod watch;
 
 pub use error::PullError;
+pub(crate) use select::OTHER_FORMATS;
 pub use watch::{PullCancel, PullFile, PullPhase, PullProgress, PullState};
 
 use crate::folder::missing_files;

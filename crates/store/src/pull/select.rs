@@ -9,6 +9,10 @@ use std::collections::BTreeSet;
 /// The index of weights that lie in more than one file.
 pub(crate) const INDEX: &str = "model.safetensors.index.json";
 
+/// How files end that hold weights in another format.
+pub(crate) const OTHER_FORMATS: [&str; 7] =
+    [".gguf", ".bin", ".pt", ".pth", ".onnx", ".h5", ".msgpack"];
+
 /// Files without a telling ending.
 const TOKENIZER_FILES: [&str; 6] = [
     "tokenizer.model",
@@ -89,8 +93,7 @@ fn is_text(file: &str) -> bool {
 
 /// Other formats of weights, for the message.
 fn found_instead(files: &[String]) -> String {
-    const FORMATS: [&str; 7] = [".gguf", ".bin", ".pt", ".pth", ".onnx", ".h5", ".msgpack"];
-    let found: Vec<&str> = FORMATS
+    let found: Vec<&str> = OTHER_FORMATS
         .into_iter()
         .filter(|format| files.iter().any(|file| file.ends_with(format)))
         .collect();
