@@ -24,7 +24,7 @@ section! {
         waiting_max: usize = 256, 1..=65_536;
         /// Whether a worker that outgrows its promise is ended by the system.
         contain: bool = true, Truth;
-        /// How far it may go over its promise, in percent of it.
+        /// How far it may go over its promise, in percent of it; 256 MiB come on top.
         overrun_percent: u32 = 50, 0..=1_000;
         /// How often the machine and the workers are looked at.
         look_interval_ms: u64 = 1_000, 20..=60_000;
