@@ -319,8 +319,33 @@ fn what_a_hub_does_wrong_is_said_in_words() {
     scene.hub.fail(HubCall::List, status(503));
     scene.hub.fail(weights(), HubFault::StallAfter(1_000_000));
     let done = scene.ctl(&["pull", NAME]);
-    assert!(done.2.contains("nothing came for 0.3 s, trying again"), "{}", done.2);
+    for retry in [
+        "answered 503, trying again in 1 s (attempt 2 of 8): org/small at main from http://127.",
+        "nothing came for 0.3 s, trying again in 1 s (attempt 2 of 8): model.safetensors\n",
+    ] {
+        assert_eq!(done.2.matches(retry).count(), 1, "{retry}: {}", done.2);
+    }
+    assert_eq!(done.2.matches("nothing came").count(), 1, "{}", done.2);
     done.succeeded();
+}
+
+#[test]
+fn a_hub_that_nobody_answers_for_is_told_at_every_try() {
+    let scene = Scene::start_with(|config| config.with("hub.attempts_max", 3));
+    let free = std::net::TcpListener::bind("127.0.0.1:0").and_then(|bound| bound.local_addr());
+    let nobody = format!("http://{}", free.expect("a port"));
+    let told = scene.ctl(&["pull", "--endpoint", &nobody, NAME]).failed(1);
+    let lines: Vec<&str> = told.lines().collect();
+    let [second, third, end] = lines[..] else { panic!("{told}") };
+    let reason = "mlxctl: the connection is refused, trying again in ";
+    let of = format!("org/small at main from {nobody}");
+    assert_eq!(second, format!("{reason}1 s (attempt 2 of 3): {of}"));
+    assert_eq!(third, format!("{reason}1 s (attempt 3 of 3): {of}"));
+    assert!(end.contains("the connection is refused, 3 times in a row"), "{end}");
+    let json = scene.ctl(&["pull", "--json", "--endpoint", &nobody, NAME]).1;
+    let statuses = json.lines().map(|line| serde_json::from_str::<Value>(line).expect(line));
+    let retries: Vec<Value> = statuses.filter_map(|s| s["retries"].get(0).cloned()).collect();
+    assert!(retries.iter().any(|r| r["attempt"] == 3 && r["endpoint"] == json!(nobody)), "{json}");
 }
 
 #[test]

@@ -248,6 +248,7 @@ o/half  qwen3  unknown            335 MB  INCOMPLETE
             commit: None,
             files: vec![file],
             bytes_fetched: 0,
+            retries: Vec::new(),
             elapsed_ms: 0,
             watchers: 0,
             folder: None,

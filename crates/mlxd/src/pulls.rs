@@ -5,7 +5,7 @@
 
 use futures_util::StreamExt;
 use futures_util::stream::{BoxStream, unfold};
-use mlxd_protocol::admin::{AdminErrorBody, PullFileStatus, PullStage, PullStatus};
+use mlxd_protocol::admin::{AdminErrorBody, PullFileStatus, PullRetry, PullStage, PullStatus};
 use mlxd_store::{Pull, PullCancel, PullError, PullPhase, PullProgress, Pulled};
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -180,12 +180,24 @@ impl Running {
             bytes_done: file.bytes_done,
             trouble: file.trouble,
         });
+        let now = Instant::now();
+        let retries = state.retries.into_iter().map(|retry| PullRetry {
+            what: retry.what,
+            file: retry.file,
+            endpoint: retry.endpoint,
+            fault: retry.fault,
+            attempt: retry.attempt,
+            attempts_max: retry.attempts_max,
+            wait_ms: retry.at.saturating_duration_since(now).as_millis() as u64,
+            number: retry.number,
+        });
         PullStatus {
             model: self.model.clone(),
             stage,
             commit: state.commit.or_else(|| pulled.as_ref().map(|p| p.commit.clone())),
             files: files.collect(),
             bytes_fetched: state.bytes_fetched,
+            retries: retries.collect(),
             elapsed_ms: self.started_at.elapsed().as_millis() as u64,
             watchers: self.watchers.load(Ordering::Relaxed),
             folder: pulled.map(|pulled| pulled.folder.display().to_string()),

@@ -44,8 +44,8 @@ pub use memory::{Estimate, EstimateCall, EstimatePart, MemoryStatus, Residence, 
 pub use reload::{ModelChange, ModelChangeKind, Reread, SettingChange};
 pub use route::{RouteOutcome, RouteReport, RouteRequest, RouteStep};
 pub use shelf::{
-    Incomplete, ModelOnDisk, ModelShow, PullCall, PullCancelCall, PullFileStatus, PullStage,
-    PullStatus, RemoveCall, Removed, Shelf,
+    Incomplete, ModelOnDisk, ModelShow, PullCall, PullCancelCall, PullFileStatus, PullRetry,
+    PullStage, PullStatus, RemoveCall, Removed, Shelf,
 };
 pub use signal::{SignalCall, SignalName, SignalNameError};
 

@@ -31,7 +31,7 @@ pub use folder::{ModelConfigHead, read_config_head};
 pub use name::nearest as nearest_name;
 pub use pull::{
     HubAccess, Pull, PullCancel, PullError, PullFile, PullLimits, PullPhase, PullProgress,
-    PullState, Pulled, STANDARD_ENDPOINT,
+    PullRetry, PullState, Pulled, STANDARD_ENDPOINT,
 };
 pub use remove::{Removal, cached_folder, remove};
 pub use store::{IncompleteModel, ModelEntry, ModelFolder, NamedFolder, Source, Store, StorePaths};

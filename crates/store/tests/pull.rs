@@ -1,7 +1,8 @@
 //! Pulling from a hub that stalls, breaks off, redirects, refuses and changes its mind.
 
 use mlxd_store::{
-    HubAccess, Pull, PullCancel, PullError, PullLimits, PullProgress, Pulled, Store, StorePaths,
+    HubAccess, Pull, PullCancel, PullError, PullLimits, PullProgress, PullRetry, Pulled, Store,
+    StorePaths,
 };
 use mlxd_testkit::{FakeHub, HubCall, HubFault, until};
 use std::path::{Path, PathBuf};
@@ -512,4 +513,60 @@ fn nobody_there_is_said() {
     drop(listener);
     let error = pull.run().unwrap_err();
     assert!(matches!(error, PullError::Unreachable { attempts: 3, .. }), "{error}");
+}
+
+#[test]
+fn who_watches_sees_what_is_tried_again_and_when() {
+    let scene = Scene::new();
+    let mut pull = scene.pull();
+    let free = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let nobody = format!("http://{free}");
+    pull.access.endpoint = nobody.clone();
+    (pull.limits.backoff_initial, pull.limits.backoff_max) =
+        (Duration::from_secs(40), Duration::from_secs(60));
+    let (progress, cancel) = (pull.progress.clone(), pull.cancel.clone());
+    let running = std::thread::spawn(move || pull.run());
+    let retries = until("a retry", || {
+        let retries = progress.state().retries;
+        (!retries.is_empty()).then_some(retries)
+    });
+    let [retry] = &retries[..] else { panic!("{retries:?}") };
+    assert_eq!((&*retry.what, &retry.endpoint), ("org/name at main", &nobody));
+    assert_eq!((retry.attempt, retry.attempts_max, retry.number), (2, 3, 1));
+    assert_eq!((&*retry.fault, &retry.file), ("the connection is refused", &None));
+    let wait = retry.at.saturating_duration_since(std::time::Instant::now());
+    assert!(wait > Duration::ZERO && wait <= Duration::from_secs(40), "{wait:?}");
+    cancel.cancel();
+    assert_eq!(running.join().unwrap(), Err(PullError::Cancelled));
+}
+
+#[test]
+fn a_files_retry_is_told_until_its_bytes_come() {
+    let scene = Scene::new();
+    scene.fails_with(HubCall::List, HubFault::Status(503, Vec::new()));
+    scene.spoil(HubFault::BreakAfter(1000));
+    scene.spoil(HubFault::HoldAfter(1000));
+    let mut pull = scene.pull();
+    let wait = Duration::from_millis(300);
+    (pull.limits.backoff_initial, pull.limits.backoff_max) = (wait, wait);
+    let progress = pull.progress.clone();
+    let running = std::thread::spawn(move || pull.run());
+    let retry = until("the file's retry", || {
+        let of_file = |retry: &PullRetry| retry.file.as_deref() == Some(WEIGHTS);
+        let state = progress.state();
+        let retry = state.retries.iter().find(|retry| of_file(retry))?;
+        let weights = state.files.iter().find(|file| file.name == WEIGHTS)?;
+        assert_eq!(weights.trouble.as_ref(), Some(&retry.fault));
+        Some((retry.attempt, retry.number))
+    });
+    assert_eq!(retry, (2, 2));
+    until("the rest to begin to come", || {
+        let state = progress.state();
+        let weights = state.files.iter().find(|file| file.name == WEIGHTS)?;
+        (weights.bytes_done == 2000).then_some(())
+    });
+    let state = progress.state();
+    assert_eq!((state.retries_total, state.retries.len()), (2, 0), "{:?}", state.retries);
+    scene.hub.release();
+    whole(&scene, running.join().unwrap());
 }

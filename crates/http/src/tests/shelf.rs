@@ -22,6 +22,7 @@ fn status(model: &str, stage: PullStage) -> PullStatus {
         commit: None,
         files: Vec::new(),
         bytes_fetched: 0,
+        retries: Vec::new(),
         elapsed_ms: 0,
         watchers: 1,
         folder: None,

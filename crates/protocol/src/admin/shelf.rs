@@ -67,6 +67,28 @@ pub struct PullFileStatus {
     pub trouble: Option<String>,
 }
 
+/// A request to a hub that failed and is made again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PullRetry {
+    /// What is asked for.
+    pub what: String,
+    /// Which file's bytes these are, once the files are known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    /// The hub's address.
+    pub endpoint: String,
+    /// Why the last attempt gave nothing.
+    pub fault: String,
+    /// Which attempt comes next; they count anew once one gains anything.
+    pub attempt: u32,
+    /// Which one is the last.
+    pub attempts_max: u32,
+    /// Until the next one; 0 while it is made.
+    pub wait_ms: u64,
+    /// Which retry of the pull this is, from 1 on.
+    pub number: u64,
+}
+
 /// Where a pull stands. `POST /admin/v1/pull` answers with one a line until its end.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PullStatus {
@@ -82,6 +104,9 @@ pub struct PullStatus {
     pub files: Vec<PullFileStatus>,
     /// Bytes that came over the network in this pull.
     pub bytes_fetched: u64,
+    /// Requests that failed and did not succeed since, the latest failure last.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub retries: Vec<PullRetry>,
     /// Since its beginning.
     pub elapsed_ms: u64,
     /// Calls that watch it.

@@ -5,17 +5,18 @@
 
 use super::digest::plain_etag;
 use super::select::is_safe;
-use super::{HubAccess, PullCancel, PullError, PullLimits};
+use super::{HubAccess, PullCancel, PullError, PullLimits, PullProgress, PullRetry};
 use serde::Deserialize;
+use std::io::ErrorKind;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use ureq::http::header::{
     ACCEPT_ENCODING, AUTHORIZATION, CONTENT_LENGTH, CONTENT_RANGE, ETAG, IF_RANGE, LOCATION, RANGE,
     RETRY_AFTER,
 };
 use ureq::http::{HeaderMap, Method, Request, Response, Uri};
 use ureq::tls::{RootCerts, TlsConfig};
-use ureq::{Agent, Body};
+use ureq::{Agent, Body, Timeout};
 
 const REDIRECTS_MAX: usize = 10;
 /// A longer list of files is none.
@@ -81,6 +82,7 @@ pub(crate) struct Hub {
     token: Option<String>,
     limits: PullLimits,
     cancel: PullCancel,
+    progress: PullProgress,
 }
 
 impl Hub {
@@ -88,6 +90,7 @@ impl Hub {
         access: &HubAccess,
         limits: PullLimits,
         cancel: &PullCancel,
+        progress: &PullProgress,
     ) -> Result<Self, PullError> {
         let endpoint = access.endpoint.trim_end_matches('/').to_owned();
         let bad = |fault: &str| PullError::Endpoint {
@@ -119,7 +122,8 @@ impl Hub {
         let agent = Agent::new_with_config(config.build());
         cancel.covers(&agent)?;
         let token = access.token.clone().filter(|token| !token.is_empty());
-        Ok(Self { agent, endpoint, token, limits, cancel: cancel.clone() })
+        let (cancel, progress) = (cancel.clone(), progress.clone());
+        Ok(Self { agent, endpoint, token, limits, cancel, progress })
     }
 
     /// The files of a repository at a revision.
@@ -234,19 +238,24 @@ impl Hub {
         let mut failures = 0;
         loop {
             match attempt() {
-                Ok(value) => return Ok(value),
+                Ok(value) => {
+                    self.progress.answered(what);
+                    return Ok(value);
+                }
                 Err(trouble) => {
                     failures += 1;
-                    self.pause(what, trouble, failures)?;
+                    self.pause(what, None, trouble, failures)?;
                 }
             }
         }
     }
 
-    /// Waits before the next attempt, or says that there is to be none.
+    /// Waits before the next attempt, or says that there is to be none. `file` is the place in the
+    /// progress of the file whose bytes are asked for.
     pub(crate) fn pause(
         &self,
         what: &str,
+        file: Option<usize>,
         trouble: Trouble,
         failures: u32,
     ) -> Result<(), PullError> {
@@ -265,7 +274,19 @@ impl Hub {
             });
         }
         let doubled = limits.backoff_initial.saturating_mul(1 << (failures - 1).min(16));
-        self.cancel.wait(wait.unwrap_or(doubled.min(limits.backoff_max)))
+        let wait = wait.unwrap_or(doubled.min(limits.backoff_max));
+        let retry = PullRetry {
+            what: what.to_owned(),
+            file: None,
+            endpoint: self.endpoint.clone(),
+            fault,
+            attempt: failures + 1,
+            attempts_max: limits.attempts_max,
+            at: Instant::now() + wait,
+            number: 0,
+        };
+        self.progress.retry(file, retry);
+        self.cancel.wait(wait)
     }
 
     /// Sends a request and follows redirects: within the hub always, to other hosts when wanted.
@@ -361,10 +382,16 @@ impl Hub {
     /// A failure below HTTP.
     pub(crate) fn passing(&self, error: &ureq::Error) -> Trouble {
         passing(match error {
+            ureq::Error::Timeout(Timeout::Resolve | Timeout::Connect) => {
+                format!("no connection in {:.1} s", self.limits.connect_timeout.as_secs_f64())
+            }
             ureq::Error::Timeout(_) => {
                 format!("nothing came for {:.1} s", self.limits.stall_timeout.as_secs_f64())
             }
             ureq::Error::HostNotFound => "its host is not found".to_owned(),
+            ureq::Error::Io(error) if error.kind() == ErrorKind::ConnectionRefused => {
+                "the connection is refused".to_owned()
+            }
             ureq::Error::ConnectionFailed => "nobody answers there".to_owned(),
             error => error.to_string(),
         })

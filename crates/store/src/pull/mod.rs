@@ -18,7 +18,7 @@ mod watch;
 
 pub use error::PullError;
 pub(crate) use select::OTHER_FORMATS;
-pub use watch::{PullCancel, PullFile, PullPhase, PullProgress, PullState};
+pub use watch::{PullCancel, PullFile, PullPhase, PullProgress, PullRetry, PullState};
 
 use crate::folder::missing_files;
 use crate::hub;
@@ -148,7 +148,7 @@ impl Pull {
         if self.access.offline {
             return self.offline(repository, revision);
         }
-        let hub = Hub::new(&self.access, self.limits, &self.cancel)?;
+        let hub = Hub::new(&self.access, self.limits, &self.cancel, &self.progress)?;
         let named = revision.unwrap_or(STANDARD_REVISION);
         let listing = hub.listing(repository, named)?;
         self.progress.commit(&listing.commit);

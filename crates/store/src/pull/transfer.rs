@@ -68,21 +68,19 @@ impl Transfers<'_> {
         self.progress.done(index, partial.bytes);
         let mut failures = 0;
         let mut sender_etag = None;
+        let what = format!("{name} of {}", self.repository);
         while partial.bytes < remote.bytes {
             let before = partial.bytes;
             let outcome = self.attempt(index, name, remote, path, &mut partial, &mut sender_etag);
             if let Err(trouble) = outcome {
-                if let Trouble::Passing { fault, status, .. } = &trouble {
-                    self.progress.trouble(index, fault.clone());
-                    if *status == Some(RANGE_NOT_SATISFIABLE) {
-                        partial.restart(path, remote)?;
-                    }
+                if let Trouble::Passing { status: Some(RANGE_NOT_SATISFIABLE), .. } = &trouble {
+                    partial.restart(path, remote)?;
                 }
                 failures = if partial.bytes > before { 1 } else { failures + 1 };
-                let what = format!("{name} of {}", self.repository);
-                self.hub.pause(&what, trouble, failures)?;
+                self.hub.pause(&what, Some(index), trouble, failures)?;
             }
         }
+        self.progress.answered(&what);
         partial.file.sync_all().map_err(disk(path))?;
         match partial.checksum.agrees(&remote.etag) {
             Ok(()) => Ok(Ok(())),

@@ -29,6 +29,27 @@ pub struct PullFile {
     pub trouble: Option<String>,
 }
 
+/// A request that failed and is made again.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PullRetry {
+    /// What is asked for.
+    pub what: String,
+    /// Which file's bytes these are, once the files are known.
+    pub file: Option<String>,
+    /// The hub.
+    pub endpoint: String,
+    /// Why the last attempt gave nothing.
+    pub fault: String,
+    /// Which attempt comes next; they count anew once one gains anything.
+    pub attempt: u32,
+    /// Which one is the last.
+    pub attempts_max: u32,
+    /// When it is made.
+    pub at: Instant,
+    /// Which retry of the pull this is, from 1 on.
+    pub number: u64,
+}
+
 /// Where a pull stands.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct PullState {
@@ -40,6 +61,10 @@ pub struct PullState {
     pub files: Vec<PullFile>,
     /// Bytes that came over the network in this pull.
     pub bytes_fetched: u64,
+    /// Requests that failed and did not succeed since, the latest failure last.
+    pub retries: Vec<PullRetry>,
+    /// How many failed so far.
+    pub retries_total: u64,
 }
 
 /// Shared between a pull and those who watch it.
@@ -71,12 +96,32 @@ impl PullProgress {
     }
 
     pub(crate) fn fetched(&self, file: usize, bytes: u64) {
-        let mut state = self.lock();
+        let state = &mut *self.lock();
         state.bytes_fetched += bytes;
         if let Some(file) = state.files.get_mut(file) {
             file.bytes_done += bytes;
-            file.trouble = None;
+            if file.trouble.take().is_some() {
+                state.retries.retain(|retry| retry.file.as_ref() != Some(&file.name));
+            }
         }
+    }
+
+    /// A request is made again. `file` is the place of the file whose bytes it is for.
+    pub(crate) fn retry(&self, file: Option<usize>, mut retry: PullRetry) {
+        let mut state = self.lock();
+        state.retries_total += 1;
+        retry.number = state.retries_total;
+        if let Some(file) = file.and_then(|file| state.files.get_mut(file)) {
+            file.trouble = Some(retry.fault.clone());
+            retry.file = Some(file.name.clone());
+        }
+        state.retries.retain(|earlier| earlier.what != retry.what);
+        state.retries.push(retry);
+    }
+
+    /// What was asked for comes.
+    pub(crate) fn answered(&self, what: &str) {
+        self.lock().retries.retain(|retry| retry.what != what);
     }
 
     pub(crate) fn trouble(&self, file: usize, trouble: String) {
