@@ -228,6 +228,37 @@ fn a_model_that_can_never_fit_is_passed_over() {
 }
 
 #[test]
+fn a_dry_run_passes_over_what_can_never_fit() {
+    let scene =
+        Scene::start_with(&says("large"), |config| config.with("memory.budget_bytes", 2_i64 << 30));
+    enormous(&scene.large);
+    let body = chat("auto", "hi", json!({"max_tokens": 10}));
+    let (code, told) = scene.ctl(&["route"], &body.to_string());
+    assert!(code == 0 && told.starts_with("auto: org/small\n"), "{told}");
+    let line = told.lines().find(|line| line.contains("org/large")).expect(&told);
+    assert!(
+        line.contains("org/large  no: org/large needs ") && line.contains("never fit"),
+        "{line}"
+    );
+    assert!(line.contains(" of 2.15 GB are free"), "{line}");
+    let report: Value =
+        serde_json::from_str(&scene.ctl(&["route", "--json"], &body.to_string()).1).unwrap();
+    let large = report["steps"].as_array().unwrap().iter().find(|s| s["target"] == LARGE).unwrap();
+    assert_eq!(large["outcome"], "passed");
+    let estimate = scene.ctl(&["estimate", LARGE, "--json"], "").1;
+    let estimate: Value = serde_json::from_str(&estimate).unwrap();
+    assert_eq!(estimate["verdict"], "never");
+
+    // The same of a model by its own name.
+    let (code, told) = scene.ctl(&["route", "--model", LARGE], &body.to_string());
+    assert!(code == 1 && told.starts_with("org/large: no model\n"), "{told}");
+    assert!(told.contains("problem: org/large needs ") && told.contains("never fit"), "{told}");
+    assert_eq!(scene.front.workers(), Vec::<u32>::new(), "nothing was loaded for it");
+    // Who would answer does.
+    assert_eq!(who(scene.ask(&body)), is(SMALL, "small"));
+}
+
+#[test]
 fn a_dry_run_says_which_and_why() {
     let scene = Scene::start();
     let body =

@@ -15,7 +15,7 @@ use serde_json::json;
 const DEADLINE_EXCEEDED: &str = "deadline_exceeded";
 
 /// The code of a request that the machine can never have the memory for.
-const INSUFFICIENT_MEMORY: &str = "insufficient_memory";
+pub(crate) const INSUFFICIENT_MEMORY: &str = "insufficient_memory";
 
 /// What a client is told when there is no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
