@@ -131,8 +131,8 @@ impl MlxEngine {
             && let Some(prefixes) = &mut self.prefixes
         {
             let position = state.position as usize;
-            let gathered = left > 0 && position >= kept.gathered + GATHERED_TOKENS;
-            let gathered = gathered || state.is_at_seam();
+            let gathered = left > 0 && position >= kept.gathered + GATHERED_TOKENS
+                || position == prefixes.seam();
             if left == 0 && !prefixes.forgets() {
                 self.due.push(seq);
             }

@@ -77,14 +77,6 @@ impl State {
         left.min().map_or(count, |left| count.min(left as usize))
     }
 
-    /// Whether packing begins at the next position.
-    pub fn is_at_seam(&self) -> bool {
-        self.layers.iter().any(|layer| match layer {
-            LayerState::Kv(kv) => kv.packs().is_some_and(|(_, seam)| seam == self.position),
-            LayerState::Recurrent(_) => false,
-        })
-    }
-
     /// Keeps no more keys and values than `rotation` says, where layers would keep all of them.
     pub fn rotate(&mut self, rotation: Rotation) {
         self.layers.iter_mut().filter_map(LayerState::kv).for_each(|layer| layer.rotate(rotation));

@@ -21,6 +21,7 @@ use mlxd_protocol::KvQuantization;
 
 use crate::config::Packing;
 use crate::sys;
+use crate::weights::header::element_bytes;
 pub use rotation::{KEPT_FIRST, Rotation};
 
 /// Positions a buffer grows by.
@@ -131,6 +132,23 @@ pub enum Columns {
     Packed(Vec<Array>),
 }
 
+/// Widths and types of the arrays that hold the keys, or the values, of heads of this `width`: of
+/// packed ones words, scales and biases.
+pub fn columns_of(width: i32, dtype: Dtype, packing: Option<Packing>) -> Vec<(i32, Dtype)> {
+    match packing {
+        None => vec![(width, dtype)],
+        Some(Packing { bits, group }) => {
+            let scales = (width / group, dtype);
+            vec![(width * bits / 32, Dtype::Uint32), scales, scales]
+        }
+    }
+}
+
+/// Bytes of one position in arrays of these widths and types.
+pub fn row_bytes(columns: &[(i32, Dtype)]) -> u64 {
+    columns.iter().map(|(width, dtype)| *width as u64 * element_bytes(*dtype)).sum()
+}
+
 /// Words, scales and biases of `array`.
 pub fn packed(array: &Array, packing: Packing) -> Result<Vec<Array>> {
     let (words, scales, biases) = quantize(array, packing.group, packing.bits)?;
@@ -178,15 +196,8 @@ impl KvLayer {
 
     /// Bytes of one more position of a long sequence.
     pub fn bytes_per_token(&self) -> u64 {
-        let element = crate::weights::header::element_bytes(self.dtype);
-        let width = self.width as u64;
-        let of_head = match self.packs {
-            None => width * element,
-            Some((Packing { bits, group }, _)) => {
-                width * bits as u64 / 8 + 2 * (width / group as u64) * element
-            }
-        };
-        2 * self.heads as u64 * of_head
+        let packing = self.packs.map(|(packing, _)| packing);
+        2 * self.heads as u64 * row_bytes(&columns_of(self.width, self.dtype, packing))
     }
 
     /// How many of the last positions a query sees; `None` is all.

@@ -30,10 +30,9 @@ use mlxd_protocol::TokenId;
 use crate::arch::{LayerState, State};
 use crate::config::Packing;
 use crate::disk::DiskTier;
-use crate::kv::{Columns, packed};
+use crate::kv::{Columns, columns_of, packed, row_bytes};
 use crate::recurrent::Recurrent;
 use crate::sys;
-use crate::weights::header::element_bytes;
 
 /// Tokens of a block.
 const BLOCK_TOKENS: usize = 64;
@@ -163,7 +162,7 @@ impl PrefixCache {
 
     /// How a block holds keys and values that ends at position `to`.
     fn form(&self, to: usize) -> Form {
-        if to > self.seam { Form::Packed } else { Form::Plain }
+        Form::of(to, self.seam)
     }
 
     /// Those of a sequence's `tokens` whose state may be kept.
@@ -360,22 +359,22 @@ enum Form {
     Packed,
 }
 
+impl Form {
+    /// That of a block which ends at position `to`.
+    fn of(to: usize, seam: usize) -> Self {
+        if to > seam { Self::Packed } else { Self::Plain }
+    }
+}
+
 impl Group {
     /// Widths and types of the arrays that hold one block's keys and values of these layers.
     fn columns(&self, form: Form) -> Vec<(i32, Dtype)> {
-        match self.packs {
-            Some((Packing { bits, group }, _)) if form == Form::Packed => {
-                let scales = (self.width / group, self.dtype);
-                vec![(self.width * bits / 32, Dtype::Uint32), scales, scales]
-            }
-            _ => vec![(self.width, self.dtype)],
-        }
+        let packing = self.packs.map(|(packing, _)| packing);
+        columns_of(self.width, self.dtype, packing.filter(|_| form == Form::Packed))
     }
 
     fn bytes_per_token(&self, form: Form) -> u64 {
-        let bytes = |(width, dtype): (i32, Dtype)| width as u64 * element_bytes(dtype);
-        let of_head: u64 = self.columns(form).into_iter().map(bytes).sum();
-        2 * self.layers.len() as u64 * self.heads as u64 * of_head
+        2 * self.layers.len() as u64 * self.heads as u64 * row_bytes(&self.columns(form))
     }
 
     /// `columns` of a block, packed if that is the `form` and they are not.
@@ -394,15 +393,13 @@ impl Group {
                 return Err(LayerState::mismatch());
             };
             let first = kv.first_seen(found);
-            let part = |all: &Array, row: i32| {
-                let start = [row, 0, first, 0];
-                sys::slice(all, &start, &[row + 1, self.heads, found, all.dim(3)])
-            };
-            let row = 2 * number as i32;
-            let parts =
-                [row, row + 1].into_iter().flat_map(|row| all.iter().map(move |all| (all, row)));
-            let parts: Vec<Array> =
-                parts.map(|(all, row)| part(all, row)).collect::<Result<_>>()?;
+            let mut parts = Vec::with_capacity(2 * all.len());
+            for row in [2 * number as i32, 2 * number as i32 + 1] {
+                for all in all {
+                    let stop = [row + 1, self.heads, found, all.dim(3)];
+                    parts.push(sys::slice(all, &[row, 0, first, 0], &stop)?);
+                }
+            }
             match parts.as_slice() {
                 _ if first == found => {}
                 [keys, values] => kv.adopt(&[(keys.clone(), values.clone())], found, capacity)?,
@@ -432,9 +429,9 @@ impl Source<'_> {
             Some(stacked) if stacked.0 <= from && to <= stacked.1 => stacked,
             _ => {
                 let end = self.to.min(from + STACKED_TOKENS);
-                let (end, form) = match to <= self.seam {
-                    true => (end.min(self.seam), Form::Plain),
-                    false => (end, Form::Packed),
+                let (end, form) = match Form::of(to, self.seam) {
+                    Form::Plain => (end.min(self.seam), Form::Plain),
+                    Form::Packed => (end, Form::Packed),
                 };
                 (from, end, self.stack(from, end, form)?)
             }
